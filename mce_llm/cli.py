@@ -1,0 +1,5 @@
+"""The `mce-llm` command."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,1 @@
+"""Fine-tuning scripts and their configurations; nothing in the package imports from here."""
