@@ -1,1 +1,60 @@
-"""Placeholder."""
+"""Matrix losses for causal language models: the losses themselves, the model patch and the trainer.
+
+The losses need torch alone; what needs transformers is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError
+from mce_llm.lm.geometry import GeometryError, TokenGeometry
+from mce_llm.lm.linear_loss import LossInputError, LossOutput, linear_matrix_cross_entropy
+from mce_llm.lm.reference import (
+    expected_matrix_cross_entropy,
+    marginal_matrix_cross_entropy,
+    reference_matrix_cross_entropy,
+    token_matrix_cross_entropy,
+)
+
+if TYPE_CHECKING:
+    from mce_llm.lm.arguments import MatrixTrainingArguments
+    from mce_llm.lm.heads import UnsupportedModelError
+    from mce_llm.lm.patch import MatrixLossPatch, patch_model, token_mask_of
+    from mce_llm.lm.trainer import MatrixTrainer, NonFiniteLossError
+
+_HOMES = {
+    "MatrixTrainingArguments": "arguments",
+    "UnsupportedModelError": "heads",
+    "MatrixLossPatch": "patch",
+    "patch_model": "patch",
+    "token_mask_of": "patch",
+    "MatrixTrainer": "trainer",
+    "NonFiniteLossError": "trainer",
+}
+
+__all__ = [
+    "GeometryError",
+    "LossInputError",
+    "LossOutput",
+    "MatrixLossConfig",
+    "MatrixLossConfigError",
+    "MatrixLossPatch",
+    "MatrixTrainer",
+    "MatrixTrainingArguments",
+    "NonFiniteLossError",
+    "TokenGeometry",
+    "UnsupportedModelError",
+    "expected_matrix_cross_entropy",
+    "linear_matrix_cross_entropy",
+    "marginal_matrix_cross_entropy",
+    "patch_model",
+    "reference_matrix_cross_entropy",
+    "token_mask_of",
+    "token_matrix_cross_entropy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

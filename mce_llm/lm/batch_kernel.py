@@ -1,0 +1,150 @@
+"""Statistics and logit gradients of the `marginal` and `expected` losses, gathered chunk by chunk and over ranks.
+
+Both losses see the whole micro-batch through one d×d matrix, so they take two passes over the positions: the
+first gathers statistics, the second turns the gradient of the matrix into gradients of the logits.
+Legend: C positions of a chunk, V vocabulary, D embedding width, B rows of a block of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, all_reduce
+
+from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.lm.geometry import TokenGeometry
+from mce_llm.matrix.information import matrix_cross_entropy
+
+_ROWS_PER_BLOCK = 8192  # of the vocabulary: bounds the memory of everything that is B×d
+
+
+class BatchStatistics(Protocol):
+    """What the fused loss asks of a loss over the whole micro-batch."""
+
+    def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
+        """First pass: take in one chunk."""
+
+    def finish(self, group: ProcessGroup | None) -> Tensor:
+        """Sum over the ranks of `group` (None: this process alone) and return the loss, a scalar in nats."""
+
+    def token_gradient(self, probabilities_CV: Tensor, start: int) -> Tensor:
+        """Second pass: N·∂MCE/∂q for the chunk that begins at position `start`; (C, V) or broadcastable to it."""
+
+
+def batch_statistics(geometry: TokenGeometry, config: MatrixLossConfig) -> BatchStatistics:
+    """The statistics that `config.kind` needs; `marginal` or `expected`."""
+    if config.kind == "marginal":
+        return _Marginal(geometry, config)
+    return _Expected(geometry, config)
+
+
+class _Marginal:
+    """ρ of the mean target and of the mean predicted distribution: V numbers each, never V×V."""
+
+    def __init__(self, geometry: TokenGeometry, config: MatrixLossConfig) -> None:
+        self._geometry, self._config = geometry, config
+        size, device = geometry.table_VD.shape[0], geometry.table_VD.device
+        # Rows: Σ_t q_t, the counts of the targets. In float64, because thousands of tiny numbers are summed.
+        self._sums_2V = torch.zeros(2, size, dtype=torch.float64, device=device)
+        self._gradient_V = torch.empty(0)
+
+    def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
+        self._sums_2V[0] += probabilities_CV.sum(dim=0)
+        self._sums_2V[1] += torch.bincount(labels_C, minlength=self._sums_2V.shape[1])
+
+    def finish(self, group: ProcessGroup | None) -> Tensor:
+        _sum_over_ranks(self._sums_2V, group)
+        # The second row counts targets, so it holds the number of positions exactly.
+        q_V, p_V = self._sums_2V / self._sums_2V[1].sum().clamp_min(1)
+        value, gradient_DD = _value_and_gradient(self._density(p_V), self._density(q_V))
+        self._gradient_V = self._row_gradients(gradient_DD)
+        return value
+
+    def token_gradient(self, probabilities_CV: Tensor, start: int) -> Tensor:
+        return self._gradient_V.to(probabilities_CV.dtype).unsqueeze(0)
+
+    def _density(self, p_V: Tensor) -> Tensor:
+        """ρ(p) = (1−ε)(Σ_v p_v ê_v ê_vᵀ + δ I/d) + ε I/d in float64."""
+        geometry, epsilon = self._geometry, self._config.epsilon
+        inside_V = p_V * geometry.has_direction_V
+        density_DD = torch.zeros(geometry.width, geometry.width, dtype=torch.float64, device=p_V.device)
+        for ids_B in torch.arange(p_V.shape[0], device=p_V.device).split(_ROWS_PER_BLOCK):
+            rows_BD = geometry.rows(ids_B).double()
+            density_DD.addmm_(rows_BD.T, rows_BD * inside_V[ids_B, None], alpha=1 - epsilon)
+        background = (1 - epsilon) * (1 - inside_V.sum()) + epsilon
+        density_DD.diagonal().add_(background / geometry.width)
+        return density_DD
+
+    def _row_gradients(self, gradient_DD: Tensor) -> Tensor:
+        """g_v = (1−ε) ê_vᵀ G ê_v, or (1−ε) tr(G)/d where the row has no direction."""
+        geometry = self._geometry
+        gradient_DD = gradient_DD.to(geometry.dtype)
+        blocks = []
+        for ids_B in torch.arange(geometry.table_VD.shape[0], device=gradient_DD.device).split(
+            _ROWS_PER_BLOCK
+        ):
+            rows_BD = geometry.rows(ids_B)
+            blocks.append(((rows_BD @ gradient_DD) * rows_BD).sum(dim=-1))
+        background = gradient_DD.trace() / geometry.width
+        return (1 - self._config.epsilon) * torch.where(
+            geometry.has_direction_V, torch.cat(blocks), background
+        )
+
+
+class _Expected:
+    """Covariances of the target embeddings and of the expected predicted embeddings."""
+
+    def __init__(self, geometry: TokenGeometry, config: MatrixLossConfig) -> None:
+        self._geometry, self._config = geometry, config
+        width, device = geometry.width, geometry.table_VD.device
+        # A row of ones beside the vectors makes one product hold the sums, the second moments and the count.
+        self._moments_2EE = torch.zeros(2, width + 1, width + 1, dtype=torch.float64, device=device)
+        self._expected: list[Tensor] = []
+        self._gradient_TD = torch.empty(0)
+
+    def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
+        expected_CD = self._geometry.combine(probabilities_CV.to(self._geometry.dtype))
+        self._expected.append(expected_CD)
+        for moments_EE, vectors_CD in zip(
+            self._moments_2EE, (self._geometry.rows(labels_C), expected_CD), strict=True
+        ):
+            extended_CE = torch.nn.functional.pad(vectors_CD.double(), (0, 1), value=1.0)
+            moments_EE.addmm_(extended_CE.T, extended_CE)
+
+    def finish(self, group: ProcessGroup | None) -> Tensor:
+        _sum_over_ranks(self._moments_2EE, group)
+        (target_DD, _), (predicted_DD, mean_D) = (self._covariance(moments) for moments in self._moments_2EE)
+        value, gradient_DD = _value_and_gradient(target_DD, predicted_DD)
+        if self._expected:
+            centred_TD = torch.cat(self._expected) - mean_D.to(self._geometry.dtype)
+            self._gradient_TD = 2 * (1 - self._config.epsilon) * (centred_TD @ gradient_DD.to(centred_TD))
+        self._expected.clear()
+        return value
+
+    def token_gradient(self, probabilities_CV: Tensor, start: int) -> Tensor:
+        return self._geometry.project(self._gradient_TD[start : start + probabilities_CV.shape[0]])
+
+    def _covariance(self, moments_EE: Tensor) -> tuple[Tensor, Tensor]:
+        """((1−ε) C + ε I/d, mean) from the extended second moments."""
+        epsilon, width = self._config.epsilon, self._geometry.width
+        moments_EE = moments_EE / moments_EE[-1, -1].clamp_min(1)
+        mean_D = moments_EE[-1, :-1]
+        covariance_DD = (1 - epsilon) * (moments_EE[:-1, :-1] - torch.outer(mean_D, mean_D))
+        covariance_DD.diagonal().add_(epsilon / width)
+        return covariance_DD, mean_D
+
+
+def _value_and_gradient(target_DD: Tensor, predicted_DD: Tensor) -> tuple[Tensor, Tensor]:
+    """MCE(P, Q) and ∂MCE/∂Q, in float64: at ε/d the spectrum of Q is below what float32 resolves."""
+    with torch.enable_grad():
+        leaf_DD = predicted_DD.detach().requires_grad_()
+        value = matrix_cross_entropy(target_DD, leaf_DD, validate=False)
+        (gradient_DD,) = torch.autograd.grad(value, leaf_DD)
+    return value.detach(), gradient_DD
+
+
+def _sum_over_ranks(tensor: Tensor, group: ProcessGroup | None) -> None:
+    if group is not None:
+        all_reduce(tensor, group=group)

@@ -1,0 +1,136 @@
+"""Token geometry: the centred, normalised embedding rows ê_v, used without a second V×d table.
+
+Legend of the shape suffixes: V vocabulary, D embedding width, T positions, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mce_llm.lm.config import MatrixLossConfig
+
+# A centred row shorter than this share of the table's root mean square length has no direction that
+# rounding left intact: a duplicate of the mean, or an all-zero row in a table that is not centred.
+_NEGLIGIBLE_LENGTH = 1e-6
+
+
+class GeometryError(ValueError):
+    """The embedding table cannot serve as a token geometry; the message says why."""
+
+
+@dataclass(frozen=True)
+class TokenGeometry:
+    """The map from tokens to rows ê_v = (e_v − μ)·r_v, constant with respect to the parameters (detached).
+
+    Rows without a direction (excluded tokens, rows equal to the mean) have r_v = 0; the probability that falls on
+    them counts as isotropic background I/d, so density matrices keep trace one.
+
+    Attributes:
+        table_VD: The raw embedding rows, float32 or float64 (or a low-precision table, upcast where it is used).
+        mean_D: μ over the tokens that take part, zero when the rows are not centred.
+        scale_V: r_v; 1/‖e_v − μ‖ with normalised rows, one shared 1/rms otherwise; 0 without direction.
+        squared_length_V: ‖ê_v‖²; one for every normalised row, 0 without direction.
+    """
+
+    table_VD: Tensor
+    mean_D: Tensor
+    scale_V: Tensor
+    squared_length_V: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def from_table(
+        cls, table_VD: Tensor, config: MatrixLossConfig, token_mask: Tensor | None = None
+    ) -> TokenGeometry:
+        """Read mean and lengths off an embedding table.
+
+        Args:
+            table_VD: (V, d) embedding rows; detached here.
+            config: `center` and `normalize` are read.
+            token_mask: (V,) bool, False for rows that are no tokens (padding of the vocabulary); None for all True.
+
+        Returns:
+            The geometry; statistics in float32, or float64 for a float64 table.
+
+        Raises:
+            GeometryError: If the table is not a (V, d) matrix, is empty (a sharded parameter read outside its
+                engine's forward), has non-finite rows, or if no row has a direction.
+        """
+        table_VD = table_VD.detach()
+        if table_VD.ndim != 2 or table_VD.numel() == 0:
+            raise GeometryError(
+                f"the embedding table must be a (vocabulary, width) matrix, got shape {tuple(table_VD.shape)}; "
+                "an empty one usually is a sharded parameter read outside the engine's forward"
+            )
+        size = table_VD.shape[0]
+        if token_mask is not None and token_mask.shape != (size,):
+            raise GeometryError(
+                f"token_mask must have one entry per embedding row, got {tuple(token_mask.shape)} for {size} rows"
+            )
+        dtype = torch.float64 if table_VD.dtype == torch.float64 else torch.float32
+        exact_VD = table_VD.to(dtype)
+        mask_V = torch.ones(size, dtype=dtype, device=table_VD.device)
+        if token_mask is not None:
+            mask_V = token_mask.to(device=table_VD.device, dtype=dtype)
+        count = mask_V.sum().clamp_min(1)
+        mean_D = torch.zeros(table_VD.shape[1], dtype=dtype, device=table_VD.device)
+        if config.center:
+            mean_D = (mask_V @ exact_VD) / count
+        # Centre before squaring: ‖e‖² − 2e·μ + ‖μ‖² would cancel badly for rows near the mean.
+        length_V = torch.linalg.vector_norm(exact_VD - mean_D, dim=1) * mask_V
+        typical = (length_V.square().sum() / count).sqrt()
+        if not torch.isfinite(typical):
+            bad_V = ~torch.isfinite(exact_VD).all(dim=1)
+            rows = bad_V.nonzero().flatten()[:5].tolist()
+            raise GeometryError(
+                f"{int(bad_V.sum())} of {size} embedding rows are not finite (first rows: {rows}); "
+                "the weights have diverged or were not loaded"
+            )
+        if typical <= 0:
+            raise GeometryError(
+                f"no row of the {size} by {table_VD.shape[1]} embedding table has a direction: all rows are equal"
+                if config.center
+                else "all embedding rows are zero"
+            )
+        present_V = length_V > _NEGLIGIBLE_LENGTH * typical
+        reciprocal_V = 1 / (length_V.where(present_V, 1) if config.normalize else typical)
+        scale_V = torch.where(present_V, reciprocal_V, torch.zeros_like(length_V))
+        squared_length_V = present_V.to(dtype) if config.normalize else (length_V * scale_V).square()
+        return cls(table_VD, mean_D, scale_V, squared_length_V)
+
+    @property
+    def width(self) -> int:
+        """d, the number of columns of the table."""
+        return self.table_VD.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which products with the rows are formed: float32, or float64 for a float64 table."""
+        return self.mean_D.dtype
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """ê at the given token ids: (...) int64 → (..., d)."""
+        raw = self.table_VD[ids].to(self.dtype)
+        return (raw - self.mean_D) * self.scale_V[ids].unsqueeze(-1)
+
+    def all_rows(self) -> Tensor:
+        """Ê as a dense (V, d) matrix; for the reference losses and for small vocabularies."""
+        return (self.table_VD.to(self.dtype) - self.mean_D) * self.scale_V.unsqueeze(-1)
+
+    def project(self, vectors_TD: Tensor) -> Tensor:
+        """Inner products with every row, u = (x Eᵀ − x·μ)·r: (T, d) → (T, V); one matrix product."""
+        products_TV = vectors_TD @ self.table_VD.to(self.dtype).T
+        return products_TV.sub_((vectors_TD @ self.mean_D).unsqueeze(-1)).mul_(self.scale_V)
+
+    def combine(self, weights_TV: Tensor) -> Tensor:
+        """Weighted sums of rows, Σ_v w_v ê_v = (w ⊙ r) E − (Σ_v w_v r_v) μ: (T, V) → (T, d); one matrix product."""
+        scaled_TV = weights_TV * self.scale_V
+        return scaled_TV @ self.table_VD.to(self.dtype) - scaled_TV.sum(dim=-1, keepdim=True) * self.mean_D
+
+    @property
+    def has_direction_V(self) -> Tensor:
+        """(V,) bool: False where the row is background."""
+        return self.scale_V > 0

@@ -1,0 +1,158 @@
+"""Find a causal model's output head and what the model does to the logits after it; refuse what would be wrong.
+
+The head is found through the Hugging Face interface, and the treatment of the logits is measured rather than looked
+up, so a scale or a softcap in an architecture nobody listed here is either reproduced or refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+# What the stand-in head returns: small values show a scale, large ones a saturation, both signs show symmetry.
+_DIAL = (-1e5, -50.0, -3.0, -1e-3, 0.0, 1e-3, 0.5, 3.0, 50.0, 1e5)
+
+
+class UnsupportedModelError(TypeError):
+    """The model, or its head, cannot be trained with the fused losses; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A supported output head.
+
+    Attributes:
+        module: The linear layer that is in use, with wrappers taken off.
+        logit_scale: Factor that the model puts on the logits (1 for most).
+        softcap: c where the model applies c·tanh(z/c) after the scale (Gemma 2), else None.
+    """
+
+    module: nn.Linear
+    logit_scale: float
+    softcap: float | None
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel:
+    """The Hugging Face causal language model inside `model`, with adapter wrappers of `peft` taken off.
+
+    Raises:
+        UnsupportedModelError: If there is none, or if it is an encoder-decoder or no causal model.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    if not isinstance(inner, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"expected a Hugging Face causal language model (or a peft model around one), got {type(inner).__name__}"
+        )
+    name = type(inner).__name__
+    if getattr(inner.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder; the losses shift labels as causal models do"
+        )
+    if getattr(inner, "loss_type", None) != "ForCausalLM":
+        raise UnsupportedModelError(
+            f"{name} is not a causal language model (its loss is {getattr(inner, 'loss_type', None)}); "
+            "load it with AutoModelForCausalLM"
+        )
+    return inner
+
+
+def find_head(model: PreTrainedModel) -> Head:
+    """The head of a causal language model, checked.
+
+    Raises:
+        UnsupportedModelError: No head, an adapter on it, a quantised or unusual layer, or a treatment of the logits
+            other than a scale and a softcap.
+    """
+    module: Any = model.get_output_embeddings()
+    if module is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no output embeddings (language-model head)")
+    module = _trained_copy(module)
+    if hasattr(module, "base_layer"):
+        raise UnsupportedModelError(
+            f"the head is wrapped by an adapter ({type(module).__name__}): its weight misses the adapter's part. "
+            "Take the head out of target_modules, or train it whole with modules_to_save=['lm_head']"
+        )
+    weight = getattr(module, "weight", None)
+    if type(module) is not nn.Linear or weight is None or not weight.is_floating_point():
+        dtype = f", weight {weight.dtype}" if weight is not None else ""
+        raise UnsupportedModelError(
+            f"the head is a {type(module).__name__}{dtype}, not a plain floating-point torch.nn.Linear; keep a "
+            "quantised model's head out of the quantisation (llm_int8_skip_modules=['lm_head'])"
+        )
+    logit_scale, softcap = _logit_treatment(model)
+    return Head(module, logit_scale, softcap)
+
+
+def _trained_copy(module: Any) -> Any:
+    """The copy of a head that `modules_to_save` trains in place of the original one."""
+    copies = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict):
+        return module
+    active = list(module.active_adapters)
+    if len(active) != 1:
+        raise UnsupportedModelError(
+            f"the head has {len(active)} active adapters ({', '.join(active) or 'none'}); activate exactly one"
+        )
+    return copies[active[0]]
+
+
+def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
+    """(scale, softcap) of the logits, by showing the model's own forward a dial instead of logits.
+
+    Backbone and head are replaced for one call, so nothing heavy runs and sharded weights are not touched.
+    """
+    backbone, head = model.base_model, model.get_output_embeddings()
+    if backbone is model:
+        raise UnsupportedModelError(f"{type(model).__name__} has no separate backbone (base_model_prefix)")
+    device = head.weight.device
+    dial = torch.tensor(_DIAL, dtype=torch.float32, device=device).view(1, 1, -1)
+    hidden = torch.zeros(1, 1, head.in_features, dtype=torch.float32, device=device)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+
+    def stand_in_backbone(*_: Any, **__: Any) -> MoeModelOutputWithPast:
+        return MoeModelOutputWithPast(last_hidden_state=hidden)
+
+    saved = [(part, part.__dict__.get("forward")) for part in (backbone, head)]
+    backbone.forward = stand_in_backbone
+    head.forward = lambda *_, **__: dial
+    try:
+        with torch.no_grad():
+            treated = type(model).forward(model, input_ids=ids, use_cache=False).logits
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"could not find out what {type(model).__name__} does to its logits after the head: {error}"
+        ) from error
+    finally:
+        for part, own_forward in saved:
+            del part.forward
+            if own_forward is not None:
+                part.forward = own_forward
+    return _fit_treatment(dial.double().flatten(), treated.double().flatten(), type(model).__name__)
+
+
+def _fit_treatment(dial: Tensor, treated: Tensor, name: str) -> tuple[float, float | None]:
+    """The scale and the softcap that explain `treated`, or a refusal."""
+    if treated.shape == dial.shape:
+        scale = float(treated[5] / dial[5])
+        linear = dial * scale
+        if scale > 0 and torch.allclose(treated, linear, rtol=1e-4, atol=1e-7):
+            # The slope at the largest value has the least rounding in it.
+            exact = float(treated[-1] / dial[-1])
+            return (1.0 if math.isclose(exact, 1.0, rel_tol=1e-6) else exact), None
+        cap = float(treated[-1])
+        if (
+            scale > 0
+            and cap > 0
+            and torch.allclose(treated, cap * torch.tanh(linear / cap), rtol=1e-3, atol=1e-6)
+        ):
+            return (1.0 if math.isclose(scale, 1.0, rel_tol=1e-3) else scale), cap
+    raise UnsupportedModelError(
+        f"{name} changes its logits after the head in a way that is neither a scale nor a softcap: "
+        f"{dial.tolist()} became {treated.tolist()}"
+    )

@@ -1,0 +1,382 @@
+"""Cross-entropy and matrix cross-entropy straight from hidden states and the head's weight.
+
+Value and gradient are formed together in the forward pass, chunk by chunk, so that logits exist for one chunk at a
+time; the backward pass only scales what is there. Positions whose label is ignored never reach the head.
+Legend: T positions, N unmasked positions, C positions of a chunk, V vocabulary, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
+
+from mce_llm.lm.batch_kernel import BatchStatistics, batch_statistics
+from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.lm.geometry import TokenGeometry
+from mce_llm.lm.token_kernel import token_chunk
+
+# Elements of one chunk of logits. Large enough to keep a matrix product busy, small beside a V×d table.
+_CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
+
+
+class LossInputError(ValueError):
+    """Hidden states, weight and labels do not fit together; the message says what was expected."""
+
+
+@dataclass
+class LossOutput:
+    """What `linear_matrix_cross_entropy` returns; every part is a scalar in nats.
+
+    Attributes:
+        loss: `cross_entropy + weight · matrix_cross_entropy`, attached to the graph.
+        cross_entropy: L_CE, detached.
+        num_tokens: How many labels were not ignored.
+        details: With `details=True`: `tail_mass` (mean δ) and `quadrature_gap` (mean value at order m minus that at
+            order m−1) of the `token` kind. Empty otherwise.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    num_tokens: int
+    details: dict[str, Tensor] = field(default_factory=dict)
+    _matrix: Tensor | None = None
+    _measure: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def matrix_cross_entropy(self) -> Tensor:
+        """MCE, detached. With weight 0 the loss does not need it, and it is computed when first asked for."""
+        if self._matrix is None:
+            assert self._measure is not None
+            self._matrix, self._measure = self._measure(), None
+        return self._matrix
+
+
+def linear_matrix_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    config: MatrixLossConfig,
+    bias: Tensor | None = None,
+    embeddings: Tensor | None = None,
+    num_items: Tensor | int | float | None = None,
+    *,
+    token_mask: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    process_group: ProcessGroup | None = None,
+    details: bool = False,
+    chunk_size: int | None = None,
+) -> LossOutput:
+    """L = L_CE + λ·MCE of logits = softcap(scale · (H Wᵀ + b)), without ever holding all the logits.
+
+    Args:
+        hidden: (..., d) hidden states, any floating dtype; under autocast products run in its dtype.
+        weight: (V, d) weight of the head.
+        labels: (...) int64 targets, already shifted, each in [0, V) or `ignore_index`.
+        config: Kind, λ, ε and the rest. `weight=0` computes cross-entropy alone.
+        bias: (V,) bias of the head.
+        embeddings: (V, d′) rows of the token geometry, detached; by default the head's weight.
+            Required with `config.embeddings == "input"`.
+        num_items: Divide the sums by this number instead of the mean over unmasked labels (gradient accumulation,
+            data parallelism: the count over the window and all ranks). The batch kinds are then weighted by their
+            share of tokens, n_local · MCE / num_items.
+        token_mask: (V,) bool, False for vocabulary rows that are no tokens; they stay out of the geometry.
+        logit_scale: Factor on the logits.
+        softcap: c in c·tanh(z/c), applied after the scale.
+        ignore_index: Label that is skipped.
+        process_group: Ranks whose statistics the batch kinds share; every rank has to call. None: this one alone.
+        details: Report `tail_mass` and `quadrature_gap` (kind `token`).
+        chunk_size: Positions a chunk; chosen from V by default.
+
+    Returns:
+        The loss and its parts. Where every label is ignored all are zero, and the loss is still
+        attached to the graph.
+
+    Raises:
+        LossInputError: Shapes, dtypes or label values that do not fit.
+        GeometryError: An embedding table without usable directions, or with non-finite rows.
+    """
+    _check_inputs(hidden, weight, labels, bias, embeddings, config, softcap, ignore_index, chunk_size)
+    hidden_TD, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    kept_T = labels_T != ignore_index
+    hidden_ND, labels_N = hidden_TD[kept_T], labels_T[kept_T]
+    if labels_N.numel() and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < weight.shape[0]:
+        raise LossInputError(
+            f"labels must be in [0, {weight.shape[0]}) or {ignore_index}, got values from "
+            f"{int(labels_N.min())} to {int(labels_N.max())}; they index the rows of the head's weight"
+        )
+    denominator = labels_N.numel() or 1
+    job = _Job(
+        config=config,
+        table_VD=None if config.weight == 0 else (weight if embeddings is None else embeddings).detach(),
+        token_mask=token_mask,
+        labels_N=labels_N,
+        denominator=denominator if num_items is None else num_items,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        process_group=process_group,
+        details=details,
+        chunk_size=chunk_size or _default_chunk_size(weight, config),
+        needs_gradient=torch.is_grad_enabled(),
+    )
+    loss, cross_entropy, matrix = _FusedLoss.apply(hidden_ND, weight, bias, job)
+    output = LossOutput(loss, cross_entropy, labels_N.numel(), dict(job.report))
+    if config.weight != 0:
+        output._matrix = matrix
+        return output
+
+    # Weight 0: measured on demand with the same inputs, without gradients and without touching the loss.
+    measured = replace(
+        job,
+        config=replace(config, weight=1.0),
+        table_VD=(weight if embeddings is None else embeddings).detach(),
+        needs_gradient=False,
+    )
+    frozen = [None if t is None else t.detach() for t in (hidden_ND, weight, bias)]
+    output._measure = lambda: _FusedLoss.apply(*frozen, measured)[2]
+    return output
+
+
+@dataclass
+class _Job:
+    """Everything of one call that is not a differentiable tensor."""
+
+    config: MatrixLossConfig
+    table_VD: Tensor | None
+    token_mask: Tensor | None
+    labels_N: Tensor
+    denominator: Tensor | int | float
+    logit_scale: float
+    softcap: float | None
+    process_group: ProcessGroup | None
+    details: bool
+    chunk_size: int
+    needs_gradient: bool
+    report: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Forward forms the gradients; backward scales them."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        device_type = hidden_ND.device.type
+        product_dtype = hidden_ND.dtype
+        if torch.is_autocast_enabled(device_type):
+            product_dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            head = _Head(
+                weight_VD.to(product_dtype),
+                None if bias_V is None else bias_V.to(product_dtype),
+                job.logit_scale,
+                job.softcap,
+            )
+            wanted = [
+                job.needs_gradient and t is not None and t.requires_grad
+                for t in (hidden_ND, weight_VD, bias_V)
+            ]
+            gradients = _Gradients(wanted, hidden_ND, weight_VD)
+            parts = _forward(hidden_ND.to(product_dtype), head, job, gradients)
+        ctx.save_for_backward(*gradients.collected)
+        ctx.dtypes = [None if t is None else t.dtype for t in (hidden_ND, weight_VD, bias_V)]
+        ctx.denominator = job.denominator
+        ctx.mark_non_differentiable(parts[1], parts[2])
+        return parts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        # The sums are divided here, together with a loss scale: in float16 a gradient over a large
+        # batch would vanish if it were divided first and scaled afterwards.
+        factor = grad_loss / ctx.denominator
+        scaled = [
+            None if gradient is None else (gradient * factor).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None)
+
+
+class _Head:
+    """The map from hidden states to logits, and back from logit gradients."""
+
+    def __init__(
+        self, weight_VD: Tensor, bias_V: Tensor | None, logit_scale: float, softcap: float | None
+    ) -> None:
+        self.weight_VD, self.bias_V = weight_VD, bias_V
+        self.logit_scale, self.softcap = logit_scale, softcap
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Logits of one chunk in float32 (float64 for float64 input): a fresh tensor that may be overwritten."""
+        logits_CV = F.linear(hidden_CD, self.weight_VD, self.bias_V)
+        logits_CV = logits_CV.float() if logits_CV.dtype != torch.float64 else logits_CV
+        if self.logit_scale != 1.0:
+            logits_CV.mul_(self.logit_scale)
+        if self.softcap is not None:
+            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits_CV
+
+    def through_cap(self, gradient_CV: Tensor, logits_CV: Tensor | None) -> Tensor:
+        """∂/∂(H Wᵀ + b) from ∂/∂logits, in place; `logits_CV` is needed with a softcap only."""
+        if self.softcap is not None:
+            assert logits_CV is not None
+            gradient_CV.mul_(1 - (logits_CV / self.softcap).square())
+        return gradient_CV if self.logit_scale == 1.0 else gradient_CV.mul_(self.logit_scale)
+
+
+class _Gradients:
+    """dH, dW and db of the summed loss, collected over chunks; dW and db in at least float32."""
+
+    def __init__(self, wanted: list[bool], hidden_ND: Tensor, weight_VD: Tensor) -> None:
+        self.hidden, self.weight, self.bias = wanted
+        exact = torch.promote_types(weight_VD.dtype, torch.float32)
+        self._hidden_ND = torch.zeros_like(hidden_ND) if self.hidden else None
+        self._weight_VD = torch.zeros_like(weight_VD, dtype=exact) if self.weight else None
+        self._bias_V = weight_VD.new_zeros(weight_VD.shape[0], dtype=exact) if self.bias else None
+
+    def __bool__(self) -> bool:
+        return self.hidden or self.weight or self.bias
+
+    def add(self, start: int, hidden_CD: Tensor, gradient_CV: Tensor, head: _Head) -> None:
+        """Take in ∂L/∂(H Wᵀ + b) of the chunk that begins at position `start`."""
+        if self._bias_V is not None:
+            self._bias_V += gradient_CV.sum(dim=0)
+        gradient_CV = gradient_CV.to(hidden_CD.dtype)
+        if self._hidden_ND is not None:
+            self._hidden_ND[start : start + len(hidden_CD)] = gradient_CV @ head.weight_VD
+        if self._weight_VD is not None:
+            if self._weight_VD.dtype == hidden_CD.dtype:
+                self._weight_VD.addmm_(gradient_CV.T, hidden_CD)
+            else:
+                self._weight_VD += gradient_CV.T @ hidden_CD
+
+    @property
+    def collected(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of the summed loss, in the order of the inputs; None where none was wanted."""
+        return self._hidden_ND, self._weight_VD, self._bias_V
+
+
+def _forward(
+    hidden_ND: Tensor, head: _Head, job: _Job, gradients: _Gradients
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, CE, MCE) of all the chunks, with `gradients` filled on the way."""
+    config = job.config
+    geometry = None
+    if job.table_VD is not None:
+        geometry = TokenGeometry.from_table(job.table_VD, config, job.token_mask)
+    batch: BatchStatistics | None = None
+    matrix_value = None
+    if geometry is not None and config.kind != "token":
+        batch = batch_statistics(geometry, config)
+        for _, hidden_CD, labels_C in _chunks(hidden_ND, job):
+            batch.add(torch.softmax(head.logits(hidden_CD), dim=-1), labels_C)
+        matrix_value = batch.finish(job.process_group)
+
+    exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+    sums_2 = torch.zeros(2, dtype=exact, device=hidden_ND.device)  # Σ CE, Σ MCE
+    report_2 = torch.zeros(2, dtype=exact, device=hidden_ND.device)  # Σ δ, Σ gap
+    for start, hidden_CD, labels_C in _chunks(hidden_ND, job):
+        logits_CV = head.logits(hidden_CD)
+        log_norm_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
+        sums_2[0] += (log_norm_C1 - logits_CV.gather(-1, labels_C.unsqueeze(-1))).sum()
+        if not gradients and (geometry is None or batch is not None):
+            continue
+        raw_logits_CV = logits_CV.clone() if head.softcap is not None and gradients else None
+        q_CV = logits_CV.sub_(log_norm_C1).exp_()
+        gradient_CV = q_CV.clone() if gradients else None
+        if geometry is not None and batch is None:
+            chunk = token_chunk(q_CV, labels_C, geometry, config, gradient_CV)
+            sums_2[1] += chunk.value_C.sum()
+            if job.details:
+                report_2 += torch.stack([chunk.tail_mass_C.sum(), chunk.gap_C.sum()])
+        elif batch is not None and gradient_CV is not None:
+            g_CV = batch.token_gradient(q_CV, start).to(q_CV.dtype)
+            g_CV = g_CV - (q_CV * g_CV).sum(dim=-1, keepdim=True)
+            gradient_CV.addcmul_(q_CV, g_CV, value=config.weight)
+        if gradient_CV is not None:
+            gradient_CV.scatter_add_(
+                -1, labels_C.unsqueeze(-1), gradient_CV.new_full((len(labels_C), 1), -1.0)
+            )
+            gradients.add(start, hidden_CD, head.through_cap(gradient_CV, raw_logits_CV), head)
+
+    count = job.labels_N.numel()
+    if matrix_value is not None:
+        # One value for the micro-batch; this process answers for its share of the tokens.
+        sums_2[1] = matrix_value * count
+    if job.details and config.kind == "token" and geometry is not None:
+        means = report_2 / max(count, 1)
+        job.report.update(tail_mass=means[0], quadrature_gap=means[1])
+    cross_entropy, matrix = sums_2 / job.denominator
+    return cross_entropy + config.weight * matrix, cross_entropy, matrix
+
+
+def _chunks(hidden_ND: Tensor, job: _Job) -> Iterator[tuple[int, Tensor, Tensor]]:
+    for start in range(0, len(hidden_ND), job.chunk_size):
+        stop = start + job.chunk_size
+        yield start, hidden_ND[start:stop], job.labels_N[start:stop]
+
+
+def _default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig) -> int:
+    elements = _CHUNK_ELEMENTS.get(weight_VD.device.type, _CHUNK_ELEMENTS["cuda"])
+    return max(1, elements // max(weight_VD.shape[0], 1))
+
+
+def _check_inputs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    embeddings: Tensor | None,
+    config: MatrixLossConfig,
+    softcap: float | None,
+    ignore_index: int,
+    chunk_size: int | None,
+) -> None:
+    """Raise one LossInputError that lists every way in which the inputs do not fit."""
+    problems = []
+    if weight.ndim != 2 or weight.numel() == 0:
+        problems.append(
+            f"weight must be a (vocabulary, width) matrix, got shape {tuple(weight.shape)}; "
+            "an empty one usually is a sharded parameter read outside the engine's forward"
+        )
+    elif hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
+        problems.append(
+            f"hidden has shape {tuple(hidden.shape)}, its last dimension must be {weight.shape[1]}"
+        )
+    if not hidden.is_floating_point():
+        problems.append(f"hidden must be floating point, got {hidden.dtype}")
+    if not weight.is_floating_point():
+        problems.append(
+            f"weight must be floating point, got {weight.dtype}; quantised heads are not supported"
+        )
+    if labels.dtype != torch.int64:
+        problems.append(f"labels must be int64, got {labels.dtype}")
+    if labels.shape != hidden.shape[:-1]:
+        problems.append(
+            f"labels have shape {tuple(labels.shape)}, hidden asks for {tuple(hidden.shape[:-1])}; "
+            "they must already be shifted"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        problems.append(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if embeddings is None and config.embeddings == "input":
+        problems.append("config.embeddings is 'input': pass the input table as embeddings=")
+    if embeddings is not None and embeddings.shape[:1] != weight.shape[:1]:
+        problems.append(
+            f"embeddings must have one row per vocabulary entry ({weight.shape[0]}), got {tuple(embeddings.shape)}"
+        )
+    if softcap is not None and not softcap > 0:
+        problems.append(f"softcap must be positive, got {softcap}")
+    if chunk_size is not None and chunk_size < 1:
+        problems.append(f"chunk_size must be at least 1, got {chunk_size}")
+    if problems:
+        raise LossInputError("; ".join(problems))

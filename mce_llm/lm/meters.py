@@ -1,0 +1,90 @@
+"""Running sums behind the logged means: parts of the loss, and the spectrum of the hidden states.
+
+Sums stay on the device and are reduced over the ranks when a mean is asked for, so a training step pays two
+additions and no synchronisation.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from mce_llm.lm.patch import LossParts
+from mce_llm.matrix.effective_rank import effective_rank
+
+
+class LossMeter:
+    """Means over labels of the parts of the loss since the last reset."""
+
+    _DETAILS = ("tail_mass", "quadrature_gap")
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        # Σ CE, Σ MCE, Σ details · n, labels, labels with an MCE, labels with details.
+        self._sums = torch.zeros(4 + 3, dtype=torch.float64 if self._device.type != "mps" else torch.float32)
+        self._sums = self._sums.to(self._device)
+
+    def add(self, parts: LossParts) -> None:
+        """Take in one forward."""
+        count = float(parts.num_tokens)
+        zero = self._sums.new_zeros(())
+        matrix = zero if parts.matrix_sum is None else parts.matrix_sum
+        details = [parts.details.get(name, zero) * count for name in self._DETAILS]
+        self._sums[:4] += torch.stack(
+            [x.detach().to(self._sums) for x in (parts.cross_entropy_sum, matrix, *details)]
+        )
+        self._sums[4:] += self._sums.new_tensor(
+            [count, 0.0 if parts.matrix_sum is None else count, count if parts.details else 0.0]
+        )
+
+    def means_and_reset(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all ranks (`ce_loss`, `mce_loss`, `tail_mass`, `quadrature_gap`, where known); every rank calls."""
+        sums = accelerator.reduce(self._sums, reduction="sum").tolist()
+        self.reset()
+        cross_entropy, matrix, tail_mass, gap, labels, matrix_labels, detail_labels = sums
+        means = {}
+        if labels:
+            means["ce_loss"] = cross_entropy / labels
+        if matrix_labels:
+            means["mce_loss"] = matrix / matrix_labels
+        if detail_labels:
+            means["tail_mass"] = tail_mass / detail_labels
+            means["quadrature_gap"] = gap / detail_labels
+        return means
+
+
+class HiddenMeter:
+    """Effective rank of the covariance of hidden states that were seen since the last reset."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._moments: Tensor | None = None
+
+    def add(self, hidden_ND: Tensor) -> None:
+        """Take in (N, d) hidden states."""
+        # A column of ones makes one product hold second moments, sums and the count.
+        extended = torch.nn.functional.pad(hidden_ND.float(), (0, 1), value=1.0)
+        moments = (extended.T @ extended).double() if extended.device.type == "cpu" else extended.T @ extended
+        self._moments = moments if self._moments is None else self._moments + moments
+
+    def effective_rank(self, accelerator: Accelerator) -> float | None:
+        """exp of the entropy of the normalised spectrum over all ranks; None before two states were seen."""
+        if self._moments is None:
+            return None
+        moments = accelerator.reduce(self._moments, reduction="sum")
+        count = moments[-1, -1]
+        if count < 2:
+            return None
+        mean = moments[-1, :-1] / count
+        covariance = (moments[:-1, :-1] / count - torch.outer(mean, mean)).double().cpu()
+        if not bool(covariance.trace() > 0):
+            return None
+        return float(effective_rank((covariance + covariance.T) / 2, validate=False))

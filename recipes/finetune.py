@@ -1,0 +1,287 @@
+"""Fine-tune a causal language model with matrix cross-entropy beside cross-entropy.
+
+    accelerate launch recipes/finetune.py --config recipes/quickstart.yaml --output_dir runs/mce
+
+Every setting of the YAML file can be overridden on the command line; --help lists them. The same command, started
+again after an interruption, goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from mce_llm.data import (
+    CompletionCollator,
+    DataError,
+    get_prompt,
+    load_examples,
+    pack_examples,
+    tokenize_examples,
+)
+from mce_llm.lm import (
+    GeometryError,
+    MatrixLossConfigError,
+    MatrixTrainer,
+    NonFiniteLossError,
+    UnsupportedModelError,
+)
+from mce_llm.recipes.configuration import (
+    ConfigurationError,
+    DataArguments,
+    ModelArguments,
+    Recipe,
+    parse_recipe,
+)
+
+
+class RecipeError(RuntimeError):
+    """Something the recipe was pointed at cannot be used; the message says what and what to do."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, evaluate and save, as the configuration says."""
+    recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
+    model_settings, data_settings, training = recipe.model, recipe.data, recipe.training
+    output = Path(training.output_dir)
+    checkpoint = prepare_output(output, data_settings)
+    set_seed(training.seed)
+
+    # 1. Tokenizer and data.
+    tokenizer = load_tokenizer(model_settings)
+    train_rows = tokenized(
+        tokenizer, data_settings, data_settings.dataset, data_settings.dataset_split, "train"
+    )
+    eval_rows = None
+    if data_settings.eval_dataset is not None:
+        eval_rows = tokenized(
+            tokenizer, data_settings, data_settings.eval_dataset, data_settings.eval_split, "eval"
+        )
+    elif training.eval_strategy != "no":
+        raise ConfigurationError("eval_strategy needs eval_dataset")
+
+    # 2. Model, and adapters on it.
+    model = load_model(model_settings, tokenizer)
+    if model_settings.lora_r:
+        model = with_lora(model, model_settings)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    say(f"model: {type(model).__name__}, {total:,} parameters, {trained:,} of them trained")
+    say(f"matrix loss: {training.matrix_loss}")
+
+    # 3. Train. The trainer patches the model, so that its own forward computes both losses.
+    trainer = MatrixTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        data_collator=CompletionCollator(tokenizer),
+        processing_class=tokenizer,
+    )
+    if PartialState().is_main_process:
+        write_record(output, recipe)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_metrics("train", result.metrics)
+
+    # 4. Evaluate and save: a stock checkpoint, loadable without this package.
+    if eval_rows is not None:
+        metrics = trainer.evaluate()
+        trainer.save_metrics("eval", metrics)
+        say(
+            json.dumps({name: round(value, 4) for name, value in metrics.items() if isinstance(value, float)})
+        )
+    trainer.save_model()
+    trainer.save_state()
+    say(f"saved to {output}")
+
+
+def prepare_output(output: Path, settings: DataArguments) -> str | None:
+    """Make the output folder, and say whether to go on from a checkpoint in it.
+
+    Raises:
+        RecipeError: The folder cannot be written, or holds a finished run.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise RecipeError(f"cannot write to output_dir {str(output)!r}: {error.strerror or error}") from error
+    finished = [name for name in ("train_results.json", "model.safetensors") if (output / name).exists()]
+    if finished and not settings.overwrite:
+        raise RecipeError(
+            f"output_dir {str(output)!r} holds a finished run ({', '.join(finished)}); choose another output_dir, "
+            "or pass --overwrite true"
+        )
+    checkpoint = get_last_checkpoint(str(output)) if settings.resume and not finished else None
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint}")
+    return checkpoint
+
+
+def load_tokenizer(settings: ModelArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer, named by itself or the model's own.
+
+    Raises:
+        RecipeError: It cannot be found.
+    """
+    source = settings.tokenizer_name_or_path or settings.model_name_or_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot load a tokenizer from {source!r}: {first_line(error)}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        say(f"tokenizer: no padding token, padding with {tokenizer.eos_token!r} (labels do not depend on it)")
+    return tokenizer
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, settings: DataArguments, source: str, split: str, role: str
+) -> object:
+    """Examples of one source, tokenised for completion-only training, packed if asked for."""
+    # The main process of each machine fills the cache of `datasets`; the others then read it.
+    with PartialState().local_main_process_first():
+        examples = load_examples(
+            source,
+            split=split,
+            name=settings.dataset_name if role == "train" else None,
+            columns=settings.column_mapping,
+            format=settings.dataset_format,
+            limit=settings.limit if role == "train" else settings.eval_limit,
+        )
+        rows, report = tokenize_examples(
+            examples,
+            tokenizer,
+            get_prompt(settings.prompt),
+            max_length=settings.max_length,
+            overlong="drop" if settings.overlong == "drop" else "truncate",
+        )
+        say(f"{role} data: {source}\n{report}")
+        if settings.packing:
+            rows, packing_report = pack_examples(rows, settings.max_length)
+            say(str(packing_report))
+    return rows
+
+
+def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model, pretrained or from scratch.
+
+    Raises:
+        RecipeError: It cannot be found or made, or its weights are not finite.
+    """
+    if settings.model_config is not None:
+        shape = dict(settings.config_settings)
+        if "vocab_size" not in shape:
+            shape["vocab_size"] = len(tokenizer)
+            say(f"model_config: vocab_size {len(tokenizer)}, from the tokenizer")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            shape.setdefault(name, getattr(tokenizer, name))
+        try:
+            config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"cannot make a model from model_config: {first_line(error)}") from error
+        return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
+    source = settings.model_name_or_path
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"cannot load a causal language model from {source!r}: {first_line(error)}"
+        ) from error
+    broken = [name for name, p in model.named_parameters() if p.numel() and not torch.isfinite(p).all()]
+    if broken:
+        raise RecipeError(
+            f"{len(broken)} weights of {source!r} are not finite (first: {broken[0]}); the checkpoint is damaged "
+            "or its training diverged"
+        )
+    return model
+
+
+def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PreTrainedModel:
+    """The model with trainable LoRA adapters on frozen weights.
+
+    Raises:
+        RecipeError: The target modules do not exist.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets: str | list[str] = settings.lora_target_modules
+    if targets != "all-linear":
+        targets = [name.strip() for name in targets.split(",")]
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                task_type=TaskType.CAUSAL_LM,
+                r=settings.lora_r,
+                lora_alpha=settings.lora_alpha,
+                lora_dropout=settings.lora_dropout,
+                target_modules=targets,
+            ),
+        )
+    except ValueError as error:
+        raise RecipeError(
+            f"lora_target_modules {settings.lora_target_modules!r}: {first_line(error)}"
+        ) from error
+
+
+def write_record(output: Path, recipe: Recipe) -> None:
+    """Leave beside the weights what is needed to run the same again: recipe.yaml and versions.json."""
+    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe.given, sort_keys=False, allow_unicode=True))
+    packages = ("mce-llm", "torch", "transformers", "accelerate", "peft", "datasets")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    (output / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+def say(text: str) -> None:
+    """Print on the main process."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, which is where libraries say what is wrong."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (
+        ConfigurationError,
+        DataError,
+        GeometryError,
+        MatrixLossConfigError,
+        NonFiniteLossError,
+        RecipeError,
+        UnsupportedModelError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
