@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 # What the stand-in head returns: small values show a scale, large ones a saturation, both signs show symmetry.
 _DIAL = (-1e5, -50.0, -3.0, -1e-3, 0.0, 1e-3, 0.5, 3.0, 50.0, 1e5)
@@ -38,6 +39,14 @@ class Head:
     softcap: float | None
 
 
+class _BackboneOutput(MoeModelOutputWithPast):
+    """What a backbone returns, with None for every optional part that some architecture may ask for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 def causal_model(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face causal language model inside `model`, with adapter wrappers of `peft` taken off.
 
@@ -54,9 +63,11 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
         raise UnsupportedModelError(
             f"{name} is an encoder-decoder; the losses shift labels as causal models do"
         )
-    if getattr(inner, "loss_type", None) != "ForCausalLM":
+    loss_type = getattr(inner, "loss_type", None)  # older classes leave it open, and are known by name
+    causal_names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if loss_type != "ForCausalLM" and not any(base.__name__ in causal_names for base in type(inner).__mro__):
         raise UnsupportedModelError(
-            f"{name} is not a causal language model (its loss is {getattr(inner, 'loss_type', None)}); "
+            f"{name} is not a causal language model (its loss is {loss_type}); "
             "load it with AutoModelForCausalLM"
         )
     return inner
@@ -115,8 +126,8 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
     hidden = torch.zeros(1, 1, head.in_features, dtype=torch.float32, device=device)
     ids = torch.zeros(1, 1, dtype=torch.long, device=device)
 
-    def stand_in_backbone(*_: Any, **__: Any) -> MoeModelOutputWithPast:
-        return MoeModelOutputWithPast(last_hidden_state=hidden)
+    def stand_in_backbone(*_: Any, **__: Any) -> _BackboneOutput:
+        return _BackboneOutput(last_hidden_state=hidden)
 
     saved = [(part, part.__dict__.get("forward")) for part in (backbone, head)]
     backbone.forward = stand_in_backbone

@@ -168,7 +168,7 @@ class _FusedLoss(torch.autograd.Function):
     """Forward forms the gradients; backward scales them."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job
     ) -> tuple[Tensor, Tensor, Tensor]:
         device_type = hidden_ND.device.type
@@ -196,7 +196,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         # The sums are divided here, together with a loss scale: in float16 a gradient over a large
         # batch would vanish if it were divided first and scaled afterwards.
         factor = grad_loss / ctx.denominator

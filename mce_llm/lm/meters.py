@@ -76,7 +76,7 @@ class HiddenMeter:
         self._moments = moments if self._moments is None else self._moments + moments
 
     def effective_rank(self, accelerator: Accelerator) -> float | None:
-        """exp of the entropy of the normalised spectrum over all ranks; None before two states were seen."""
+        """Exp of the entropy of the normalised spectrum over all ranks; None before two states were seen."""
         if self._moments is None:
             return None
         moments = accelerator.reduce(self._moments, reduction="sum")

@@ -12,7 +12,7 @@ import inspect
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -113,13 +113,15 @@ class MatrixLossPatch:
                     return hidden[..., :1].detach()  # a stand-in for logits that nobody reads
             return own_head_forward(module, hidden)
 
-        self._head.module.forward = types.MethodType(head_forward, self._head.module)
+        head: Any = self._head.module
+        head.forward = types.MethodType(head_forward, head)
 
     def _forward_with_loss(self, own_forward: Any, kwargs: dict[str, Any]) -> Any:
         labels = kwargs.pop("labels", None)
         shift_labels = kwargs.pop("shift_labels", None)
         num_items = kwargs.pop("num_items_in_batch", None)
-        as_tuple = not kwargs.pop("return_dict", True)
+        return_dict = kwargs.pop("return_dict", None)
+        as_tuple = not (self.model.config.return_dict if return_dict is None else return_dict)
         kwargs.pop("logits_to_keep", None)
         self._capturing = True
         try:
@@ -137,7 +139,7 @@ class MatrixLossPatch:
 
         self._request = _LossRequest(shift_labels, num_items, self._input_table())
         try:
-            loss = self.model.get_output_embeddings()(hidden)
+            loss = cast(nn.Module, self.model.get_output_embeddings())(hidden)
         finally:
             self._request = None
         fields = {name: value for name, value in outputs.items() if name != "loss"}
@@ -183,7 +185,7 @@ class MatrixLossPatch:
     def _input_table(self) -> Tensor | None:
         if self.config.embeddings == "output":
             return None
-        table = self.model.get_input_embeddings().weight
+        table = cast(Tensor, self.model.get_input_embeddings().weight)
         if table.numel() == 0:
             raise UnsupportedModelError(
                 "the input embeddings are sharded and not at hand where the loss is computed; "

@@ -137,8 +137,8 @@ class MatrixTrainer(Trainer):
         means = self._eval_meter.means_and_reset(self.accelerator)
         if (rank := self._hidden_meter.effective_rank(self.accelerator)) is not None:
             means["effective_rank"] = rank
-        output.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
-        return output
+        metrics = {**(output.metrics or {}), **{f"{prefix}_{name}": value for name, value in means.items()}}
+        return output._replace(metrics=metrics)
 
 
 def _world_size() -> int:
