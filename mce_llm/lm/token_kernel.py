@@ -130,7 +130,10 @@ def _full_vocabulary(
     trace_C = keep * (inside_CV @ geometry.squared_length_V + tail_C) + config.epsilon
     if gradient_CV is not None:
         # G = Σ_ij M_ij v_i v_jᵀ is diagonalised, so that g_v needs one product an order: Σ_i μ_i ⟨w_i, ê_v⟩².
-        mu_CM, rotation_CMM = torch.linalg.eigh(form.core)
+        # A prediction that is not a number must reach the loss as one, and not stop the eigensolver.
+        usable_C1 = torch.isfinite(form.core).all(dim=-1).all(dim=-1, keepdim=True)
+        mu_CM, rotation_CMM = torch.linalg.eigh(torch.where(usable_C1.unsqueeze(-1), form.core, 0))
+        mu_CM = torch.where(usable_C1, mu_CM, torch.nan)
         directions_CMD = rotation_CMM.mT @ form.basis
         g_CV = geometry.squared_length_V.expand_as(q_CV).clone()
         for i in range(mu_CM.shape[-1]):

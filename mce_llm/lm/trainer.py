@@ -7,6 +7,7 @@ approximations and the effective rank of the hidden states.
 
 from __future__ import annotations
 
+import functools
 from math import isfinite
 from typing import Any
 
@@ -79,7 +80,7 @@ class MatrixTrainer(Trainer):
         if model is not None:
             patched(model)
         elif (init := named.get("model_init")) is not None:
-            named["model_init"] = lambda *trial: patched(init(*trial))
+            named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial)))
         super().__init__(model, args, *positional, **named)
         if self.compute_metrics is not None:
             self.matrix_patch.keep_logits = True
@@ -104,6 +105,15 @@ class MatrixTrainer(Trainer):
             self._hidden_meter.add(patch.last_hidden)
             patch.last_hidden = None
         return result
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The stock step, without the rows that are in the last batch only to give every process as many."""
+        state = self.accelerator.gradient_state
+        if "labels" in inputs and state.end_of_dataloader and state.remainder > 0:
+            labels = inputs["labels"].clone()
+            labels[max(state.remainder - self.accelerator.process_index * len(labels), 0) :] = -100
+            inputs = {**inputs, "labels": labels}
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the parts of the loss to the training logs.
