@@ -1,1 +1,33 @@
-"""Placeholder."""
+"""Data for fine-tuning: sources, prompts, tokenisation, packing, collation, and made-up arithmetic.
+
+Training and evaluation share the prompt templates here. Losses and answer checking live elsewhere.
+"""
+
+from mce_llm.data.collation import CompletionCollator
+from mce_llm.data.errors import DataError
+from mce_llm.data.packing import PackingReport, pack_examples
+from mce_llm.data.prompts import IGNORE_INDEX, PROMPTS, PromptTemplate, get_prompt
+from mce_llm.data.records import write_jsonl
+from mce_llm.data.small_tokenizer import train_tokenizer
+from mce_llm.data.sources import KNOWN_SOURCES, load_examples
+from mce_llm.data.synthetic import ArithmeticProblems, generate_problems
+from mce_llm.data.tokenization import TokenizationReport, tokenize_examples
+
+__all__ = [
+    "IGNORE_INDEX",
+    "KNOWN_SOURCES",
+    "PROMPTS",
+    "ArithmeticProblems",
+    "CompletionCollator",
+    "DataError",
+    "PackingReport",
+    "PromptTemplate",
+    "TokenizationReport",
+    "generate_problems",
+    "get_prompt",
+    "load_examples",
+    "pack_examples",
+    "tokenize_examples",
+    "train_tokenizer",
+    "write_jsonl",
+]

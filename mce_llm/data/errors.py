@@ -1,0 +1,33 @@
+"""The error of this room, and the small helpers that word it.
+
+Every message says where (file, line or record), what was found, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class DataError(ValueError):
+    """The data, the prompt or the tokenizer cannot be used as asked; the message says what to change."""
+
+
+def nearest_hint(name: str, options: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest option, or an empty string when none is close."""
+    known = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {known[close[0]]!r}?)" if close else ""
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """Return ``repr(value)``, cut to ``limit`` characters for an error message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def problem_list(first: Sequence[str], total: int) -> str:
+    """Lay out the first few problems, one a line, and say how many more there are."""
+    lines = "".join(f"\n  - {problem}" for problem in first)
+    more = total - len(first)
+    return lines + (f"\n  … and {more} more" if more > 0 else "")

@@ -1,0 +1,219 @@
+"""Prompt templates: one wording, used by training and by evaluation alike.
+
+A template says how a question is put to the model, what is added at evaluation only, how the completion
+begins, and where a run-on generation is cut. Reading data and judging answers are done elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from mce_llm.data.chat import Message, render, split_turns
+from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids
+from mce_llm.data.errors import DataError, nearest_hint
+
+IGNORE_INDEX = -100
+"""The label of a token that is not trained."""
+
+_PLACEHOLDER = "{question}"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How a question becomes a prompt.
+
+    Attributes:
+        name: The name in the registry; it is recorded beside results.
+        prompt: The training prompt, with ``{question}`` exactly once; other braces are plain text.
+            For a chat template, the text of the user's turn.
+        evaluation_suffix: Added after the prompt at evaluation only (for chat: after the header of the
+            assistant's turn).
+        completion_prefix: What the completion begins with, so that its first word is the token that
+            naturally follows the prompt: ``" "`` where the prompt ends in a colon and the answer is a new
+            word, ``""`` where the text follows at once. Not used for chat.
+        stop: Strings at which a generation is cut: each would begin another question.
+        chat: Render through ``tokenizer.apply_chat_template``.
+        system: The system message of a chat prompt, or ``None`` for none.
+    """
+
+    name: str
+    prompt: str
+    evaluation_suffix: str = ""
+    completion_prefix: str = ""
+    stop: tuple[str, ...] = ()
+    chat: bool = False
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        found = self.prompt.count(_PLACEHOLDER)
+        if found != 1:
+            raise DataError(
+                f"prompt {self.name!r} must contain {_PLACEHOLDER} exactly once, found {found} times in "
+                f"{self.prompt!r}"
+            )
+        if isinstance(self.stop, str):
+            raise DataError(f"prompt {self.name!r}: stop must be a tuple of strings, got {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if any(not text for text in self.stop):
+            raise DataError(f"prompt {self.name!r}: an empty stop string would cut every generation at once")
+        if self.system is not None and not self.chat:
+            raise DataError(f"prompt {self.name!r}: a system message needs chat=True; put it in the prompt")
+
+    def training_prompt(self, question: str) -> str:
+        """Return the prompt that training puts before the completion (for chat: the user's turn)."""
+        return self.prompt.replace(_PLACEHOLDER, question)
+
+    def evaluation_prompt(self, question: str) -> str:
+        """Return the training prompt and the evaluation suffix (for chat: the user's turn alone)."""
+        return self.training_prompt(question) + ("" if self.chat else self.evaluation_suffix)
+
+    def encode_prompt(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, *, evaluation: bool = False
+    ) -> list[int]:
+        """Return the prompt's token ids, with BOS where the tokenizer adds one, never two.
+
+        The ids for evaluation always begin with the ids for training. Chat raises `DataError` where the
+        tokenizer has no chat template or its template refuses the messages.
+
+        Args:
+            tokenizer: Any Hugging Face tokenizer; for chat it must have a chat template.
+            question: The question.
+            evaluation: Add the evaluation suffix.
+
+        Returns:
+            The token ids, ready to be continued by `encode_completion` or by generation.
+        """
+        if self.chat:
+            ids = bare_ids(tokenizer, render(tokenizer, self._messages(question), generate=True))
+        else:
+            ids = opening_ids(tokenizer, self.training_prompt(question))
+        if evaluation and self.evaluation_suffix:
+            ids = ids + continuation_ids(tokenizer, self.evaluation_suffix)
+        return ids
+
+    def encode_completion(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+        """Return the completion's token ids, ended once: by EOS, or for chat by the end-of-turn token.
+
+        Outside chat the spelling of a special token inside ``text`` is read as ordinary characters, so
+        that data cannot teach the model to stop in the middle. `DataError` is raised for a tokenizer that
+        has no EOS, or whose chat template cannot be used.
+
+        Args:
+            tokenizer: Any Hugging Face tokenizer.
+            text: The response.
+
+        Returns:
+            The token ids, to be put directly after those of `encode_prompt`.
+        """
+        if not self.chat:
+            eos = _eos_id(tokenizer)
+            body = self.completion_prefix + text.removesuffix(str(tokenizer.eos_token))
+            return [*continuation_ids(tokenizer, body, literal=True), eos]
+        messages = [*self._messages("?"), {"role": "assistant", "content": text}]
+        input_ids, labels = self.encode_conversation(tokenizer, messages)
+        return [token for token, label in zip(input_ids, labels, strict=True) if label != IGNORE_INDEX]
+
+    def encode_conversation(
+        self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+    ) -> tuple[list[int], list[int]]:
+        """Return ids and labels of a conversation: every assistant turn trained, all else masked.
+
+        Args:
+            tokenizer: A tokenizer that has a chat template.
+            messages: ``{"role": ..., "content": ...}`` in order; at least one assistant turn.
+
+        Returns:
+            ``(input_ids, labels)`` of equal length; labels are ``-100`` where nothing is trained.
+
+        Raises:
+            DataError: The prompt is not a chat prompt, there is no assistant turn, or the chat template
+                cannot be used.
+        """
+        if not self.chat:
+            raise DataError(f"the records are conversations; use the prompt 'chat', not {self.name!r}")
+        input_ids: list[int] = []
+        labels: list[int] = []
+        for segment in split_turns(tokenizer, messages):
+            if input_ids:
+                ids = continuation_ids(tokenizer, segment.text)
+            else:
+                ids = bare_ids(tokenizer, segment.text)
+            if segment.needs_eos:
+                ids = [*ids, _eos_id(tokenizer)]
+            input_ids += ids
+            labels += ids if segment.trained else [IGNORE_INDEX] * len(ids)
+        return input_ids, labels
+
+    def end_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Return the ids at which generation stops: EOS and, for chat, the end-of-turn token.
+
+        Args:
+            tokenizer: Any Hugging Face tokenizer.
+
+        Returns:
+            One or two ids, without repetition, the one that training teaches first.
+        """
+        ends = [self.encode_completion(tokenizer, "a")[-1]]
+        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+            ends.append(tokenizer.eos_token_id)
+        return ends
+
+    def _messages(self, question: str) -> list[dict[str, str]]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": self.training_prompt(question)}]
+
+
+def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no EOS token, so a "
+            "model could not learn to stop; set tokenizer.eos_token"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+PROMPTS: dict[str, PromptTemplate] = {
+    template.name: template
+    for template in (
+        PromptTemplate(
+            # MetaMath (Yu et al., 2023) trains on the response directly after the colon, with no space.
+            name="metamath",
+            prompt=(
+                "Below is an instruction that describes a task. Write a response that appropriately "
+                "completes the request.\n\n### Instruction:\n{question}\n\n### Response:"
+            ),
+            evaluation_suffix=" Let's think step by step.",
+            stop=("### Instruction:", "### Response:", "Below is an instruction"),
+        ),
+        PromptTemplate(
+            name="plain",
+            prompt="Question: {question}\nAnswer:",
+            completion_prefix=" ",
+            stop=("\nQuestion:",),
+        ),
+        PromptTemplate(name="chat", prompt="{question}", chat=True),
+    )
+}
+"""The templates that can be chosen by name."""
+
+
+def get_prompt(name: str) -> PromptTemplate:
+    """Return the template called ``name``.
+
+    Args:
+        name: A key of `PROMPTS`.
+
+    Returns:
+        The template.
+
+    Raises:
+        DataError: There is none of that name; the message gives the nearest.
+    """
+    if name not in PROMPTS:
+        raise DataError(
+            f"unknown prompt {name!r}{nearest_hint(name, PROMPTS)}; choose one of {', '.join(PROMPTS)}"
+        )
+    return PROMPTS[name]

@@ -1,0 +1,28 @@
+import pickle
+
+import pytest
+
+from mce_llm.data.errors import DataError, nearest_hint, problem_list, shorten
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("Metamaht", " (did you mean 'metamath'?)"), ("PLAIN", " (did you mean 'plain'?)"), ("zzz", "")],
+)
+def test_nearest_hint(name, hint):
+    assert nearest_hint(name, ["metamath", "plain"]) == hint
+
+
+def test_shorten_keeps_short_values_and_cuts_long_ones():
+    assert shorten("abc") == "'abc'"
+    assert len(shorten("x" * 500)) == 60
+
+
+def test_problem_list_counts_what_it_leaves_out():
+    assert problem_list(["a", "b"], 7).endswith("… and 5 more")
+    assert "more" not in problem_list(["a"], 1)
+
+
+def test_error_survives_pickling():
+    # Tokenising in several processes sends it through a pipe.
+    assert str(pickle.loads(pickle.dumps(DataError("line 3")))) == "line 3"

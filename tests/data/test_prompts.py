@@ -1,0 +1,108 @@
+import re
+
+import pytest
+
+from mce_llm.data.errors import DataError
+from mce_llm.data.prompts import PROMPTS, PromptTemplate, get_prompt
+
+QUESTION = "Anna has 7 apples and {finds} 5 more. How many?"
+RESPONSE = "7 + 5 = 12\n#### 12"
+
+
+def test_metamath_wording_is_exact():
+    prompt = get_prompt("metamath")
+    assert prompt.training_prompt("2+2?") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the "
+        "request.\n\n### Instruction:\n2+2?\n\n### Response:"
+    )
+    assert prompt.evaluation_prompt("2+2?") == prompt.training_prompt("2+2?") + " Let's think step by step."
+    assert prompt.completion_prefix == ""
+
+
+def test_plain_wording():
+    prompt = get_prompt("plain")
+    assert prompt.training_prompt("2+2?") == "Question: 2+2?\nAnswer:" == prompt.evaluation_prompt("2+2?")
+    assert prompt.stop == ("\nQuestion:",)
+
+
+def test_braces_in_question_and_template_are_plain_text():
+    prompt = PromptTemplate("boxed", "{question} Put it in \\boxed{}.")
+    assert prompt.training_prompt("{x} {question}") == "{x} {question} Put it in \\boxed{}."
+
+
+@pytest.mark.parametrize("name", ["plain", "metamath"])
+def test_evaluation_ids_begin_with_the_training_ids(any_tokenizer, name):
+    prompt = get_prompt(name)
+    training = prompt.encode_prompt(any_tokenizer, QUESTION)
+    evaluation = prompt.encode_prompt(any_tokenizer, QUESTION, evaluation=True)
+    assert evaluation[: len(training)] == training
+    assert (evaluation == training) == (not prompt.evaluation_suffix)
+    if any_tokenizer.bos_token_id is not None:
+        assert evaluation.count(any_tokenizer.bos_token_id) == 1
+        assert evaluation[0] == any_tokenizer.bos_token_id
+    text = any_tokenizer.decode(evaluation, skip_special_tokens=True)
+    assert text == prompt.evaluation_prompt(QUESTION)
+
+
+@pytest.mark.parametrize("name", ["plain", "metamath"])
+def test_prompt_and_completion_decode_to_the_text(any_tokenizer, name):
+    prompt = get_prompt(name)
+    ids = prompt.encode_prompt(any_tokenizer, QUESTION) + prompt.encode_completion(any_tokenizer, RESPONSE)
+    text = any_tokenizer.decode(ids, skip_special_tokens=True)
+    assert text == prompt.training_prompt(QUESTION) + prompt.completion_prefix + RESPONSE
+
+
+@pytest.mark.parametrize("response", [RESPONSE, RESPONSE + "{eos}", "stop {eos} here"])
+def test_completion_ends_in_eos_exactly_once(any_tokenizer, response):
+    ids = get_prompt("plain").encode_completion(
+        any_tokenizer, response.replace("{eos}", any_tokenizer.eos_token)
+    )
+    assert ids[-1] == any_tokenizer.eos_token_id
+    assert ids.count(any_tokenizer.eos_token_id) == 1
+    if any_tokenizer.bos_token_id is not None:
+        assert any_tokenizer.bos_token_id not in ids
+
+
+def test_end_token_ids(any_tokenizer, chat_tokenizer, llama_chat_tokenizer):
+    assert get_prompt("plain").end_token_ids(any_tokenizer) == [any_tokenizer.eos_token_id]
+    end = chat_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert get_prompt("chat").end_token_ids(chat_tokenizer) == [end, chat_tokenizer.eos_token_id]
+    assert get_prompt("chat").end_token_ids(llama_chat_tokenizer) == [llama_chat_tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("name", list(PROMPTS))
+def test_presets_are_registered_under_their_name(name):
+    assert get_prompt(name).name == name
+
+
+def test_templates_are_equal_by_value_and_hashable():
+    assert PromptTemplate("a", "{question}", stop=["x"]) == PromptTemplate("a", "{question}", stop=("x",))
+    assert len(set(PROMPTS.values())) == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: get_prompt("metamaht"), "unknown prompt 'metamaht' (did you mean 'metamath'?)"),
+        (lambda: get_prompt("zzz"), "choose one of metamath, plain, chat"),
+        (lambda: PromptTemplate("x", "no place"), "must contain {question} exactly once, found 0"),
+        (lambda: PromptTemplate("x", "{question}{question}"), "found 2 times"),
+        (lambda: PromptTemplate("x", "{question}", stop="\n"), "must be a tuple of strings"),
+        (lambda: PromptTemplate("x", "{question}", stop=("",)), "cut every generation at once"),
+        (lambda: PromptTemplate("x", "{question}", system="Be brief."), "needs chat=True"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        make()
+
+
+def test_tokenizer_without_eos(byte_level):
+    tokenizer = type(byte_level)(tokenizer_object=byte_level.backend_tokenizer)
+    with pytest.raises(DataError, match=r"no EOS token.*set tokenizer\.eos_token"):
+        get_prompt("plain").encode_completion(tokenizer, "x")
+
+
+def test_conversations_need_the_chat_prompt(chat_tokenizer):
+    with pytest.raises(DataError, match="use the prompt 'chat', not 'plain'"):
+        get_prompt("plain").encode_conversation(chat_tokenizer, [{"role": "assistant", "content": "x"}])

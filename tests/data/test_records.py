@@ -1,0 +1,78 @@
+import json
+import re
+import stat
+
+import pytest
+
+from mce_llm.data.errors import DataError
+from mce_llm.data.records import read_records, write_jsonl
+
+RECORDS = [{"question": "a\u2028b", "answer": "2020-01-01"}, {"question": "é½", "answer": "007"}]
+
+
+def test_round_trip_keeps_every_character_and_type(tmp_path):
+    path = write_jsonl(RECORDS, tmp_path / "new" / "data.jsonl")
+    assert read_records(path) == (RECORDS, ["line 1", "line 2"])
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = write_jsonl(RECORDS, tmp_path / "data.jsonl")
+    with pytest.raises(TypeError):
+        write_jsonl([{"a": "fine"}, {"a": object()}], path)
+    assert read_records(path)[0] == RECORDS
+    assert [item.name for item in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+def test_written_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "other").touch()
+    path = write_jsonl(RECORDS, tmp_path / "data.jsonl")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+
+
+def test_list_lines_and_csv_agree(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(RECORDS, indent=1))
+    (tmp_path / "lines.json").write_text("\ufeff" + "\n\n".join(json.dumps(record) for record in RECORDS))
+    (tmp_path / "table.csv").write_text("question,answer\r\na\u2028b,2020-01-01\r\né½,007\r\n", newline="")
+    assert read_records(tmp_path / "list.json") == (RECORDS, ["record 1", "record 2"])
+    assert read_records(tmp_path / "lines.json") == (RECORDS, ["line 1", "line 3"])
+    assert read_records(tmp_path / "table.csv") == (RECORDS, ["record 1", "record 2"])
+
+
+def test_csv_keeps_empty_cells_numbers_and_quoted_line_ends(tmp_path):
+    (tmp_path / "t.csv").write_text('q,a\n"one, two\nthree",NA\n5,\n')
+    assert read_records(tmp_path / "t.csv")[0] == [{"q": "one, two\nthree", "a": "NA"}, {"q": "5", "a": ""}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "the file is empty"),
+        ("a.jsonl", b"\n \n", "the file is empty"),
+        ("a.json", b"[]", "an empty list"),
+        ("a.csv", b"q,a\n", "a header but no record"),
+        ("a.jsonl", b'{"q": 1}\n{"q": \n{"q": 3}\nx', "2 of 4 lines are not valid JSON"),
+        ("a.jsonl", b'{"q": 1}\n\n{"q": "a" "b"}', "line 3, column 11: Expecting ',' delimiter"),
+        ("a.json", b'[{"q": 1},\n{"q" 2}]', "line 2, column 6: not valid JSON"),
+        ("a.json", b'{"q": 1,\n "r": 2}', "line 1, column 9"),
+        ("a.jsonl", b'{"q": 1}\n[1, 2]\n"x"', "2 of 3 records are not objects"),
+        ("a.json", b'[{"q": 1}, 5]', "record 2: int 5"),
+        ("a.jsonl", b'{"q": "\xff"}', "byte 7 is not UTF-8"),
+        ("a.csv", b"q,a\n1,2\n1,2,3\n1\n", "2 of 3 records do not fit the header"),
+        ("a.csv", b'q,a\n"1,2\n', "not valid CSV"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        read_records(path)
+    assert str(path) in str(caught.value)
+
+
+def test_only_the_first_bad_lines_are_shown(tmp_path):
+    (tmp_path / "a.jsonl").write_text("x\n" * 50)
+    with pytest.raises(DataError, match="50 of 50 lines") as caught:
+        read_records(tmp_path / "a.jsonl")
+    assert str(caught.value).count("column") == 5
+    assert "and 45 more" in str(caught.value)
