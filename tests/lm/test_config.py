@@ -21,7 +21,10 @@ def test_defaults_are_the_documented_ones():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "tokens"}, "kind must be one of token, marginal, expected, got 'tokens'; did you mean 'token'"),
+        (
+            {"kind": "tokens"},
+            "kind must be one of token, marginal, expected, got 'tokens'; did you mean 'token'",
+        ),
         ({"weight": -1.0}, "weight must be a finite number ≥ 0, got -1.0"),
         ({"weight": float("nan")}, "weight must be a finite number"),
         ({"weight": "1"}, "weight must be a finite number"),

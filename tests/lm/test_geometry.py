@@ -68,7 +68,11 @@ def test_low_precision_tables_are_used_in_float32_and_stay_detached():
         (torch.zeros(0), None, "sharded parameter"),
         (torch.randn(3), None, r"must be a \(vocabulary, width\) matrix, got shape \(3,\)"),
         (torch.ones(4, 3), None, "all rows are equal"),
-        (torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]), None, r"1 of 2 embedding rows are not finite \(first rows: \[1\]"),
+        (
+            torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]),
+            None,
+            r"1 of 2 embedding rows are not finite \(first rows: \[1\]",
+        ),
         (torch.randn(4, 3), torch.ones(5, dtype=torch.bool), r"got \(5,\) for 4 rows"),
     ],
 )

@@ -77,7 +77,9 @@ def assert_same(ours, theirs, dtype):
     output, gradients = ours
     parts, expected = theirs
     tolerance = TOLERANCE[dtype]
-    for value, part in zip((output.loss, output.cross_entropy, output.matrix_cross_entropy), parts, strict=True):
+    for value, part in zip(
+        (output.loss, output.cross_entropy, output.matrix_cross_entropy), parts, strict=True
+    ):
         assert number(value) == pytest.approx(number(part), rel=tolerance, abs=tolerance)
     for gradient, exact in zip(gradients, expected, strict=True):
         error = (gradient.double() - exact).norm() / exact.norm().clamp_min(1e-12)
@@ -124,7 +126,9 @@ def test_odd_shapes(tokens, vocabulary, width, config):
     st.sampled_from([None, 1, 4]),
     st.sampled_from([0.0, 1e-3, 0.05, 0.9]),
 )
-def test_always_finite_and_equal_to_the_reference(seed, tokens, vocabulary, width, scale, kind, support, shrinkage):
+def test_always_finite_and_equal_to_the_reference(
+    seed, tokens, vocabulary, width, scale, kind, support, shrinkage
+):
     hidden, weight, labels = problem(tokens, vocabulary, width, scale, seed)
     config = MatrixLossConfig(kind=kind, support=support, shrinkage=shrinkage, order=32)
     output, gradients = fused(hidden, weight, labels, config)
@@ -193,7 +197,9 @@ def test_order_one_is_the_closed_form():
     q = (hidden @ weight.T).softmax(-1)
     quadratic = (1 - 0.05) * (q * (rows @ rows[labels].T).T.square()).sum(-1) + 0.05 / 6
     output, _ = fused(hidden, weight, labels, config)
-    assert number(output.matrix_cross_entropy) == pytest.approx(number((1 - quadratic.log()).mean()), rel=1e-12)
+    assert number(output.matrix_cross_entropy) == pytest.approx(
+        number((1 - quadratic.log()).mean()), rel=1e-12
+    )
 
 
 def test_support_of_the_whole_vocabulary_is_the_full_form():
@@ -364,7 +370,10 @@ H, W, Y = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, -100])
         ({"hidden": torch.zeros(4, 3, dtype=torch.int64)}, "hidden must be floating point"),
         ({"labels": torch.tensor([0, 1, 2])}, r"labels have shape \(3,\), hidden asks for \(4,\)"),
         ({"labels": Y.int()}, "labels must be int64"),
-        ({"labels": torch.tensor([0, 1, 5, 2])}, r"labels must be in \[0, 5\) or -100, got values from 0 to 5"),
+        (
+            {"labels": torch.tensor([0, 1, 5, 2])},
+            r"labels must be in \[0, 5\) or -100, got values from 0 to 5",
+        ),
         ({"labels": torch.tensor([0, 1, -1, 2])}, "got values from -1 to 2"),
         ({"bias": torch.zeros(4)}, r"bias must have shape \(5,\)"),
         ({"config": MatrixLossConfig(embeddings="input")}, "pass the input table as embeddings="),

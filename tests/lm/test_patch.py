@@ -174,7 +174,8 @@ def test_input_embeddings_as_geometry():
 def test_lora_trains_the_adapter_and_leaves_the_head_alone():
     model, batch = make_model(), make_batch()
     adapted = peft.get_peft_model(
-        model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
+        model,
+        peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False),
     )
     loss, expected, _ = stock(adapted, batch)
     patch_model(adapted, CE_ONLY)
@@ -229,7 +230,10 @@ _BERT = {k: v for k, v in CONFIGS["gpt-neox"][1].items() if k not in ("bos_token
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: _with_head(_Int8Linear()), "the head is a _Int8Linear, weight torch.int8, not a plain floating"),
+        (
+            lambda: _with_head(_Int8Linear()),
+            "the head is a _Int8Linear, weight torch.int8, not a plain floating",
+        ),
         (lambda: _with_head(nn.Sequential(nn.Linear(16, VOCABULARY))), "the head is a Sequential"),
         (_lora_on_head, "wrapped by an adapter .*modules_to_save"),
         (

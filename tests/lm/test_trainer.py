@@ -208,7 +208,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     model = make_model()
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    with pytest.raises(NonFiniteLossError, match=r"not finite in the 1 steps up to step 1 \(loss nan, ce_loss nan"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"not finite in the 1 steps up to step 1 \(loss nan, ce_loss nan"
+    ):
         trained(tmp_path, model=model)
 
 
@@ -292,7 +294,8 @@ def deviation(a, b):
     """Largest relative deviation over the weights, measured against what three steps changed."""
     start = make_model().state_dict()
     return max(
-        ((a[n].double() - b[n].double()).norm() / (b[n] - start[n]).double().norm().clamp_min(1e-9)).item() for n in b
+        ((a[n].double() - b[n].double()).norm() / (b[n] - start[n]).double().norm().clamp_min(1e-9)).item()
+        for n in b
     )
 
 

@@ -1,0 +1,46 @@
+# make demo   make its own environment, install, and run the quickstart (two fine-tunes, evaluated)
+# make test   install what is missing, then linters, type checker and tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TYPECHECK := build/typecheck/mce_llm
+
+.PHONY: demo test test-slow lint typecheck format clean
+
+demo: $(VENV)/.installed
+	$(BIN)/mce-llm quickstart
+
+test: lint typecheck
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# eval/ and recipes/ install inside the package; the type checker gets to see them there.
+typecheck: $(VENV)/.installed-dev
+	@rm -rf build/typecheck && mkdir -p $(TYPECHECK)
+	@ln -s $(CURDIR)/mce_llm/* $(CURDIR)/eval $(CURDIR)/recipes $(TYPECHECK)/
+	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml mce_llm
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Reinstalled only when pyproject.toml changes: the stamps are newer than it otherwise.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

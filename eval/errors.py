@@ -1,0 +1,17 @@
+"""The error of this room: what a command line prints as one line instead of a traceback."""
+
+from __future__ import annotations
+
+
+class EvaluationError(ValueError):
+    """The model, the options or the output directory cannot be used as asked; the message says what to change."""
+
+
+class GenerationError(EvaluationError):
+    """The model cannot answer these prompts; unlike the others, this can happen on one process alone."""
+
+
+def cause(error: BaseException) -> str:
+    """Return the type and first line of an error of another library, for a message of our own."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": ")

@@ -1,0 +1,120 @@
+"""Loading a model with its tokenizer for evaluation, and refusing what would give meaningless answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from mce_llm.eval.errors import EvaluationError, cause
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def load_model_and_tokenizer(
+    name: str, dtype: Literal["auto", "float32", "bfloat16"] = "auto", device: torch.device | str = "cpu"
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load a causal language model, or a PEFT adapter on its base model, ready to generate.
+
+    Args:
+        name: A directory or a hub id. A directory with an adapter_config.json is an adapter.
+        dtype: The precision of the weights; `auto` is the one they were saved in.
+        device: Where to put the model.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer (an adapter's own where it has one).
+
+    Raises:
+        EvaluationError: If there is no such model, its base model is missing, files are damaged, weights are
+            missing from the checkpoint, or there is no tokenizer.
+    """
+    adapter = _adapter_config(name)
+    if adapter is None:
+        _check_directory(name)
+        tokenizer = _load_tokenizer(name)
+        return _load_causal(name, dtype).to(device).eval(), tokenizer
+    base = adapter.get("base_model_name_or_path")
+    if not base:
+        raise EvaluationError(f"the adapter {name} does not name its base model (base_model_name_or_path)")
+    try:
+        _check_directory(base)
+        model = _load_causal(base, dtype)
+    except EvaluationError as error:
+        raise EvaluationError(
+            f"the adapter {name} needs its base model {base}, which cannot be loaded: {error}; put the base model "
+            f"there, or correct base_model_name_or_path in {Path(name, 'adapter_config.json')}"
+        ) from error
+    tokenizer = _load_tokenizer(name if Path(name, "tokenizer_config.json").is_file() else base)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(
+            len(tokenizer), mean_resizing=False
+        )  # as training did before the adapter
+    return _load_adapter(model, name).to(device).eval(), tokenizer
+
+
+def _adapter_config(name: str) -> dict[str, Any] | None:
+    path = Path(name, "adapter_config.json")
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path} cannot be read: {cause(error)}") from error
+    if not isinstance(config, dict):
+        raise EvaluationError(f"{path} is not the configuration of an adapter: expected a JSON object")
+    return config
+
+
+def _check_directory(name: str) -> None:
+    """Refuse a path without a model before anything looks for it on the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
+            raise EvaluationError(
+                f"{name} is not a model: it has no config.json (found: {inside}); give the directory that "
+                "save_pretrained wrote, or a checkpoint-N inside it"
+            )
+    elif path.exists():
+        raise EvaluationError(f"{name} is a file; give the directory of a model, or a hub id")
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise EvaluationError(f"{name}: there is no such directory")
+
+
+def _load_causal(name: str, dtype: str) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # hub, safetensors, configuration and pickle errors have no common type
+        raise EvaluationError(f"the model {name} cannot be loaded: {cause(error)}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise EvaluationError(
+            f"the checkpoint {name} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
+            "they would be random numbers, and so would the answers"
+        )
+    return model
+
+
+def _load_adapter(model: Any, name: str) -> Any:
+    from peft import PeftModel  # heavy, and needed for adapters alone
+
+    try:
+        return PeftModel.from_pretrained(model, name)
+    except (
+        Exception
+    ) as error:  # missing files, shapes that do not fit and unknown methods have no common type
+        raise EvaluationError(
+            f"the adapter {name} cannot be put on its base model: {cause(error)}"
+        ) from error
+
+
+def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # as many types as there are tokenizers
+        raise EvaluationError(
+            f"there is no usable tokenizer with {name}: {cause(error)}; save it there with save_pretrained"
+        ) from error

@@ -1,0 +1,126 @@
+"""The quickstart's table and picture, from the files that its runs left behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_COLOURS = ("#888888", "#1f77b4", "#d95f02")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What one run measured.
+
+    Attributes:
+        title: Name in the table.
+        correct: Questions answered right.
+        n: Questions asked.
+        interval: Wilson's 95 % interval of the accuracy.
+        cross_entropy: Held-out CE, nats a token.
+        matrix_cross_entropy: Held-out MCE, nats a token.
+        effective_rank: Of the hidden states that predict held-out tokens.
+        step_seconds: Mean wall-clock time of a training step, evaluations left out.
+        history: Logged evaluations, step → metrics.
+    """
+
+    title: str
+    correct: int
+    n: int
+    interval: tuple[float, float]
+    cross_entropy: float
+    matrix_cross_entropy: float
+    effective_rank: float
+    step_seconds: float
+    history: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, title: str, folder: Path) -> RunResult:
+        """Collect one run from its output directory."""
+        summary = _read(folder / "eval" / "summary.json")
+        final = _read(folder / "eval_results.json")
+        state = _read(folder / "trainer_state.json")
+        train = _read(folder / "train_results.json")
+        history = [entry for entry in state["log_history"] if "eval_ce_loss" in entry]
+        within = sum(entry["eval_runtime"] for entry in history[:-1])  # the last one came after training
+        return cls(
+            title=title,
+            correct=summary["correct"],
+            n=summary["n"],
+            interval=(summary["interval"][0], summary["interval"][1]),
+            cross_entropy=final["eval_ce_loss"],
+            matrix_cross_entropy=final["eval_mce_loss"],
+            effective_rank=final["eval_effective_rank"],
+            step_seconds=(train["train_runtime"] - within) / state["global_step"],
+            history=history,
+        )
+
+
+def print_table(results: list[RunResult], console: Console) -> None:
+    """One line a run."""
+    table = Table(title="Unseen problems; CE and MCE on held-out solutions (nats/token)")
+    table.add_column("run")
+    for name in ("correct", "accuracy", "95 % interval", "CE", "MCE", "eff. rank", "s/step"):
+        table.add_column(name, justify="right")
+    for run in results:
+        low, high = run.interval
+        table.add_row(
+            run.title,
+            f"{run.correct}/{run.n}",
+            f"{100 * run.correct / run.n:.1f} %",
+            f"{100 * low:.1f} – {100 * high:.1f}",
+            f"{run.cross_entropy:.4f}",
+            f"{run.matrix_cross_entropy:.4f}",
+            f"{run.effective_rank:.1f}",
+            f"{run.step_seconds:.3f}",
+        )
+    console.print(table)
+    console.print(
+        "One seed and a toy task: overlapping intervals mean that this run does not tell the two losses apart.",
+        style="dim",
+    )
+
+
+def draw(results: list[RunResult], path: Path) -> Path:
+    """Held-out CE, MCE and effective rank over the fine-tunes, and the accuracies with their intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    panels = (
+        ("eval_ce_loss", "held-out CE (nats/token)"),
+        ("eval_mce_loss", "held-out MCE (nats/token)"),
+        ("eval_effective_rank", "effective rank of hidden states"),
+    )
+    base = results[0]
+    for axis, (name, label) in zip(axes[:3], panels, strict=True):
+        for run, colour in list(zip(results, _COLOURS, strict=True))[1:]:
+            points = [(0, base.history[-1][name]), *((e["step"], e[name]) for e in run.history)]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=run.title, color=colour)
+        axis.set_title(label)
+        axis.set_xlabel("fine-tuning step (0: base model)")
+        axis.grid(alpha=0.25)
+    axes[0].legend(frameon=False)
+    shares = [100 * run.correct / run.n for run in results]
+    errors = [
+        [share - 100 * run.interval[0] for share, run in zip(shares, results, strict=True)],
+        [100 * run.interval[1] - share for share, run in zip(shares, results, strict=True)],
+    ]
+    axes[3].bar([run.title for run in results], shares, yerr=errors, color=_COLOURS, capsize=5)
+    axes[3].set_title(f"accuracy, {base.n} unseen problems (%)")
+    axes[3].set_ylim(0, 100)
+    axes[3].grid(axis="y", alpha=0.25)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
