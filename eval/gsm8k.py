@@ -27,6 +27,7 @@ from mce_llm.eval.errors import EvaluationError, GenerationError
 from mce_llm.eval.generation import Generation, generate_greedy
 from mce_llm.eval.loading import DTYPES, load_model_and_tokenizer
 from mce_llm.eval.results import Item, OutputDirectory, Summary, print_summary, summarize
+from mce_llm.processes import LaunchError, join_processes
 
 _PLACE_ONLY = ("output", "overwrite")  # options that do not change the outcome
 
@@ -91,10 +92,11 @@ def evaluate_gsm8k(
         EvaluationError: If the model or the output directory cannot be used.
         DataError: If the questions cannot be used.
         GenerationError: If the model cannot answer them, for instance because its weights hold NaN.
+        LaunchError: If processes that were launched together each work alone.
     """
     if (model is None) != (tokenizer is None):
         raise EvaluationError("pass model and tokenizer together, or neither of them")
-    state = PartialState()
+    state = join_processes()
     recorded = {key: value for key, value in asdict(config).items() if key not in _PLACE_ONLY}
     output = OutputDirectory(config.output, recorded)
     output.check(overwrite=config.overwrite)
@@ -239,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output = OutputDirectory(options.output, {})
     try:
         summary = evaluate_gsm8k(Gsm8kConfig(**vars(options)))
-    except (EvaluationError, DataError) as error:
+    except (EvaluationError, DataError, LaunchError) as error:
         return _fail(str(error), everywhere=isinstance(error, GenerationError))
     except torch.OutOfMemoryError:
         return _fail(

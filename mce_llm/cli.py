@@ -35,7 +35,9 @@ def _root(
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option(help="Where data, models and results go.")] = Path("runs/quickstart"),
+    output: Annotated[Path, typer.Option(help="Where data, models and results go.")] = Path(
+        "runs/quickstart"
+    ),
     fresh: Annotated[bool, typer.Option("--fresh", help="Run stages again that are finished.")] = False,
     steps_scale: Annotated[
         float, typer.Option(min=0.001, help="Multiply the training steps; below 1 for a quick look.")

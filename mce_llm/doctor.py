@@ -74,7 +74,9 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         table.add_row(_MARKS[finding.level], finding.subject, finding.found, finding.remedy)
     console.print(table)
     errors = sum(finding.level == "error" for finding in findings)
-    console.print(f"{errors} problem{'s' * (errors != 1)} to mend" if errors else "everything needed is in order")
+    console.print(
+        f"{errors} problem{'s' * (errors != 1)} to mend" if errors else "everything needed is in order"
+    )
 
 
 def torch_pair(torch_version: str | None, vision_version: str | None) -> Finding:
@@ -88,7 +90,9 @@ def torch_pair(torch_version: str | None, vision_version: str | None) -> Finding
     if torch_version is None:
         return Finding("error", subject, "torch is not installed", "pip install torch")
     if vision_version is None:
-        return Finding("ok", subject, f"torch {torch_version}; no torchvision, none needed for language models")
+        return Finding(
+            "ok", subject, f"torch {torch_version}; no torchvision, none needed for language models"
+        )
     found = f"torch {torch_version} + torchvision {vision_version}"
     for requirement in map(Requirement, requires("torchvision") or []):
         if requirement.name == "torch" and Version(torch_version) not in requirement.specifier:

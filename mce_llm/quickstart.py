@@ -162,4 +162,3 @@ def as_flags(options: dict[str, object]) -> list[str]:
 def configured_steps(config: Path) -> int:
     """`max_steps` of a recipe's configuration."""
     return int(yaml.safe_load(config.read_text(encoding="utf-8"))["max_steps"])
-

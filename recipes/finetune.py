@@ -43,6 +43,7 @@ from mce_llm.lm import (
     NonFiniteLossError,
     UnsupportedModelError,
 )
+from mce_llm.processes import LaunchError, check_engine, check_processes
 from mce_llm.recipes.configuration import (
     ConfigurationError,
     DataArguments,
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     """Train, evaluate and save, as the configuration says."""
     recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
     model_settings, data_settings, training = recipe.model, recipe.data, recipe.training
+    training.device  # noqa: B018 - joins the other processes
+    check_processes(training.world_size)
     output = Path(training.output_dir)
     checkpoint = prepare_output(output, data_settings)
     set_seed(training.seed)
@@ -95,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         data_collator=CompletionCollator(tokenizer),
         processing_class=tokenizer,
     )
+    check_engine(trainer.accelerator)
     if PartialState().is_main_process:
         write_record(output, recipe)
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -275,6 +279,7 @@ if __name__ == "__main__":
         ConfigurationError,
         DataError,
         GeometryError,
+        LaunchError,
         MatrixLossConfigError,
         NonFiniteLossError,
         RecipeError,

@@ -281,7 +281,7 @@ def test_frozen_tensors_get_no_gradient_and_shape_is_free():
     output.loss.backward()
     assert free.grad.shape == (3, 4, 6)
     assert weight.grad is None
-    flat, gradients = fused(hidden.detach(), weight, labels, KINDS[1])
+    _flat, gradients = fused(hidden.detach(), weight, labels, KINDS[1])
     torch.testing.assert_close(free.grad.view(12, 6), gradients[0])
 
 

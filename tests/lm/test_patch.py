@@ -21,7 +21,7 @@ from mce_llm.lm import (
 from mce_llm.lm.heads import find_head
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import CONFIGS, VOCABULARY, make_batch, make_model  # noqa: E402
+from conftest import CONFIGS, VOCABULARY, make_batch, make_model
 
 CE_ONLY = MatrixLossConfig(weight=0.0)
 EXACT = MatrixLossConfig(support=None, order=32, weight=0.7)

@@ -20,7 +20,7 @@ from mce_llm.lm import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import make_batch, make_model  # noqa: E402
+from conftest import make_batch, make_model
 
 
 class Rows(torch.utils.data.Dataset):

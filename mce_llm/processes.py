@@ -1,0 +1,71 @@
+"""Are all the processes that a launcher started really working together, with the engine that was asked for?
+
+accelerate decides both on its own, and where it cannot do as asked (no accelerator and no `use_cpu`, for instance) it
+goes on with every process alone: each trains on all the data, and all write to the same files. Here that is an error.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
+
+_ENGINES = {
+    "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
+    "ACCELERATE_USE_FSDP": DistributedType.FSDP,
+}
+
+
+class LaunchError(RuntimeError):
+    """Processes do not work together as they were launched to; the message says what to change."""
+
+
+def join_processes() -> PartialState:
+    """Join the other processes of this launch, on the CPU where there is no accelerator or `--cpu` asked for it.
+
+    Returns:
+        The state, with as many processes as were launched.
+
+    Raises:
+        LaunchError: accelerate left the others out.
+    """
+    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=asked or not torch.accelerator.is_available())
+    check_processes(state.num_processes)
+    return state
+
+
+def check_processes(num_processes: int) -> None:
+    """Make sure that as many processes work together as were launched.
+
+    Args:
+        num_processes: How many accelerate sees.
+
+    Raises:
+        LaunchError: It is another number.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_processes != launched:
+        raise LaunchError(
+            f"{launched} processes were launched, but each works alone (accelerate sees {num_processes}); without an "
+            "accelerator, set use_cpu: true"
+        )
+
+
+def check_engine(accelerator: Accelerator) -> None:
+    """Make sure that the sharding engine that was launched is the one that runs.
+
+    Args:
+        accelerator: The one that training uses.
+
+    Raises:
+        LaunchError: accelerate went on without it.
+    """
+    for variable, engine in _ENGINES.items():
+        if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type != engine:
+            raise LaunchError(
+                f"{engine.value} was asked for, but accelerate runs {accelerator.distributed_type.value}: the model "
+                "would not be sharded; launch with a configuration that fits this machine"
+            )
