@@ -7,6 +7,7 @@ overrides `learning_rate: 2e-5` in the file, whichever group it belongs to.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -17,7 +18,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from mce_llm.data import PROMPTS
-from mce_llm.lm import MatrixTrainingArguments
+from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
 
 
 class ConfigurationError(ValueError):
@@ -117,6 +118,12 @@ class DataArguments:
     packing: bool = field(
         default=False, metadata={"help": "Pack examples into rows of max_length; they cannot see each other."}
     )
+    total_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows in an optimizer step over all processes; gradient_accumulation_steps follows from it."
+        },
+    )
     resume: bool = field(
         default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
     )
@@ -135,7 +142,7 @@ class DataArguments:
             problems.append(f"unknown prompt {self.prompt!r}{_nearest(self.prompt, list(PROMPTS))}")
         if self.overlong not in ("truncate", "drop"):
             problems.append(f"overlong must be truncate or drop, got {self.overlong!r}")
-        for name in ("max_length", "limit", "eval_limit"):
+        for name in ("max_length", "limit", "eval_limit", "total_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} must be at least 1, got {value}")
@@ -204,9 +211,33 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     nulls = [name for name, value in settings.items() if value is None]
     parser.set_defaults(**dict.fromkeys(nulls))
     words = [word for name, value in settings.items() if value is not None for word in _words(name, value)]
-    model, data, training = parser.parse_args_into_dataclasses([*words, *overrides])[:3]
+    words += _accumulation(parser, [*words, *overrides])
+    try:
+        model, data, training = parser.parse_args_into_dataclasses([*words, *overrides])[:3]
+    except (ConfigurationError, MatrixLossConfigError):
+        raise
+    except (ValueError, ImportError) as error:  # what TrainingArguments raises for settings that do not fit
+        raise ConfigurationError(" ".join(str(error).split())) from error
     given = {**settings, **_given_overrides(overrides)}
     return Recipe(model, data, training, given)
+
+
+def _accumulation(parser: _Parser, words: list[str]) -> list[str]:
+    """`--gradient_accumulation_steps` such that an optimizer step has `total_batch_size` rows."""
+    settings = parser.parse_args(words)
+    total, rows = settings.total_batch_size, settings.per_device_train_batch_size
+    if total is None:
+        return []
+    if settings.gradient_accumulation_steps != parser.get_default("gradient_accumulation_steps"):
+        raise ConfigurationError("give one of total_batch_size and gradient_accumulation_steps, not both")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    at_once = processes * rows
+    if total < 1 or rows < 1 or total % at_once:
+        raise ConfigurationError(
+            f"total_batch_size must be a multiple of {at_once} ({processes} processes × "
+            f"per_device_train_batch_size {rows}), got {total}"
+        )
+    return [f"--gradient_accumulation_steps={total // at_once}"]
 
 
 def _known_settings() -> list[str]:

@@ -1,6 +1,6 @@
 """Fine-tune a causal language model with matrix cross-entropy beside cross-entropy.
 
-    accelerate launch recipes/finetune.py --config recipes/quickstart.yaml --output_dir runs/mce
+    accelerate launch recipes/finetune.py --config recipes/quickstart_mce.yaml --output_dir runs/mce
 
 Every setting of the YAML file can be overridden on the command line; --help lists them. The same command, started
 again after an interruption, goes on from the last checkpoint.
@@ -88,6 +88,11 @@ def main(argv: list[str] | None = None) -> None:
     total = sum(p.numel() for p in model.parameters())
     say(f"model: {type(model).__name__}, {total:,} parameters, {trained:,} of them trained")
     say(f"matrix loss: {training.matrix_loss}")
+    rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    say(
+        f"batch: {training.world_size * rows * steps} rows an optimizer step = {training.world_size} processes × "
+        f"{rows} rows × {steps} accumulation steps"
+    )
 
     # 3. Train. The trainer patches the model, so that its own forward computes both losses.
     trainer = MatrixTrainer(
