@@ -214,8 +214,9 @@ def _finish(
     result: list[Summary | EvaluationError | None] = [None]
     if state.is_main_process:
         try:
-            result[0] = summarize(output.merge(n), seconds, settings)
-            output.write_summary(result[0])
+            summary = summarize(output.merge(n), seconds, settings)
+            output.write_summary(summary)
+            result[0] = summary
         except EvaluationError as error:
             result[0] = error
     broadcast_object_list(result)

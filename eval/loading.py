@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -15,13 +15,13 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 
 def load_model_and_tokenizer(
-    name: str, dtype: Literal["auto", "float32", "bfloat16"] = "auto", device: torch.device | str = "cpu"
+    name: str, dtype: str = "auto", device: torch.device | str = "cpu"
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a causal language model, or a PEFT adapter on its base model, ready to generate.
 
     Args:
         name: A directory or a hub id. A directory with an adapter_config.json is an adapter.
-        dtype: The precision of the weights; `auto` is the one they were saved in.
+        dtype: The precision of the weights, one of `DTYPES`; `auto` is the one they were saved in.
         device: Where to put the model.
 
     Returns:

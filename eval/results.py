@@ -96,7 +96,7 @@ def summarize(items: Sequence[Mapping[str, Any]], seconds: float, settings: Mapp
         correct=correct,
         accuracy=correct / n,
         confidence=CONFIDENCE,
-        interval=tuple(wilson_interval(correct, n, CONFIDENCE)),
+        interval=wilson_interval(correct, n, CONFIDENCE),
         found_by=dict(Counter(item["found_by"] for item in items).most_common()),
         correct_by=dict(Counter(item["found_by"] for item in items if item["correct"]).most_common()),
         truncated=sum(item["finished"] == "length" for item in items) / n,

@@ -6,10 +6,12 @@ documented, with the configurations in `recipes/`. Stages that are finished are 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +23,7 @@ from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
 from mce_llm.quickstart_report import RunResult, draw, print_table
 
 LARGEST_NUMBER = 10  # in a question: small enough to be learnt in two minutes
-PROBLEMS = {"pretrain": ("train", 12000, 1), "train": ("train", 6000, 2)}
+PROBLEMS = {"pretrain": ("train", 24000, 1), "train": ("train", 12000, 2)}
 HELD_OUT = {"validation": ("validation", 200, 1), "test": ("test", 300, 1)}
 
 
@@ -71,7 +73,7 @@ def run_quickstart(folder: Path, *, fresh: bool = False, steps_scale: float = 1.
         evaluate(stage, folder, console, fresh=fresh)
     console.rule("4/4  results")
     results = [RunResult.read(stage.title, folder / stage.name) for stage in (BASE, *FINE_TUNES)]
-    print_table(results, console)
+    print_table(results, console, chance(folder))
     picture = draw(results, folder / "quickstart.png")
     console.print(f"picture: {picture}")
     console.print(f"whole quickstart: {time.monotonic() - started:.0f} s")
@@ -97,12 +99,13 @@ def make_data(folder: Path, console: Console) -> None:
 def train(stage: Stage, folder: Path, console: Console, *, fresh: bool, steps_scale: float) -> None:
     """One run of recipes/finetune.py."""
     output = folder / stage.name
-    if (output / "train_results.json").exists() and not fresh:
+    recipe = installed_file("mce_llm.recipes.finetune")
+    config = recipe.parent / stage.config
+    steps = max(2, round(configured_steps(config) * steps_scale))
+    if not fresh and is_finished(stage, folder, steps):
         console.print(f"{stage.title}: finished before, kept (--fresh trains again)")
         return
     console.print(f"[bold]{stage.title}")
-    recipe = installed_file("mce_llm.recipes.finetune")
-    config = recipe.parent / stage.config
     options = {"output_dir": output, "overwrite": "true"}
     if stage is BASE:
         options |= {"tokenizer_name_or_path": folder / "tokenizer", "dataset": folder / "pretrain.jsonl"}
@@ -110,9 +113,20 @@ def train(stage: Stage, folder: Path, console: Console, *, fresh: bool, steps_sc
     else:
         options |= {"model_name_or_path": folder / BASE.name, "dataset": folder / "train.jsonl"}
         options |= {"eval_dataset": folder / "validation.jsonl"}
-    if steps_scale != 1.0:
-        options["max_steps"] = max(2, round(configured_steps(config) * steps_scale))
+    options["max_steps"] = steps
     launch([str(recipe), "--config", str(config), *as_flags(options)])
+
+
+def is_finished(stage: Stage, folder: Path, steps: int) -> bool:
+    """Whether a stage was trained for as many steps as now, and after the base model that it starts from."""
+    results = folder / stage.name / "train_results.json"
+    state = folder / stage.name / "trainer_state.json"
+    if not results.exists() or not state.exists():
+        return False
+    if json.loads(state.read_text(encoding="utf-8"))["global_step"] != steps:
+        return False
+    base = folder / BASE.name / "train_results.json"
+    return stage is BASE or results.stat().st_mtime >= base.stat().st_mtime
 
 
 def evaluate(stage: Stage, folder: Path, console: Console, *, fresh: bool) -> None:
@@ -127,6 +141,19 @@ def evaluate(stage: Stage, folder: Path, console: Console, *, fresh: bool) -> No
     options = {"model": model, "data": folder / "test.jsonl", "output": output, "prompt": "plain"}
     options |= {"max_new_tokens": 48, "batch_size": 100, "overwrite": "true"}
     launch([str(installed_file("mce_llm.eval.gsm8k")), *as_flags(options)])
+
+
+def chance(folder: Path) -> tuple[str, float]:
+    """The most common answer of the training problems, and the share of the test problems that it is right on."""
+    answers = {
+        name: [
+            json.loads(line)["answer"].rpartition("#### ")[2]
+            for line in (folder / name).open(encoding="utf-8")
+        ]
+        for name in ("train.jsonl", "test.jsonl")
+    }
+    ((most_common, _),) = Counter(answers["train.jsonl"]).most_common(1)
+    return most_common, answers["test.jsonl"].count(most_common) / len(answers["test.jsonl"])
 
 
 def launch(words: list[str]) -> None:

@@ -61,25 +61,28 @@ class RunResult:
         )
 
 
-def print_table(results: list[RunResult], console: Console) -> None:
-    """One line a run."""
-    table = Table(title="Unseen problems; CE and MCE on held-out solutions (nats/token)")
-    table.add_column("run")
-    for name in ("correct", "accuracy", "95 % interval", "CE", "MCE", "eff. rank", "s/step"):
-        table.add_column(name, justify="right")
+def print_table(results: list[RunResult], console: Console, chance: tuple[str, float]) -> None:
+    """One line a run; below it how good guessing would be (`chance`: the guess, and its accuracy)."""
+    title = f"accuracy on {results[0].n} unseen problems; CE and MCE on held-out solutions, nats/token"
+    table = Table(title=title, title_justify="left")
+    table.add_column("run", no_wrap=True)
+    for name in ("accuracy", "95 % interval", "CE", "MCE", "eff. rank", "s/step"):
+        table.add_column(name, justify="right", no_wrap=True)
     for run in results:
         low, high = run.interval
         table.add_row(
             run.title,
-            f"{run.correct}/{run.n}",
             f"{100 * run.correct / run.n:.1f} %",
-            f"{100 * low:.1f} – {100 * high:.1f}",
+            f"{100 * low:.1f}–{100 * high:.1f} %",
             f"{run.cross_entropy:.4f}",
             f"{run.matrix_cross_entropy:.4f}",
             f"{run.effective_rank:.1f}",
             f"{run.step_seconds:.3f}",
         )
     console.print(table)
+    console.print(
+        f"Always answering {chance[0]}, the most common answer in training, is right on {100 * chance[1]:.1f} %."
+    )
     console.print(
         "One seed and a toy task: overlapping intervals mean that this run does not tell the two losses apart.",
         style="dim",
@@ -93,7 +96,8 @@ def draw(results: list[RunResult], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
+    figure, grid = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    axes = grid.flatten()
     panels = (
         ("eval_ce_loss", "held-out CE (nats/token)"),
         ("eval_mce_loss", "held-out MCE (nats/token)"),

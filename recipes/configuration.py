@@ -192,7 +192,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         ConfigurationError: A file that cannot be read, unknown settings (with the nearest known name), values of
             the wrong kind, or values that cannot be used.
     """
-    parser = _Parser((ModelArguments, DataArguments, MatrixTrainingArguments), allow_abbrev=False)
+    groups: Any = (ModelArguments, DataArguments, MatrixTrainingArguments)  # more exact than its annotation
+    parser = _Parser(groups, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file with settings; the command line overrides it.")
     if "--help" in argv or "-h" in argv:
         parser.parse_args(["--help"])

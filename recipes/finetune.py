@@ -14,6 +14,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import yaml
@@ -52,6 +53,9 @@ from mce_llm.recipes.configuration import (
     parse_recipe,
 )
 
+if TYPE_CHECKING:
+    from peft import PeftModel  # heavy, and needed for adapters alone
+
 
 class RecipeError(RuntimeError):
     """Something the recipe was pointed at cannot be used; the message says what and what to do."""
@@ -63,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     model_settings, data_settings, training = recipe.model, recipe.data, recipe.training
     training.device  # noqa: B018 - joins the other processes
     check_processes(training.world_size)
-    output = Path(training.output_dir)
+    output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
     checkpoint = prepare_output(output, data_settings)
     set_seed(training.seed)
 
@@ -81,9 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigurationError("eval_strategy needs eval_dataset")
 
     # 2. Model, and adapters on it.
-    model = load_model(model_settings, tokenizer)
-    if model_settings.lora_r:
-        model = with_lora(model, model_settings)
+    base = load_model(model_settings, tokenizer)
+    model = with_lora(base, model_settings) if model_settings.lora_r else base
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     say(f"model: {type(model).__name__}, {total:,} parameters, {trained:,} of them trained")
@@ -209,7 +212,7 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
         except (ValueError, TypeError) as error:
             raise RecipeError(f"cannot make a model from model_config: {first_line(error)}") from error
         return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
-    source = settings.model_name_or_path
+    source = str(settings.model_name_or_path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source,
@@ -230,7 +233,7 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
     return model
 
 
-def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PreTrainedModel:
+def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
     """The model with trainable LoRA adapters on frozen weights.
 
     Raises:
@@ -238,9 +241,8 @@ def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PreTrainedMod
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    targets: str | list[str] = settings.lora_target_modules
-    if targets != "all-linear":
-        targets = [name.strip() for name in targets.split(",")]
+    names = settings.lora_target_modules
+    targets = names if names == "all-linear" else [name.strip() for name in names.split(",")]
     try:
         return get_peft_model(
             model,
