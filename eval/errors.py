@@ -9,9 +9,3 @@ class EvaluationError(ValueError):
 
 class GenerationError(EvaluationError):
     """The model cannot answer these prompts; unlike the others, this can happen on one process alone."""
-
-
-def cause(error: BaseException) -> str:
-    """Return the type and first line of an error of another library, for a message of our own."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(": ")

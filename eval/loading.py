@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from mce_llm.eval.errors import EvaluationError, cause
+from mce_llm.eval.errors import EvaluationError
+from mce_llm.messages import cause, model_path_problem
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -33,14 +34,14 @@ def load_model_and_tokenizer(
     """
     adapter = _adapter_config(name)
     if adapter is None:
-        _check_directory(name)
+        _check_path(name)
         tokenizer = _load_tokenizer(name)
         return _load_causal(name, dtype).to(device).eval(), tokenizer
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise EvaluationError(f"the adapter {name} does not name its base model (base_model_name_or_path)")
     try:
-        _check_directory(base)
+        _check_path(base)
         model = _load_causal(base, dtype)
     except EvaluationError as error:
         raise EvaluationError(
@@ -68,20 +69,9 @@ def _adapter_config(name: str) -> dict[str, Any] | None:
     return config
 
 
-def _check_directory(name: str) -> None:
-    """Refuse a path without a model before anything looks for it on the hub."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            inside = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
-            raise EvaluationError(
-                f"{name} is not a model: it has no config.json (found: {inside}); give the directory that "
-                "save_pretrained wrote, or a checkpoint-N inside it"
-            )
-    elif path.exists():
-        raise EvaluationError(f"{name} is a file; give the directory of a model, or a hub id")
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise EvaluationError(f"{name}: there is no such directory")
+def _check_path(name: str) -> None:
+    if problem := model_path_problem(name):
+        raise EvaluationError(problem)
 
 
 def _load_causal(name: str, dtype: str) -> Any:

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mce_llm.data import write_jsonl
-from mce_llm.eval.errors import EvaluationError, cause
+from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.intervals import wilson_interval
+from mce_llm.messages import cause
 
 Item = dict[str, Any]
 

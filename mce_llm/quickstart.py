@@ -145,15 +145,15 @@ def evaluate(stage: Stage, folder: Path, console: Console, *, fresh: bool) -> No
 
 def chance(folder: Path) -> tuple[str, float]:
     """The most common answer of the training problems, and the share of the test problems that it is right on."""
-    answers = {
-        name: [
+    train, test = (
+        [
             json.loads(line)["answer"].rpartition("#### ")[2]
-            for line in (folder / name).open(encoding="utf-8")
+            for line in (folder / name).read_text("utf-8").splitlines()
         ]
         for name in ("train.jsonl", "test.jsonl")
-    }
-    ((most_common, _),) = Counter(answers["train.jsonl"]).most_common(1)
-    return most_common, answers["test.jsonl"].count(most_common) / len(answers["test.jsonl"])
+    )
+    ((most_common, _),) = Counter(train).most_common(1)
+    return most_common, test.count(most_common) / len(test)
 
 
 def launch(words: list[str]) -> None:

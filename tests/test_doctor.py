@@ -71,12 +71,10 @@ def test_optional_packages_are_notes(monkeypatch):
     assert "pip install 'mce-llm[deepspeed]'" in [finding.remedy for finding in findings]
 
 
-def test_report():
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_findings(
-        [Finding("ok", "python", "3.12"), Finding("error", "torch", "missing", "install it")], console
-    )
-    text = console.export_text()
+def test_report(capsys):
+    findings = [Finding("ok", "python", "3.12"), Finding("error", "torch", "missing", "install it")]
+    print_findings(findings, Console(width=100))
+    text = capsys.readouterr().out
     assert "install it" in text
     assert "1 problem to mend" in text
 

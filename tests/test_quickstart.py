@@ -82,7 +82,10 @@ def test_fine_tunes_start_from_the_base_model_and_see_the_same_data(folder):
 
 def test_train_and_test_problems_are_apart(folder):
     questions = {
-        name: {json.loads(line)["question"] for line in (folder / f"{name}.jsonl").open(encoding="utf-8")}
+        name: {
+            json.loads(line)["question"]
+            for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()
+        }
         for name in ("pretrain", "train", "validation", "test")
     }
     assert not questions["test"] & (questions["pretrain"] | questions["train"] | questions["validation"])

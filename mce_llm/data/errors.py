@@ -5,19 +5,11 @@ Every message says where (file, line or record), what was found, and what to do 
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 class DataError(ValueError):
     """The data, the prompt or the tokenizer cannot be used as asked; the message says what to change."""
-
-
-def nearest_hint(name: str, options: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)`` for the closest option, or an empty string when none is close."""
-    known = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
 def shorten(value: object, limit: int = 60) -> str:

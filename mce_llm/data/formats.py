@@ -13,7 +13,8 @@ from typing import Any
 
 from datasets import Features, Value
 
-from mce_llm.data.errors import DataError, nearest_hint, problem_list, shorten
+from mce_llm.data.errors import DataError, problem_list, shorten
+from mce_llm.messages import nearest_hint
 
 _SHOWN = 5
 

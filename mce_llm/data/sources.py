@@ -15,9 +15,10 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 
-from mce_llm.data.errors import DataError, nearest_hint
+from mce_llm.data.errors import DataError
 from mce_llm.data.formats import RecordFormat, check_records, detect_format
 from mce_llm.data.records import read_records
+from mce_llm.messages import cause, nearest_hint
 
 KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
     "gsm8k": ("openai/gsm8k", "main"),
@@ -112,7 +113,7 @@ def _from_file(
         except DataError:
             raise
         except Exception as error:  # pyarrow and datasets raise many types for a broken file
-            raise DataError(f"{path}: not a readable parquet file: {_cause(error)}") from error
+            raise DataError(f"{path}: not a readable parquet file: {cause(error)}") from error
         return _from_dataset(str(path), dataset, columns, format, limit, seed)
     records, places = read_records(path)
     indices = _chosen(len(records), limit, seed)
@@ -160,7 +161,7 @@ def _from_directory(path: Path, name: str | None, split: str) -> datasets.Datase
         try:
             saved = datasets.load_from_disk(str(path))
         except Exception as error:  # a half-copied directory fails in many ways
-            raise DataError(f"{path}: a saved data set that cannot be loaded: {_cause(error)}") from error
+            raise DataError(f"{path}: a saved data set that cannot be loaded: {cause(error)}") from error
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
                 raise DataError(
@@ -172,7 +173,7 @@ def _from_directory(path: Path, name: str | None, split: str) -> datasets.Datase
         return datasets.load_dataset(str(path), name, split=split)
     except Exception as error:
         raise DataError(
-            f"{path}: no data set can be loaded from this directory: {_cause(error)}; expected one written by "
+            f"{path}: no data set can be loaded from this directory: {cause(error)}; expected one written by "
             f"save_to_disk, or data files ({', '.join(_FILES)})"
         ) from error
 
@@ -183,15 +184,7 @@ def _from_hub(hub_id: str, name: str | None, split: str) -> datasets.Dataset:
     except Exception as error:  # network, hub and builder errors have no common type
         shown = hub_id if name is None else f"{hub_id} ({name})"
         raise DataError(
-            f"the hub data set {shown!r}, split {split!r}, cannot be loaded: {_cause(error)}"
+            f"the hub data set {shown!r}, split {split!r}, cannot be loaded: {cause(error)}"
             f"{nearest_hint(hub_id, KNOWN_SOURCES) if '/' not in hub_id else ''}; check the id, the split "
             f"and the network, or give the path of a local copy ({', '.join(_FILES)}, or a save_to_disk directory)"
         ) from error
-
-
-def _cause(error: BaseException) -> str:
-    """Return the first line of the innermost error, with its type."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}".rstrip(":. ")

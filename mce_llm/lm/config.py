@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
+
+from mce_llm.messages import nearest_hint
 
 Kind = Literal["token", "marginal", "expected"]
 EmbeddingTable = Literal["output", "input"]
@@ -89,8 +90,7 @@ class MatrixLossConfig:
         problems = []
         for key in settings:
             if key not in names:
-                near = get_close_matches(key, names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"
+                hint = nearest_hint(key, names) or f"; known are {', '.join(names)}"
                 problems.append(f"unknown setting {key!r}{hint}")
         known = {key: value for key, value in settings.items() if key in names}
         try:
@@ -122,10 +122,8 @@ def _is_count(value: object) -> bool:
 def _choice_problems(name: str, value: object, choices: tuple[str, ...]) -> list[str]:
     if value in choices:
         return []
-    near = get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return [f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}"]
+    return [f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest_hint(str(value), choices)}"]
 
 
 def _listing(problems: list[str]) -> str:
-    return problems[0] if len(problems) == 1 else "\n".join(f"- {problem}" for problem in problems)
+    return problems[0] if len(problems) == 1 else "".join(f"\n- {problem}" for problem in problems)

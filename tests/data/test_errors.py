@@ -1,16 +1,6 @@
 import pickle
 
-import pytest
-
-from mce_llm.data.errors import DataError, nearest_hint, problem_list, shorten
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [("Metamaht", " (did you mean 'metamath'?)"), ("PLAIN", " (did you mean 'plain'?)"), ("zzz", "")],
-)
-def test_nearest_hint(name, hint):
-    assert nearest_hint(name, ["metamath", "plain"]) == hint
+from mce_llm.data.errors import DataError, problem_list, shorten
 
 
 def test_shorten_keeps_short_values_and_cuts_long_ones():

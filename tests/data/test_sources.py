@@ -183,7 +183,7 @@ def test_unreachable_hub_names_the_id_and_a_way_out(monkeypatch, source):
     shown = "openai/gsm8k (main)" if source == "gsm8k" else source
     with pytest.raises(DataError, match=re.escape(repr(shown))) as caught:
         load_examples(source)
-    assert "ConnectionError: Couldn't reach the hub;" in str(caught.value)
+    assert "ConnectionError: Couldn't reach the hub more lines;" in str(caught.value)
     assert "give the path of a local copy" in str(caught.value)
 
 

@@ -23,7 +23,7 @@ def test_defaults_are_the_documented_ones():
     [
         (
             {"kind": "tokens"},
-            "kind must be one of token, marginal, expected, got 'tokens'; did you mean 'token'",
+            "kind must be one of token, marginal, expected, got 'tokens' \\(did you mean 'token'",
         ),
         ({"weight": -1.0}, "weight must be a finite number ≥ 0, got -1.0"),
         ({"weight": float("nan")}, "weight must be a finite number"),
@@ -37,7 +37,7 @@ def test_defaults_are_the_documented_ones():
         ({"order": 0}, "order must be a positive integer"),
         ({"embeddings": "both"}, "embeddings must be one of output, input"),
         ({"center": 1}, "center must be true or false"),
-        ({"suport": 3}, "unknown setting 'suport'; did you mean 'support'"),
+        ({"suport": 3}, "unknown setting 'suport' \\(did you mean 'support'"),
         ({"zzz": 3}, "unknown setting 'zzz'; known are kind, weight"),
     ],
 )
