@@ -143,7 +143,12 @@ class OutputDirectory:
         Raises:
             EvaluationError: If the directory cannot be used.
         """
-        existing = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        try:
+            existing = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        except PermissionError as error:
+            raise EvaluationError(
+                f"no permission to look into {error.filename}; choose another output directory"
+            ) from error
         if not existing.is_dir():
             raise EvaluationError(f"the output {self.path} cannot be a directory: {existing} is a file")
         if not os.access(existing, os.W_OK | os.X_OK):

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ from transformers import HfArgumentParser
 
 from mce_llm.data import PROMPTS
 from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
+from mce_llm.messages import nearest_hint
 
 
 class ConfigurationError(ValueError):
@@ -128,7 +128,10 @@ class DataArguments:
         default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Write into an output_dir that holds a finished run."}
+        default=False,
+        metadata={
+            "help": "Remove a finished run, or with resume false the checkpoints, that output_dir holds."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -139,7 +142,7 @@ class DataArguments:
         """
         problems: list[str] = []
         if self.prompt not in PROMPTS:
-            problems.append(f"unknown prompt {self.prompt!r}{_nearest(self.prompt, list(PROMPTS))}")
+            problems.append(f"unknown prompt {self.prompt!r}{nearest_hint(self.prompt, PROMPTS)}")
         if self.overlong not in ("truncate", "drop"):
             problems.append(f"overlong must be truncate or drop, got {self.overlong!r}")
         for name in ("max_length", "limit", "eval_limit", "total_batch_size"):
@@ -203,7 +206,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     known = _known_settings()
     flags = [word[2:] for word in overrides if word.startswith("--")]
     problems = [
-        f"unknown setting {name!r}{_nearest(name, known)}"
+        f"unknown setting {name!r}{nearest_hint(name, known)}"
         for name in dict.fromkeys([*settings, *flags])
         if name not in known
     ]
@@ -316,11 +319,6 @@ def _given_overrides(overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _mapping(name: str, text: str | None, problems: list[str]) -> dict[str, Any]:
     if text is None:
         return {}
@@ -339,4 +337,4 @@ def _raise_all(problems: list[str]) -> None:
     if len(problems) == 1:
         raise ConfigurationError(problems[0])
     if problems:
-        raise ConfigurationError("\n".join(f"- {problem}" for problem in problems))
+        raise ConfigurationError("".join(f"\n- {problem}" for problem in problems))

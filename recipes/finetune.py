@@ -9,16 +9,13 @@ again after an interruption, goes on from the last checkpoint.
 from __future__ import annotations
 
 import json
-import platform
 import sys
-import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import yaml
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from mce_llm.data import (
     CompletionCollator,
@@ -44,17 +40,22 @@ from mce_llm.lm import (
     NonFiniteLossError,
     UnsupportedModelError,
 )
+from mce_llm.messages import cause, model_path_problem
 from mce_llm.processes import LaunchError, check_engine, check_processes
 from mce_llm.recipes.configuration import (
     ConfigurationError,
     DataArguments,
     ModelArguments,
-    Recipe,
     parse_recipe,
 )
+from mce_llm.recipes.outputs import OutputError, prepare_output, write_record
 
 if TYPE_CHECKING:
     from peft import PeftModel  # heavy, and needed for adapters alone
+
+
+# How the writers of weights (safetensors) and of optimizer states (torch) say it.
+_DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
 
 
 class RecipeError(RuntimeError):
@@ -68,7 +69,14 @@ def main(argv: list[str] | None = None) -> None:
     training.device  # noqa: B018 - joins the other processes
     check_processes(training.world_size)
     output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
-    checkpoint = prepare_output(output, data_settings)
+    checkpoint = prepare_output(
+        output,
+        recipe.given,
+        resume=data_settings.resume,
+        overwrite=data_settings.overwrite,
+        say=say,
+        main=PartialState().is_main_process,
+    )
     set_seed(training.seed)
 
     # 1. Tokenizer and data.
@@ -108,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     check_engine(trainer.accelerator)
     if PartialState().is_main_process:
-        write_record(output, recipe)
+        write_record(output, recipe.given)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_metrics("train", result.metrics)
 
@@ -124,30 +132,6 @@ def main(argv: list[str] | None = None) -> None:
     say(f"saved to {output}")
 
 
-def prepare_output(output: Path, settings: DataArguments) -> str | None:
-    """Make the output folder, and say whether to go on from a checkpoint in it.
-
-    Raises:
-        RecipeError: The folder cannot be written, or holds a finished run.
-    """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise RecipeError(f"cannot write to output_dir {str(output)!r}: {error.strerror or error}") from error
-    finished = [name for name in ("train_results.json", "model.safetensors") if (output / name).exists()]
-    if finished and not settings.overwrite:
-        raise RecipeError(
-            f"output_dir {str(output)!r} holds a finished run ({', '.join(finished)}); choose another output_dir, "
-            "or pass --overwrite true"
-        )
-    checkpoint = get_last_checkpoint(str(output)) if settings.resume and not finished else None
-    if checkpoint is not None:
-        say(f"resuming from {checkpoint}")
-    return checkpoint
-
-
 def load_tokenizer(settings: ModelArguments) -> PreTrainedTokenizerBase:
     """The tokenizer, named by itself or the model's own.
 
@@ -155,10 +139,12 @@ def load_tokenizer(settings: ModelArguments) -> PreTrainedTokenizerBase:
         RecipeError: It cannot be found.
     """
     source = settings.tokenizer_name_or_path or settings.model_name_or_path
+    if settings.tokenizer_name_or_path is None and (problem := model_path_problem(str(source))):
+        raise RecipeError(problem)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"cannot load a tokenizer from {source!r}: {first_line(error)}") from error
+        raise RecipeError(f"cannot load a tokenizer from {source!r}: {cause(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         say(f"tokenizer: no padding token, padding with {tokenizer.eos_token!r} (labels do not depend on it)")
@@ -210,7 +196,7 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
             config = AutoConfig.for_model(shape.pop("model_type"), **shape)
             model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"cannot make a model from model_config: {first_line(error)}") from error
+            raise RecipeError(f"cannot make a model from model_config: {cause(error)}") from error
         return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
     source = str(settings.model_name_or_path)
     try:
@@ -221,9 +207,7 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
             trust_remote_code=settings.trust_remote_code,
         )
     except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"cannot load a causal language model from {source!r}: {first_line(error)}"
-        ) from error
+        raise RecipeError(f"cannot load a causal language model from {source!r}: {cause(error)}") from error
     broken = [name for name, p in model.named_parameters() if p.numel() and not torch.isfinite(p).all()]
     if broken:
         raise RecipeError(
@@ -255,17 +239,7 @@ def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
             ),
         )
     except ValueError as error:
-        raise RecipeError(
-            f"lora_target_modules {settings.lora_target_modules!r}: {first_line(error)}"
-        ) from error
-
-
-def write_record(output: Path, recipe: Recipe) -> None:
-    """Leave beside the weights what is needed to run the same again: recipe.yaml and versions.json."""
-    (output / "recipe.yaml").write_text(yaml.safe_dump(recipe.given, sort_keys=False, allow_unicode=True))
-    packages = ("mce-llm", "torch", "transformers", "accelerate", "peft", "datasets")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    (output / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+        raise RecipeError(f"lora_target_modules {settings.lora_target_modules!r}: {cause(error)}") from error
 
 
 def say(text: str) -> None:
@@ -274,14 +248,17 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a message, which is where libraries say what is wrong."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def run(argv: list[str] | None = None) -> int:
+    """Run `main`, with problems as one message instead of a traceback.
 
+    Args:
+        argv: The command line; by default that of the process.
 
-if __name__ == "__main__":
+    Returns:
+        The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C.
+    """
     try:
-        main()
+        main(argv)
     except (
         ConfigurationError,
         DataError,
@@ -289,11 +266,30 @@ if __name__ == "__main__":
         LaunchError,
         MatrixLossConfigError,
         NonFiniteLossError,
+        OutputError,
         RecipeError,
         UnsupportedModelError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except torch.OutOfMemoryError as error:
+        message = (
+            f"out of memory: {cause(error)}; lower per_device_train_batch_size (total_batch_size keeps the batch as it "
+            "is), or set gradient_checkpointing: true"
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not any(sign in str(error) for sign in _DISK_FULL):
+            raise
+        message = (
+            f"the disk is full: {cause(error)}; with space, the same command goes on from the last checkpoint"
+        )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    else:
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -70,6 +70,14 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
             f"{name} is not a causal language model (its loss is {loss_type}); "
             "load it with AutoModelForCausalLM"
         )
+    causal = [
+        module.is_causal for module in inner.modules() if isinstance(getattr(module, "is_causal", None), bool)
+    ]
+    if causal and not any(causal):
+        raise UnsupportedModelError(
+            f"{name} attends in both directions and would see the tokens that it has to predict; use a decoder, or "
+            "set is_decoder=True in its config"
+        )
     return inner
 
 

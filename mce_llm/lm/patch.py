@@ -215,13 +215,13 @@ def patch_model(
         The patch, which holds the parts of the latest loss and can be removed.
 
     Raises:
-        UnsupportedModelError: A model or head that the losses would be wrong for.
-        ValueError: Both or an ill-fitting `tokenizer` and `token_mask`.
+        UnsupportedModelError: A model, head or tokenizer that the losses would be wrong for.
+        ValueError: Both `tokenizer` and `token_mask`, or a mask of another size.
     """
     if tokenizer is not None and token_mask is not None:
         raise ValueError("give tokenizer or token_mask, not both")
     if tokenizer is not None:
-        token_mask = token_mask_of(tokenizer, causal_model(model).get_output_embeddings().out_features)
+        token_mask = token_mask_of(tokenizer, find_head(causal_model(model)).module.out_features)
     return MatrixLossPatch(model, config, token_mask)
 
 
@@ -232,11 +232,11 @@ def token_mask_of(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Tensor:
     what the initialisation left and say nothing about language.
 
     Raises:
-        ValueError: If the tokenizer has ids beyond the table.
+        UnsupportedModelError: If the tokenizer has ids beyond the table.
     """
     ids = sorted(set(tokenizer.get_vocab().values()))
     if ids and ids[-1] >= num_rows:
-        raise ValueError(
+        raise UnsupportedModelError(
             f"the tokenizer has ids up to {ids[-1]}, the model's head only {num_rows} rows; "
             "resize the embeddings (model.resize_token_embeddings) or use the model's own tokenizer"
         )

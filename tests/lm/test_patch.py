@@ -248,6 +248,10 @@ _BERT = {k: v for k, v in CONFIGS["gpt-neox"][1].items() if k not in ("bos_token
         ),
         (lambda: nn.Linear(2, 2), "expected a Hugging Face causal language model .*got Linear"),
         (lambda: make_model().model, "LlamaModel is not a causal language model"),
+        (
+            lambda: transformers.BertLMHeadModel(transformers.BertConfig(**_BERT)),
+            "BertLMHeadModel attends in both directions.*is_decoder=True",
+        ),
     ],
 )
 def test_models_the_loss_would_be_wrong_for_are_refused(make, message):
@@ -270,7 +274,7 @@ def test_rows_that_are_no_tokens_stay_out():
     mask = token_mask_of(_Tokenizer(range(10), pad=9), 12)
     assert mask.tolist() == [True] * 9 + [False] * 3
     assert token_mask_of(_Tokenizer(range(10), pad=2), 12).sum() == 10, "padding with EOS hides no token"
-    with pytest.raises(ValueError, match="ids up to 12, the model's head only 12 rows; resize"):
+    with pytest.raises(UnsupportedModelError, match="ids up to 12, the model's head only 12 rows; resize"):
         token_mask_of(_Tokenizer(range(13)), 12)
 
 
