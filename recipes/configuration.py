@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -19,6 +20,9 @@ from transformers import HfArgumentParser
 from mce_llm.data import PROMPTS
 from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
 from mce_llm.messages import nearest_hint
+
+# Each is a number of rows or steps, and none of them can be zero.
+_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 class ConfigurationError(ValueError):
@@ -201,42 +205,54 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     if "--help" in argv or "-h" in argv:
         parser.parse_args(["--help"])
     argv = _split_equals(argv)
-    path, overrides = _take_config(argv)
-    settings = _read_yaml(path) if path else {}
+    path, argv = _take_config(argv)
+    settings = _read_yaml(path) if path is not None else {}
+    stray, overrides = _by_name(argv)
+    nulls = [name for name, value in settings.items() if value is None]
     known = _known_settings()
-    flags = [word[2:] for word in overrides if word.startswith("--")]
     problems = [
         f"unknown setting {name!r}{nearest_hint(name, known)}"
-        for name in dict.fromkeys([*settings, *flags])
+        for name in dict.fromkeys([*settings, *overrides])
         if name not in known
     ]
-    problems += [f"unexpected word {word!r} on the command line" for word in _stray_words(overrides)]
+    problems += [
+        f"{name} cannot be null; leave it out to get its default"
+        for name in nulls
+        if name in known and type(None) not in get_args(known[name])
+    ]
+    problems += [f"unexpected word {word!r} on the command line" for word in stray]
     _raise_all(problems)
-    nulls = [name for name, value in settings.items() if value is None]
     parser.set_defaults(**dict.fromkeys(nulls))
     words = [word for name, value in settings.items() if value is not None for word in _words(name, value)]
-    words += _accumulation(parser, [*words, *overrides])
+    words += [word for name, values in overrides.items() for word in _flag(name, values)]
+    parsed = parser.parse_args(words)
+    _raise_all(
+        [f"{name} must be at least 1, got {n}" for name in _COUNTS if (n := getattr(parsed, name)) < 1]
+    )
+    if parsed.total_batch_size is not None:
+        steps_given = (
+            settings.get("gradient_accumulation_steps"),
+            overrides.get("gradient_accumulation_steps"),
+        )
+        words += _accumulation(parsed, given=any(steps is not None for steps in steps_given))
     try:
-        model, data, training = parser.parse_args_into_dataclasses([*words, *overrides])[:3]
+        model, data, training = parser.parse_args_into_dataclasses(words)[:3]
     except (ConfigurationError, MatrixLossConfigError):
         raise
     except (ValueError, ImportError) as error:  # what TrainingArguments raises for settings that do not fit
         raise ConfigurationError(" ".join(str(error).split())) from error
-    given = {**settings, **_given_overrides(overrides)}
+    given = {**settings, **{name: _plain(getattr(parsed, name)) for name in overrides}}
     return Recipe(model, data, training, given)
 
 
-def _accumulation(parser: _Parser, words: list[str]) -> list[str]:
+def _accumulation(settings: Namespace, *, given: bool) -> list[str]:
     """`--gradient_accumulation_steps` such that an optimizer step has `total_batch_size` rows."""
-    settings = parser.parse_args(words)
     total, rows = settings.total_batch_size, settings.per_device_train_batch_size
-    if total is None:
-        return []
-    if settings.gradient_accumulation_steps != parser.get_default("gradient_accumulation_steps"):
+    if given:
         raise ConfigurationError("give one of total_batch_size and gradient_accumulation_steps, not both")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     at_once = processes * rows
-    if total < 1 or rows < 1 or total % at_once:
+    if total < 1 or total % at_once:
         raise ConfigurationError(
             f"total_batch_size must be a multiple of {at_once} ({processes} processes × "
             f"per_device_train_batch_size {rows}), got {total}"
@@ -244,9 +260,16 @@ def _accumulation(parser: _Parser, words: list[str]) -> list[str]:
     return [f"--gradient_accumulation_steps={total // at_once}"]
 
 
-def _known_settings() -> list[str]:
+def _known_settings() -> dict[str, Any]:
+    """Every setting and its type."""
     groups = (ModelArguments, DataArguments, MatrixTrainingArguments)
-    return [item.name for group in groups for item in fields(group) if item.init]
+    types = [get_type_hints(group) for group in groups]
+    return {
+        item.name: hints[item.name]
+        for group, hints in zip(groups, types, strict=True)
+        for item in fields(group)
+        if item.init
+    }
 
 
 def _split_equals(argv: Sequence[str]) -> list[str]:
@@ -294,29 +317,27 @@ def _words(name: str, value: Any) -> list[str]:
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _stray_words(overrides: list[str]) -> list[str]:
-    """Words that stand before the first flag."""
-    stray = []
-    for word in overrides:
+def _by_name(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The words that stand before the first flag, and for each flag's name those that follow it."""
+    stray: list[str] = []
+    named: dict[str, list[str]] = {}
+    current = stray
+    for word in words:
         if word.startswith("--"):
-            break
-        stray.append(word)
-    return stray
-
-
-def _given_overrides(overrides: list[str]) -> dict[str, Any]:
-    given: dict[str, list[str]] = {}
-    name = ""
-    for word in overrides:
-        if word.startswith("--"):
-            name = word[2:]
-            given[name] = []
+            current = named[word[2:]] = []
         else:
-            given[name].append(word)
-    return {
-        name: yaml.safe_load(words[0]) if len(words) == 1 else (words or True)
-        for name, words in given.items()
-    }
+            current.append(word)
+    return stray, named
+
+
+def _flag(name: str, values: list[str]) -> list[str]:
+    """An override as words again; joined by `=`, a value may begin with a minus, as -1e-3 does."""
+    return [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+
+
+def _plain(value: Any) -> Any:
+    """A value from the command line as it would stand in YAML."""
+    return yaml.safe_load(value) if isinstance(value, str) and value.startswith("{") else value
 
 
 def _mapping(name: str, text: str | None, problems: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
@@ -40,7 +40,7 @@ from mce_llm.lm import (
     NonFiniteLossError,
     UnsupportedModelError,
 )
-from mce_llm.messages import cause, model_path_problem
+from mce_llm.messages import cause, model_path_problem, nearest_hint
 from mce_llm.processes import LaunchError, check_engine, check_processes
 from mce_llm.recipes.configuration import (
     ConfigurationError,
@@ -106,14 +106,19 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # 3. Train. The trainer patches the model, so that its own forward computes both losses.
-    trainer = MatrixTrainer(
-        model=model,
-        args=training,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        data_collator=CompletionCollator(tokenizer),
-        processing_class=tokenizer,
-    )
+    try:
+        trainer = MatrixTrainer(
+            model=model,
+            args=training,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            data_collator=CompletionCollator(tokenizer),
+            processing_class=tokenizer,
+        )
+    except (GeometryError, MatrixLossConfigError):
+        raise
+    except (ValueError, ImportError) as error:  # settings that each by itself is fine
+        raise ConfigurationError(" ".join(str(error).split())) from error
     check_engine(trainer.accelerator)
     if PartialState().is_main_process:
         write_record(output, recipe.given)
@@ -138,12 +143,14 @@ def load_tokenizer(settings: ModelArguments) -> PreTrainedTokenizerBase:
     Raises:
         RecipeError: It cannot be found.
     """
-    source = settings.tokenizer_name_or_path or settings.model_name_or_path
-    if settings.tokenizer_name_or_path is None and (problem := model_path_problem(str(source))):
+    source = str(settings.tokenizer_name_or_path or settings.model_name_or_path)
+    # A directory with a tokenizer alone is fine where it is asked for as one.
+    alone = settings.tokenizer_name_or_path is not None and Path(source).expanduser().is_dir()
+    if not alone and (problem := model_path_problem(source)):
         raise RecipeError(problem)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as many types as there are tokenizers
         raise RecipeError(f"cannot load a tokenizer from {source!r}: {cause(error)}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -183,31 +190,29 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
     """The model, pretrained or from scratch.
 
     Raises:
-        RecipeError: It cannot be found or made, or its weights are not finite.
+        RecipeError: It cannot be found or made, or its weights are incomplete or not finite.
     """
     if settings.model_config is not None:
-        shape = dict(settings.config_settings)
-        if "vocab_size" not in shape:
-            shape["vocab_size"] = len(tokenizer)
-            say(f"model_config: vocab_size {len(tokenizer)}, from the tokenizer")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            shape.setdefault(name, getattr(tokenizer, name))
-        try:
-            config = AutoConfig.for_model(shape.pop("model_type"), **shape)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"cannot make a model from model_config: {cause(error)}") from error
-        return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
+        return new_model(settings, tokenizer)
     source = str(settings.model_name_or_path)
+    if problem := model_path_problem(source):
+        raise RecipeError(problem)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
             attn_implementation=settings.attn_implementation,
             trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # hub, safetensors and configuration errors have no common type
         raise RecipeError(f"cannot load a causal language model from {source!r}: {cause(error)}") from error
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise RecipeError(
+            f"the checkpoint {source!r} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
+            "they would be random numbers"
+        )
     broken = [name for name, p in model.named_parameters() if p.numel() and not torch.isfinite(p).all()]
     if broken:
         raise RecipeError(
@@ -215,6 +220,34 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
             "or its training diverged"
         )
     return model
+
+
+def new_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model with random weights, as `model_config` says.
+
+    Raises:
+        RecipeError: There is no such model.
+    """
+    shape = dict(settings.config_settings)
+    if "vocab_size" not in shape:
+        shape["vocab_size"] = len(tokenizer)
+        say(f"model_config: vocab_size {len(tokenizer)}, from the tokenizer")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        shape.setdefault(name, getattr(tokenizer, name))
+    model_type = shape.pop("model_type")
+    try:
+        usual: Any = AutoConfig.for_model(model_type)
+        config = AutoConfig.for_model(model_type, **shape)
+        # transformers keeps what it does not know, and nothing ever reads it.
+        given = settings.config_settings
+        unknown = [name for name in given if hasattr(config, name) and not hasattr(usual, name)]
+        if unknown:
+            hint = nearest_hint(unknown[0], usual.to_dict())
+            raise ValueError(f"{model_type} has no setting {', '.join(unknown)}{hint}")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
+    except Exception as error:  # each library that has a say checks the settings in its own way
+        raise RecipeError(f"cannot make a model from model_config: {cause(error)}") from error
+    return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
 
 
 def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:

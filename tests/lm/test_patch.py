@@ -1,8 +1,6 @@
 """The model patch: stock losses over every family, right parts, refusals, and no trace after removal."""
 
 import inspect
-import sys
-from pathlib import Path
 
 import peft
 import pytest
@@ -10,6 +8,7 @@ import torch
 import transformers
 from torch import nn
 
+from helpers.models import CONFIGS, VOCABULARY, make_batch, make_model
 from mce_llm.lm import (
     MatrixLossConfig,
     TokenGeometry,
@@ -19,9 +18,6 @@ from mce_llm.lm import (
     token_mask_of,
 )
 from mce_llm.lm.heads import find_head
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import CONFIGS, VOCABULARY, make_batch, make_model
 
 CE_ONLY = MatrixLossConfig(weight=0.0)
 EXACT = MatrixLossConfig(support=None, order=32, weight=0.7)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from helpers.models import make_batch, make_model
 from mce_llm.lm import (
     MatrixLossConfig,
     MatrixTrainer,
@@ -18,9 +19,6 @@ from mce_llm.lm import (
     TokenGeometry,
     reference_matrix_cross_entropy,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from conftest import make_batch, make_model
 
 
 class Rows(torch.utils.data.Dataset):
@@ -248,7 +246,7 @@ def test_support_zero_means_the_full_vocabulary(tmp_path):
 
 WORKER = """
 import json, sys
-sys.path.insert(0, {folder!r})
+sys.path[:0] = {folders!r}
 from test_trainer import Rows, collate, arguments, make_model, InOrder, logged
 import torch
 
@@ -278,7 +276,7 @@ def launch(folder, processes, kind, accumulation, rows, broken="none"):
     """Train in real processes over gloo; (weights, log)."""
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / "worker.py"
-    script.write_text(WORKER.format(folder=str(Path(__file__).parent)))
+    script.write_text(WORKER.format(folders=[str(Path(__file__).parent), str(Path(__file__).parents[1])]))
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

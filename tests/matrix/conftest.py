@@ -1,19 +1,10 @@
 """Matrices that the tests of this folder share."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small eigenproblems on a busy machine spend seconds waiting for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rotation(size: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -1,6 +1,5 @@
 """Tiny models of every supported family, made from configurations."""
 
-import pytest
 import torch
 import transformers
 
@@ -60,8 +59,3 @@ def make_batch(rows=3, length=11, seed=1, masked=3):
     labels = ids.clone()
     labels[:, :masked] = -100
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-
-
-@pytest.fixture(autouse=True)
-def quiet_transformers():
-    transformers.logging.set_verbosity_error()
