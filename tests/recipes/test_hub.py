@@ -1,50 +1,64 @@
-"""Models and data sets by their hub ids, from a cache that an earlier download would have left; nothing is online."""
+"""Hub ids, offline: model, tokenizer and data set come from the caches that an earlier download filled."""
 
+import json
 import shutil
 
 import datasets
 import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from helpers.recipes import logged, run_script, words
+from helpers.recipes import RECIPES, logged, run_script, words
 
-COMMIT = "0" * 40
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
-def home(folder, tmp_path):
-    """A HF_HOME with the model someone/tiny-llama and the data set openai/gsm8k in it."""
+def hub(folder, tmp_path):
+    """HF_HOME after `acme/tiny` and `openai/gsm8k` have been downloaded."""
     home = tmp_path / "home"
-    model = home / "hub" / "models--someone--tiny-llama"
-    shutil.copytree(folder / "model", model / "snapshots" / COMMIT)
+    model = home / "hub" / "models--acme--tiny"
+    shutil.copytree(folder / "model", model / "snapshots" / REVISION)
     (model / "refs").mkdir()
-    (model / "refs" / "main").write_text(COMMIT)
-    download = tmp_path / "main" / "train.parquet"
-    datasets.Dataset.from_json(str(folder / "data.jsonl"), cache_dir=str(tmp_path)).to_parquet(download)
-    # What load_dataset does with the files once it has them.
-    builder = Parquet(
+    (model / "refs" / "main").write_text(REVISION)
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    Parquet(
         cache_dir=str(home / "datasets"),
-        repo_id="openai/gsm8k",
         dataset_name="gsm8k",
         config_name="main",
-        hash=COMMIT,
-        data_files={"train": [str(download)]},
-    )
-    builder.download_and_prepare()
-    prepared = home / "datasets" / "openai___gsm8k"
-    print([p.relative_to(home) for p in prepared.rglob("*")])
-    return home
+        hash=REVISION,
+        data_files={split: str(tmp_path / "train.parquet") for split in ("train", "test")},
+    ).download_and_prepare()
+    # Where one from the hub lies; from files at hand it gets a folder that names them.
+    (home / "datasets" / "gsm8k").rename(home / "datasets" / "openai___gsm8k")
+    (prepared,) = (home / "datasets" / "openai___gsm8k").glob("main*")
+    prepared.rename(prepared.with_name("main"))
+    return {"HF_HOME": str(home), "HF_DATASETS_OFFLINE": "1"}
 
 
-def test_hub_ids(home, settings):
-    settings |= {"model_name_or_path": "someone/tiny-llama", "dataset": "gsm8k"}
-    result = run_script(words(settings), HF_HOME=str(home))
+def test_training_and_evaluation_from_the_caches(hub, settings, tmp_path):
+    result = run_script(words(settings, model_name_or_path="acme/tiny", dataset="gsm8k"), **hub)
     assert result.returncode == 0, result.stderr
-    assert "examples                   60 of 60" in result.stdout
-    assert len(logged(settings["output_dir"], "mce_loss")) == 2
+    assert "60 of 60" in result.stdout
+    assert len(logged(settings["output_dir"], "loss")) == 2
 
-    result = run_script(
-        words(settings, overwrite="true", model_name_or_path="someone/else"), HF_HOME=str(home)
-    )
+    script = RECIPES.parent / "eval" / "gsm8k.py"
+    options = {
+        "model": "acme/tiny",
+        "limit": 3,
+        "prompt": "plain",
+        "max_new_tokens": 4,
+        "output": tmp_path / "e",
+    }
+    result = run_script(words(options), script=script, **hub)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "e" / "summary.json").read_text())["n"] == 3
+
+
+def test_what_is_in_no_cache(hub, settings):
+    result = run_script(words(settings, model_name_or_path="acme/other", dataset="gsm8k"), **hub)
     assert result.returncode == 2
-    assert "error: cannot load a tokenizer from 'someone/else'" in result.stderr
+    assert "error: cannot load a tokenizer from 'acme/other'" in result.stderr
+    result = run_script(words(settings, model_name_or_path="acme/tiny", dataset="metamathqa"), **hub)
+    assert result.returncode == 2
+    assert "error: the hub data set 'meta-math/MetaMathQA'" in result.stderr
