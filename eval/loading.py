@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from mce_llm.data import load_tokenizer
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.messages import cause, model_path_problem
 
@@ -29,13 +30,14 @@ def load_model_and_tokenizer(
         The model in evaluation mode, and its tokenizer (an adapter's own where it has one).
 
     Raises:
-        EvaluationError: If there is no such model, its base model is missing, files are damaged, weights are
-            missing from the checkpoint, or there is no tokenizer.
+        EvaluationError: If there is no such model, its base model is missing, files are damaged, or weights are
+            missing from the checkpoint.
+        DataError: If there is no usable tokenizer.
     """
     adapter = _adapter_config(name)
     if adapter is None:
         _check_path(name)
-        tokenizer = _load_tokenizer(name)
+        tokenizer = load_tokenizer(name)
         return _load_causal(name, dtype).to(device).eval(), tokenizer
     base = adapter.get("base_model_name_or_path")
     if not base:
@@ -48,7 +50,7 @@ def load_model_and_tokenizer(
             f"the adapter {name} needs its base model {base}, which cannot be loaded: {error}; put the base model "
             f"there, or correct base_model_name_or_path in {Path(name, 'adapter_config.json')}"
         ) from error
-    tokenizer = _load_tokenizer(name if Path(name, "tokenizer_config.json").is_file() else base)
+    tokenizer = load_tokenizer(name if Path(name, "tokenizer_config.json").is_file() else base)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(
             len(tokenizer), mean_resizing=False
@@ -98,13 +100,4 @@ def _load_adapter(model: Any, name: str) -> Any:
     ) as error:  # missing files, shapes that do not fit and unknown methods have no common type
         raise EvaluationError(
             f"the adapter {name} cannot be put on its base model: {cause(error)}"
-        ) from error
-
-
-def _load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # as many types as there are tokenizers
-        raise EvaluationError(
-            f"there is no usable tokenizer with {name}: {cause(error)}; save it there with save_pretrained"
         ) from error

@@ -230,11 +230,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         [f"{name} must be at least 1, got {n}" for name in _COUNTS if (n := getattr(parsed, name)) < 1]
     )
     if parsed.total_batch_size is not None:
-        steps_given = (
-            settings.get("gradient_accumulation_steps"),
-            overrides.get("gradient_accumulation_steps"),
-        )
-        words += _accumulation(parsed, given=any(steps is not None for steps in steps_given))
+        words += _accumulation(parsed, given="gradient_accumulation_steps" in {**settings, **overrides})
     try:
         model, data, training = parser.parse_args_into_dataclasses(words)[:3]
     except (ConfigurationError, MatrixLossConfigError):

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 # How the writers of weights (safetensors) and of optimizer states (torch) say it.
 _DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
+# How their readers say that a file is cut off.
+_UNREADABLE = ("Error while deserializing", "PytorchStreamReader")
 
 
 class RecipeError(RuntimeError):
@@ -122,7 +124,14 @@ def main(argv: list[str] | None = None) -> None:
     check_engine(trainer.accelerator)
     if PartialState().is_main_process:
         write_record(output, recipe.given)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except (SafetensorError, RuntimeError) as error:
+        if checkpoint is None or not any(sign in str(error) for sign in _UNREADABLE):
+            raise
+        raise RecipeError(
+            f"{checkpoint} is damaged: {cause(error)}; remove it, and the same command goes on from the one before"
+        ) from error
     trainer.save_metrics("train", result.metrics)
 
     # 4. Evaluate and save: a stock checkpoint, loadable without this package.
@@ -312,9 +321,7 @@ def run(argv: list[str] | None = None) -> int:
     except (OSError, SafetensorError, RuntimeError) as error:
         if not any(sign in str(error) for sign in _DISK_FULL):
             raise
-        message = (
-            f"the disk is full: {cause(error)}; with space, the same command goes on from the last checkpoint"
-        )
+        message = f"the disk is full: {cause(error)}; with space, the same command goes on from the last complete checkpoint"
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

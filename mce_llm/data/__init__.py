@@ -12,6 +12,7 @@ from mce_llm.data.small_tokenizer import train_tokenizer
 from mce_llm.data.sources import KNOWN_SOURCES, load_examples
 from mce_llm.data.synthetic import ArithmeticProblems, generate_problems
 from mce_llm.data.tokenization import TokenizationReport, tokenize_examples
+from mce_llm.data.tokenizer_loading import load_tokenizer
 
 __all__ = [
     "IGNORE_INDEX",
@@ -26,6 +27,7 @@ __all__ = [
     "generate_problems",
     "get_prompt",
     "load_examples",
+    "load_tokenizer",
     "pack_examples",
     "tokenize_examples",
     "train_tokenizer",

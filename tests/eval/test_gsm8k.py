@@ -295,7 +295,7 @@ def bad_models(model_directory, tmp_path):
         ),
         "no tokenizer": (
             broken_copy(model_directory, tmp_path / "tok", no_tokenizer),
-            "there is no usable tokenizer",
+            "cannot load a tokenizer from",
         ),
     }
 

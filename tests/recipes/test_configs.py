@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM
 
@@ -108,3 +109,11 @@ def test_launch_configurations():
         config = load_config_from_file(str(path))  # refuses unknown keys
         assert config.distributed_type == LAUNCH[name]
         assert config.num_processes > 1
+
+
+def test_engine_settings_are_known_to_the_launcher():
+    """load_config_from_file looks at the names of the outer level alone, and the launcher passes over the others."""
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    settings = yaml.safe_load((RECIPES / "accelerate" / "zero3.yaml").read_text())["deepspeed_config"]
+    assert settings["zero_stage"] == 3
+    assert set(settings) <= set(known)

@@ -5,7 +5,6 @@ import json
 import pytest
 import yaml
 
-from helpers.recipes import run_script
 from mce_llm.lm import MatrixLossConfigError
 from mce_llm.recipes.configuration import ConfigurationError, parse_recipe
 
@@ -169,10 +168,3 @@ def test_command_lines_that_cannot_be_used(tmp_path, argv, pattern):
     (tmp_path / "latin.yaml").write_bytes("prompt: plät".encode("latin-1"))
     with pytest.raises(ConfigurationError, match=pattern):
         parse_recipe([word.replace("{tmp}", str(tmp_path)) for word in argv])
-
-
-def test_help():
-    result = run_script(["--help"])
-    assert result.returncode == 0
-    for name in ("--config", "--matrix_weight", "--lora_r", "--learning_rate", "--total_batch_size"):
-        assert name in result.stdout

@@ -1,0 +1,44 @@
+"""Loading the tokenizer that belongs to a model, for training and for evaluation alike."""
+
+from __future__ import annotations
+
+import os
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from mce_llm.data.errors import DataError
+from mce_llm.messages import cause
+
+_SAMPLE = "2 + 2 = 4"
+
+
+def load_tokenizer(
+    name: str | os.PathLike[str], *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, and make sure that it can read.
+
+    Some versions of transformers make an empty tokenizer for a model that has none, in which every text is
+    one unknown token.
+
+    Args:
+        name: A directory or a hub id.
+        trust_remote_code: Run the Python code that a hub repository brings.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        DataError: There is none, its files are damaged, or it knows no digits.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as many types as there are tokenizers
+        raise DataError(
+            f"cannot load a tokenizer from {str(name)!r}: {cause(error)}; save it there with save_pretrained"
+        ) from error
+    if set(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+        raise DataError(
+            f"cannot load a tokenizer from {str(name)!r}: what is there cannot read {_SAMPLE!r}; save the model's "
+            "tokenizer there with save_pretrained"
+        )
+    return tokenizer
