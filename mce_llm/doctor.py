@@ -27,6 +27,7 @@ Level = Literal["ok", "note", "error"]
 OPTIONAL = {
     "deepspeed": ("ZeRO sharding over several GPUs", "pip install 'mce-llm[deepspeed]'"),
     "bitsandbytes": ("4-bit and 8-bit base weights, 8-bit optimizers", "pip install bitsandbytes"),
+    "sentencepiece": ("models that bring tokenizer.model alone", "pip install sentencepiece"),
     "wandb": ("logging to Weights & Biases (report_to: wandb)", "pip install wandb"),
 }
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "error": "[red]error[/]"}

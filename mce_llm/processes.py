@@ -69,3 +69,9 @@ def check_engine(accelerator: Accelerator) -> None:
                 f"{engine.value} was asked for, but accelerate runs {accelerator.distributed_type.value}: the model "
                 "would not be sharded; launch with a configuration that fits this machine"
             )
+
+
+def say(text: str) -> None:
+    """Print on the main process alone."""
+    if PartialState().is_main_process:
+        print(text, flush=True)

@@ -62,7 +62,9 @@ class ModelArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of LoRA adapters."})
     lora_target_modules: str = field(
         default="all-linear",
-        metadata={"help": "Layers that get an adapter, separated by commas; all-linear leaves out the head."},
+        metadata={
+            "help": "Layers that get an adapter, separated by commas, or a list in YAML; all-linear leaves out the head."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -207,6 +209,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     argv = _split_equals(argv)
     path, argv = _take_config(argv)
     settings = _read_yaml(path) if path is not None else {}
+    if isinstance(layers := settings.get("lora_target_modules"), list):
+        settings["lora_target_modules"] = ",".join(map(str, layers))
     stray, overrides = _by_name(argv)
     nulls = [name for name, value in settings.items() if value is None]
     known = _known_settings()
@@ -219,6 +223,11 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         f"{name} cannot be null; leave it out to get its default"
         for name in nulls
         if name in known and type(None) not in get_args(known[name])
+    ]
+    problems += [
+        f"{name} takes one value, got a list of {len(value)}"
+        for name, value in settings.items()
+        if isinstance(value, list) and len(value) != 1 and name in known and not _takes_list(parser, name)
     ]
     problems += [f"unexpected word {word!r} on the command line" for word in stray]
     _raise_all(problems)
@@ -254,6 +263,12 @@ def _accumulation(settings: Namespace, *, given: bool) -> list[str]:
             f"per_device_train_batch_size {rows}), got {total}"
         )
     return [f"--gradient_accumulation_steps={total // at_once}"]
+
+
+def _takes_list(parser: _Parser, name: str) -> bool:
+    return any(
+        f"--{name}" in action.option_strings and action.nargs in ("+", "*") for action in parser._actions
+    )
 
 
 def _known_settings() -> dict[str, Any]:

@@ -11,16 +11,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -40,28 +36,24 @@ from mce_llm.lm import (
     NonFiniteLossError,
     UnsupportedModelError,
 )
-from mce_llm.messages import cause, model_path_problem, nearest_hint
-from mce_llm.processes import LaunchError, check_engine, check_processes
+from mce_llm.messages import cause
+from mce_llm.processes import LaunchError, check_engine, check_processes, say
 from mce_llm.recipes.configuration import (
     ConfigurationError,
     DataArguments,
-    ModelArguments,
     parse_recipe,
 )
-from mce_llm.recipes.outputs import OutputError, prepare_output, write_record
+from mce_llm.recipes.models import ModelSourceError, load_model, tokenizer_of, with_lora
+from mce_llm.recipes.outputs import OutputError, prepare_output, remove_earlier, write_record
 
 if TYPE_CHECKING:
-    from peft import PeftModel  # heavy, and needed for adapters alone
+    pass  # heavy, and needed for adapters alone
 
 
 # How the writers of weights (safetensors) and of optimizer states (torch) say it.
 _DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
 # How their readers say that a file is cut off.
 _UNREADABLE = ("Error while deserializing", "PytorchStreamReader")
-
-
-class RecipeError(RuntimeError):
-    """Something the recipe was pointed at cannot be used; the message says what and what to do."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,18 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     training.device  # noqa: B018 - joins the other processes
     check_processes(training.world_size)
     output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
-    checkpoint = prepare_output(
-        output,
-        recipe.given,
-        resume=data_settings.resume,
-        overwrite=data_settings.overwrite,
-        say=say,
-        main=PartialState().is_main_process,
+    checkpoint, stale = prepare_output(
+        output, recipe.given, resume=data_settings.resume, overwrite=data_settings.overwrite
     )
     set_seed(training.seed)
 
     # 1. Tokenizer and data.
-    tokenizer = load_tokenizer(model_settings)
+    tokenizer = tokenizer_of(model_settings)
     train_rows = tokenized(
         tokenizer, data_settings, data_settings.dataset, data_settings.dataset_split, "train"
     )
@@ -123,13 +110,14 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigurationError(" ".join(str(error).split())) from error
     check_engine(trainer.accelerator)
     if PartialState().is_main_process:
+        remove_earlier(stale)
         write_record(output, recipe.given)
     try:
         result = trainer.train(resume_from_checkpoint=checkpoint)
     except (SafetensorError, RuntimeError) as error:
         if checkpoint is None or not any(sign in str(error) for sign in _UNREADABLE):
             raise
-        raise RecipeError(
+        raise OutputError(
             f"{checkpoint} is damaged: {cause(error)}; remove it, and the same command goes on from the one before"
         ) from error
     trainer.save_metrics("train", result.metrics)
@@ -144,27 +132,6 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     trainer.save_state()
     say(f"saved to {output}")
-
-
-def load_tokenizer(settings: ModelArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer, named by itself or the model's own.
-
-    Raises:
-        RecipeError: It cannot be found.
-    """
-    source = str(settings.tokenizer_name_or_path or settings.model_name_or_path)
-    # A directory with a tokenizer alone is fine where it is asked for as one.
-    alone = settings.tokenizer_name_or_path is not None and Path(source).expanduser().is_dir()
-    if not alone and (problem := model_path_problem(source)):
-        raise RecipeError(problem)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
-    except Exception as error:  # as many types as there are tokenizers
-        raise RecipeError(f"cannot load a tokenizer from {source!r}: {cause(error)}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        say(f"tokenizer: no padding token, padding with {tokenizer.eos_token!r} (labels do not depend on it)")
-    return tokenizer
 
 
 def tokenized(
@@ -195,101 +162,6 @@ def tokenized(
     return rows
 
 
-def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model, pretrained or from scratch.
-
-    Raises:
-        RecipeError: It cannot be found or made, or its weights are incomplete or not finite.
-    """
-    if settings.model_config is not None:
-        return new_model(settings, tokenizer)
-    source = str(settings.model_name_or_path)
-    if problem := model_path_problem(source):
-        raise RecipeError(problem)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
-            attn_implementation=settings.attn_implementation,
-            trust_remote_code=settings.trust_remote_code,
-            output_loading_info=True,
-        )
-    except Exception as error:  # hub, safetensors and configuration errors have no common type
-        raise RecipeError(f"cannot load a causal language model from {source!r}: {cause(error)}") from error
-    model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):
-        raise RecipeError(
-            f"the checkpoint {source!r} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
-            "they would be random numbers"
-        )
-    broken = [name for name, p in model.named_parameters() if p.numel() and not torch.isfinite(p).all()]
-    if broken:
-        raise RecipeError(
-            f"{len(broken)} weights of {source!r} are not finite (first: {broken[0]}); the checkpoint is damaged "
-            "or its training diverged"
-        )
-    return model
-
-
-def new_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A model with random weights, as `model_config` says.
-
-    Raises:
-        RecipeError: There is no such model.
-    """
-    shape = dict(settings.config_settings)
-    if "vocab_size" not in shape:
-        shape["vocab_size"] = len(tokenizer)
-        say(f"model_config: vocab_size {len(tokenizer)}, from the tokenizer")
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        shape.setdefault(name, getattr(tokenizer, name))
-    model_type = shape.pop("model_type")
-    try:
-        usual: Any = AutoConfig.for_model(model_type)
-        config = AutoConfig.for_model(model_type, **shape)
-        # transformers keeps what it does not know, and nothing ever reads it.
-        given = settings.config_settings
-        unknown = [name for name in given if hasattr(config, name) and not hasattr(usual, name)]
-        if unknown:
-            hint = nearest_hint(unknown[0], usual.to_dict())
-            raise ValueError(f"{model_type} has no setting {', '.join(unknown)}{hint}")
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
-    except Exception as error:  # each library that has a say checks the settings in its own way
-        raise RecipeError(f"cannot make a model from model_config: {cause(error)}") from error
-    return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
-
-
-def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
-    """The model with trainable LoRA adapters on frozen weights.
-
-    Raises:
-        RecipeError: The target modules do not exist.
-    """
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    names = settings.lora_target_modules
-    targets = names if names == "all-linear" else [name.strip() for name in names.split(",")]
-    try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                task_type=TaskType.CAUSAL_LM,
-                r=settings.lora_r,
-                lora_alpha=settings.lora_alpha,
-                lora_dropout=settings.lora_dropout,
-                target_modules=targets,
-            ),
-        )
-    except ValueError as error:
-        raise RecipeError(f"lora_target_modules {settings.lora_target_modules!r}: {cause(error)}") from error
-
-
-def say(text: str) -> None:
-    """Print on the main process."""
-    if PartialState().is_main_process:
-        print(text, flush=True)
-
-
 def run(argv: list[str] | None = None) -> int:
     """Run `main`, with problems as one message instead of a traceback.
 
@@ -307,9 +179,9 @@ def run(argv: list[str] | None = None) -> int:
         GeometryError,
         LaunchError,
         MatrixLossConfigError,
+        ModelSourceError,
         NonFiniteLossError,
         OutputError,
-        RecipeError,
         UnsupportedModelError,
     ) as error:
         message = str(error)

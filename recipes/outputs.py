@@ -6,13 +6,15 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mce_llm.processes import say
 
 _PACKAGES = ("mce-llm", "torch", "transformers", "accelerate", "peft", "datasets")
 _FINISHED = ("train_results.json", "model.safetensors")
@@ -24,26 +26,19 @@ class OutputError(RuntimeError):
 
 
 def prepare_output(
-    output: Path,
-    given: Mapping[str, Any],
-    *,
-    resume: bool,
-    overwrite: bool,
-    say: Callable[[str], None],
-    main: bool,
-) -> str | None:
-    """Make the output folder, and choose the checkpoint in it to go on from.
+    output: Path, given: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> tuple[str | None, list[Path]]:
+    """Make the output folder, choose the checkpoint in it to go on from, and see what is in the way.
 
     Args:
         output: The folder.
         given: The settings of this run; what differs from those of the checkpoint is said.
         resume: Look for a checkpoint.
-        overwrite: Where a run starts anew in a folder with results or checkpoints, remove them.
-        say: Prints.
-        main: This is the process that changes files.
+        overwrite: Where a run starts anew, accept a folder with results or checkpoints.
 
     Returns:
-        The newest complete checkpoint, or None to start from the beginning.
+        The newest complete checkpoint, or None to start from the beginning; and what `remove_earlier` has to remove
+        before training starts.
 
     Raises:
         OutputError: The folder cannot be written, holds a finished run, or only checkpoints to no use.
@@ -56,25 +51,33 @@ def prepare_output(
             pass
     except OSError as error:
         raise OutputError(f"cannot write to output_dir {str(output)!r}: {error.strerror or error}") from error
-    finished = [name for name in _FINISHED if (output / name).exists()]
-    stale = [*finished, *(folder.name for _, folder in _checkpoints(output))]
+    finished = [output / name for name in _FINISHED if (output / name).exists()]
+    stale = [*finished, *(folder for _, folder in _checkpoints(output))]
     if finished or (stale and not resume):
         if not overwrite:
             raise OutputError(
                 f"output_dir {str(output)!r} holds {'a finished run' if finished else 'checkpoints'} "
-                f"({', '.join(stale)}); choose another output_dir, or remove them with --overwrite true"
+                f"({', '.join(path.name for path in stale)}); choose another output_dir, or remove them with "
+                "--overwrite true"
             )
-        if main:  # a later resume must not find checkpoints of another run
-            say(f"removing the earlier run in {output}: {', '.join(stale)}")
-            _remove(output, stale)
-        return None
-    checkpoint = _newest_checkpoint(output, say)
+        return None, stale
+    checkpoint = _newest_checkpoint(output)
     if checkpoint is None:
-        return None
+        return None, []
     say(f"resuming from {checkpoint}")
     if changed := _changed_settings(output, given):
         say(f"settings that differ from those it was trained with: {changed}")
-    return str(checkpoint)
+    return str(checkpoint), []
+
+
+def remove_earlier(stale: list[Path]) -> None:
+    """Remove results and checkpoints of an earlier run, so that a later resume cannot take them for this one's."""
+    for path in stale:
+        say(f"removing {path}")
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_record(output: Path, given: Mapping[str, Any]) -> None:
@@ -94,16 +97,7 @@ def _checkpoints(output: Path) -> list[tuple[int, Path]]:
     ]
 
 
-def _remove(output: Path, names: list[str]) -> None:
-    for name in names:
-        path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _newest_checkpoint(output: Path, say: Callable[[str], None]) -> Path | None:
+def _newest_checkpoint(output: Path) -> Path | None:
     """The newest checkpoint that was written to its end: trainer_state.json is what comes last."""
     found = _checkpoints(output)
     for _, folder in sorted(found, reverse=True):

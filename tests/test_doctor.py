@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from mce_llm import doctor
-from mce_llm.doctor import Finding, examine, print_findings, torch_pair
+from mce_llm.doctor import Finding, print_findings, torch_pair
 
 
 @pytest.fixture
@@ -19,13 +19,6 @@ def broken_package(tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     return put
-
-
-def test_this_installation_has_no_errors():
-    findings = examine()
-    assert [finding for finding in findings if finding.level == "error"] == []
-    subjects = [finding.subject for finding in findings]
-    assert {"python", "torch", "transformers", "torch with torchvision", "accelerator"} <= set(subjects)
 
 
 def test_torchvision_of_another_torch(monkeypatch):
@@ -79,9 +72,11 @@ def test_report(capsys):
     assert "1 problem to mend" in text
 
 
-def test_command():
+def test_command_on_this_installation():
     result = subprocess.run(
         [sys.executable, "-m", "mce_llm", "doctor"], capture_output=True, text=True, check=False, timeout=300
     )
     assert result.returncode == 0, result.stderr
     assert "everything needed is in order" in result.stdout
+    for subject in ("python", "torch with torchvision", "transformers.Trainer", "accelerator", "deepspeed"):
+        assert subject in result.stdout

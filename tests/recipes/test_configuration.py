@@ -59,6 +59,11 @@ def test_values_keep_their_kinds(file):
     assert recipe.training.warmup_steps == 0.03
 
 
+def test_a_list_of_layers(file):
+    recipe = parse_recipe(["--config", file(lora_target_modules=["q_proj", "v_proj"], lora_r=4)])
+    assert recipe.model.lora_target_modules == "q_proj,v_proj"
+
+
 def test_a_mapping_on_the_command_line(file):
     shape = {"model_type": "llama", "hidden_size": 16}
     recipe = parse_recipe(
@@ -134,6 +139,7 @@ def test_total_batch_size(file, monkeypatch):
             ["one of total_batch_size and gradient_acc"],
         ),
         ({"eval_strategy": "sometimes"}, ["eval_strategy"]),
+        ({"learning_rate": [1e-3, 1e-4]}, ["learning_rate takes one value, got a list of 2"]),
         ({"dataset": None}, ["dataset"]),
     ],
 )

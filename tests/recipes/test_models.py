@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers.recipes import words
+from mce_llm.data import DataError
 from mce_llm.recipes.configuration import ConfigurationError, ModelArguments
-from mce_llm.recipes.finetune import RecipeError, load_model, load_tokenizer, main, with_lora
+from mce_llm.recipes.finetune import main
+from mce_llm.recipes.models import ModelSourceError, load_model, tokenizer_of, with_lora
 
 SHAPE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 SHAPE |= {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -65,7 +67,7 @@ def lose_a_weight(path):
 )
 def test_damaged_checkpoints(copied, tokenizer, damage, pattern):
     damage(copied)
-    with pytest.raises(RecipeError, match=pattern):
+    with pytest.raises(ModelSourceError, match=pattern):
         load_model(ModelArguments(model_name_or_path=str(copied)), tokenizer)
 
 
@@ -100,12 +102,12 @@ def test_old_names_of_config_settings_count(new):
 )
 def test_models_that_cannot_be_made(new, changed, pattern):
     shape = {"model_type": "t5"} if changed.get("model_type") == "t5" else {**SHAPE, **changed}
-    with pytest.raises(RecipeError, match=f"cannot make a model from model_config: .*{pattern}"):
+    with pytest.raises(ModelSourceError, match=f"cannot make a model from model_config: .*{pattern}"):
         new(shape)
 
 
 def test_unknown_attention(new):
-    with pytest.raises(RecipeError, match=r'attn_implementation="sdap". is not supported'):
+    with pytest.raises(ModelSourceError, match=r'attn_implementation="sdap". is not supported'):
         new(attn_implementation="sdap")
 
 
@@ -113,16 +115,16 @@ def test_a_tokenizer_of_its_own(folder, tmp_path, copied):
     model = {"model_name_or_path": str(copied)}
     for file in copied.glob("tokenizer*"):
         file.unlink()
-    own = load_tokenizer(ModelArguments(**model, tokenizer_name_or_path=str(folder / "tokenizer")))
+    own = tokenizer_of(ModelArguments(**model, tokenizer_name_or_path=str(folder / "tokenizer")))
     assert len(own) == 300
-    with pytest.raises(RecipeError, match=r"cannot load a tokenizer from .*copy'"):
-        load_tokenizer(ModelArguments(**model))
-    with pytest.raises(RecipeError, match="nowhere: there is no such directory"):
-        load_tokenizer(ModelArguments(**model, tokenizer_name_or_path=str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match=r"cannot load a tokenizer from .*copy'"):
+        tokenizer_of(ModelArguments(**model))
+    with pytest.raises(ModelSourceError, match="nowhere: there is no such directory"):
+        tokenizer_of(ModelArguments(**model, tokenizer_name_or_path=str(tmp_path / "nowhere")))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "tokenizer.json").write_text('{"model": 1}')
-    with pytest.raises(RecipeError, match=r"cannot load a tokenizer from .*odd'"):
-        load_tokenizer(ModelArguments(**model, tokenizer_name_or_path=str(tmp_path / "odd")))
+    with pytest.raises(DataError, match=r"cannot load a tokenizer from .*odd'"):
+        tokenizer_of(ModelArguments(**model, tokenizer_name_or_path=str(tmp_path / "odd")))
 
 
 def test_padding_without_a_padding_token(folder, tmp_path, capsys):
@@ -130,7 +132,7 @@ def test_padding_without_a_padding_token(folder, tmp_path, capsys):
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     source = ModelArguments(model_name_or_path="m", tokenizer_name_or_path=str(tmp_path))
-    assert load_tokenizer(source).pad_token == tokenizer.eos_token
+    assert tokenizer_of(source).pad_token == tokenizer.eos_token
     assert "padding with '<|endoftext|>'" in capsys.readouterr().out
 
 
@@ -144,7 +146,7 @@ def test_padding_without_a_padding_token(folder, tmp_path, capsys):
 )
 def test_adapters_that_cannot_be_put_on(new, targets, pattern):
     settings = ModelArguments(model_name_or_path="m", lora_r=2, lora_target_modules=targets)
-    with pytest.raises(RecipeError, match=pattern):
+    with pytest.raises(ModelSourceError, match=pattern):
         with_lora(new(), settings)
 
 

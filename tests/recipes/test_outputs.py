@@ -5,19 +5,18 @@ import json
 import pytest
 import yaml
 
-from mce_llm.recipes.outputs import OutputError, prepare_output, write_record
+from mce_llm.recipes.outputs import OutputError, prepare_output, remove_earlier, write_record
 
 
 @pytest.fixture
-def prepare(tmp_path):
+def prepare(tmp_path, capsys):
     """prepare_output on tmp_path; returns the checkpoint and what was said."""
 
-    def call(given=(), *, resume=True, overwrite=False, output=tmp_path, main=True):
-        said = []
-        found = prepare_output(
-            output, dict(given), resume=resume, overwrite=overwrite, say=said.append, main=main
-        )
-        return found, "\n".join(said)
+    def call(given=(), *, resume=True, overwrite=False, output=tmp_path):
+        found, stale = prepare_output(output, dict(given), resume=resume, overwrite=overwrite)
+        assert all(path.exists() for path in stale)
+        remove_earlier(stale)
+        return found, capsys.readouterr().out.rstrip()
 
     return call
 
@@ -81,12 +80,9 @@ def test_a_finished_run_is_kept_unless_overwritten(tmp_path, prepare, marker):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=f"holds a finished run .*{marker}.*--overwrite true"):
         prepare()
-    found, _ = prepare(overwrite=True, main=False)
-    assert found is None
-    assert (tmp_path / marker).exists()  # another process removes it
     found, said = prepare(overwrite=True)
     assert found is None
-    assert "removing the earlier run" in said
+    assert f"removing {tmp_path / marker}" in said
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

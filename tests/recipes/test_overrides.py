@@ -98,7 +98,7 @@ def test_one_batch_size_at_a_time(parse, steps):
         ({"per_device_eval_batch_size": -2}, "per_device_eval_batch_size must be at least 1, got -2"),
         ({"max_steps": 1.5}, r"invalid int value: '1\.5'"),
         ({"use_cpu": "maybe"}, "use_cpu.*maybe"),
-        ({"dataset": ["a", "b"]}, "unrecognized arguments: b"),
+        ({"dataset": ["a", "b"]}, "dataset takes one value, got a list of 2"),
         ({"fp16": True, "bf16": True}, "fp16 and bf16"),
     ],
 )
