@@ -195,7 +195,7 @@ def run(argv: list[str] | None = None) -> int:
             raise
         message = f"the disk is full: {cause(error)}; with space, the same command goes on from the last complete checkpoint"
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
         return 130
     else:
         return 0

@@ -1,5 +1,6 @@
 """What the doctor finds, on this installation and on broken ones."""
 
+import os
 import subprocess
 import sys
 
@@ -74,7 +75,12 @@ def test_report(capsys):
 
 def test_command_on_this_installation():
     result = subprocess.run(
-        [sys.executable, "-m", "mce_llm", "doctor"], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-m", "mce_llm", "doctor"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert "everything needed is in order" in result.stdout

@@ -121,6 +121,8 @@ def test_a_finished_run_is_not_overwritten(settings, capsys):
     before = weights(settings["output_dir"])
     assert run(words(settings)) == 2
     assert "holds a finished run" in capsys.readouterr().err
+    assert run(words(settings, overwrite="true", dataset="nowhere.jsonl")) == 2
+    assert weights(settings["output_dir"]).keys() == before.keys()  # removed only when training can start
     assert run(words(settings, overwrite="true", max_steps=3)) == 0
     after = weights(settings["output_dir"])
     assert any(not torch.equal(after[name], before[name]) for name in before)
