@@ -3,7 +3,7 @@
     accelerate launch recipes/finetune.py --config recipes/quickstart_mce.yaml --output_dir runs/mce
 
 Every setting of the YAML file can be overridden on the command line; --help lists them. The same command, started
-again after an interruption, goes on from the last checkpoint.
+again after an interruption, goes on from the last complete checkpoint.
 """
 
 from __future__ import annotations
