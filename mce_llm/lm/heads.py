@@ -94,14 +94,14 @@ def find_head(model: PreTrainedModel) -> Head:
     module = _trained_copy(module)
     if hasattr(module, "base_layer"):
         raise UnsupportedModelError(
-            f"the head is wrapped by an adapter ({type(module).__name__}): its weight misses the adapter's part. "
+            f"the head is wrapped by an adapter ({type(module).__module__}.{type(module).__name__}): its weight misses the adapter's part. "
             "Take the head out of target_modules, or train it whole with modules_to_save=['lm_head']"
         )
     weight = getattr(module, "weight", None)
-    if type(module) is not nn.Linear or weight is None or not weight.is_floating_point():
-        dtype = f", weight {weight.dtype}" if weight is not None else ""
+    if type(module) is not nn.Linear or not isinstance(weight, Tensor) or not weight.is_floating_point():
+        dtype = f", weight {weight.dtype}" if isinstance(weight, Tensor) else ""
         raise UnsupportedModelError(
-            f"the head is a {type(module).__name__}{dtype}, not a plain floating-point torch.nn.Linear; keep a "
+            f"the head is a {type(module).__module__}.{type(module).__name__}{dtype}, not a plain floating-point torch.nn.Linear; keep a "
             "quantised model's head out of the quantisation (llm_int8_skip_modules=['lm_head'])"
         )
     logit_scale, softcap = _logit_treatment(model)
