@@ -1,5 +1,8 @@
 """What holds for all tests."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -17,3 +20,14 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def quiet_transformers():
     transformers.logging.set_verbosity_error()
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """A path where no directory can be made, not even by root."""
+    if os.geteuid() == 0:
+        if not Path("/proc/self").exists():
+            pytest.skip("root may write anywhere here")
+        return Path("/proc/out")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    return tmp_path / "locked" / "out"
