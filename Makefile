@@ -1,5 +1,6 @@
 # make demo   make its own environment, install, and run the quickstart (two fine-tunes, evaluated)
 # make test   install what is missing, then linters, type checker and tests
+# make test-slow   heavy trials: DeepSpeed ZeRO-3 over two processes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ demo: $(VENV)/.installed
 test: lint typecheck
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed-dev
+test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
@@ -41,6 +42,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $(VENV)/.installed $@
+
+# DeepSpeed runs on the CPU too, and the slow tests shard a model with it.
+$(VENV)/.installed-slow: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[dev,deepspeed]"
+	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 clean:
 	rm -rf build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
