@@ -2,7 +2,8 @@
 
 Both losses see the whole micro-batch through one d×d matrix, so they take two passes over the positions: the
 first gathers statistics, the second turns the gradient of the matrix into gradients of the logits.
-Legend: C positions of a chunk, V vocabulary, D embedding width, B rows of a block of the vocabulary.
+Legend: C positions of a chunk, V vocabulary, D embedding width, B rows of a block of the vocabulary, S columns of a
+strip of a symmetric matrix.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from torch.distributed import ProcessGroup, all_reduce
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
 from mce_llm.matrix.information import matrix_cross_entropy
+from mce_llm.matrix.precision import full_precision
 
-_ROWS_PER_BLOCK = 8192  # of the vocabulary: bounds the memory of everything that is B×d
+_BLOCK_ELEMENTS = 2**22  # of the table: bounds the memory of everything that is B×d
+# Symmetric matrices are formed and used in strips of columns from the diagonal on, which leaves out nearly half of the
+# arithmetic; narrower strips leave out more but make poor products.
+_STRIPS = 8
+_NARROWEST_STRIP = 64
 
 
 class BatchStatistics(Protocol):
@@ -66,31 +72,48 @@ class _Marginal:
         return self._gradient_V.to(probabilities_CV.dtype).unsqueeze(0)
 
     def _density(self, p_V: Tensor) -> Tensor:
-        """ρ(p) = (1−ε)(Σ_v p_v ê_v ê_vᵀ + δ I/d) + ε I/d in float64."""
+        """ρ(p) = (1−ε)(Σ_v p_v ê_v ê_vᵀ + δ I/d) + ε I/d in float64.
+
+        Products are float32 (unless the table is float64) and their sums over blocks float64. A rounded product is
+        off by eps·‖ρ‖ at most, where the smallest eigenvalue is ε/d or more.
+        """
         geometry, epsilon = self._geometry, self._config.epsilon
         inside_V = p_V * geometry.has_direction_V
-        density_DD = torch.zeros(geometry.width, geometry.width, dtype=torch.float64, device=p_V.device)
-        for ids_B in torch.arange(p_V.shape[0], device=p_V.device).split(_ROWS_PER_BLOCK):
-            rows_BD = geometry.rows(ids_B).double()
-            density_DD.addmm_(rows_BD.T, rows_BD * inside_V[ids_B, None], alpha=1 - epsilon)
+        width = geometry.width
+        density_DD = torch.zeros(width, width, dtype=torch.float64, device=p_V.device)
+        for ids_B in inside_V.nonzero().squeeze(-1).split(self._rows_per_block()):
+            rows_BD = geometry.rows(ids_B).mul_(inside_V[ids_B].sqrt().to(geometry.dtype).unsqueeze(-1))
+            with full_precision(rows_BD):
+                for first, last in _strips(width):
+                    strip_SD = rows_BD[:, first:last].T @ rows_BD[:, first:]
+                    density_DD[first:last, first:] += strip_SD
+        density_DD = density_DD.triu().add_(density_DD.triu(1).T).mul_(1 - epsilon)
         background = (1 - epsilon) * (1 - inside_V.sum()) + epsilon
-        density_DD.diagonal().add_(background / geometry.width)
+        density_DD.diagonal().add_(background / width)
         return density_DD
 
     def _row_gradients(self, gradient_DD: Tensor) -> Tensor:
         """g_v = (1−ε) ê_vᵀ G ê_v, or (1−ε) tr(G)/d where the row has no direction."""
         geometry = self._geometry
         gradient_DD = gradient_DD.to(geometry.dtype)
-        blocks = []
-        for ids_B in torch.arange(geometry.table_VD.shape[0], device=gradient_DD.device).split(
-            _ROWS_PER_BLOCK
+        # ê_vᵀ G ê_v over the upper half alone, the part beside the diagonal twice.
+        half_DD = gradient_DD.triu(1).mul_(2)
+        half_DD.diagonal().copy_(gradient_DD.diagonal())
+        ids_V = torch.arange(geometry.table_VD.shape[0], device=gradient_DD.device)
+        g_V = torch.empty_like(ids_V, dtype=geometry.dtype)
+        for ids_B, g_B in zip(
+            ids_V.split(self._rows_per_block()), g_V.split(self._rows_per_block()), strict=True
         ):
             rows_BD = geometry.rows(ids_B)
-            blocks.append(((rows_BD @ gradient_DD) * rows_BD).sum(dim=-1))
+            g_B.zero_()
+            for first, last in _strips(geometry.width):
+                products_BD = rows_BD[:, first:last] @ half_DD[first:last, first:]
+                g_B += products_BD.mul_(rows_BD[:, first:]).sum(dim=-1)
         background = gradient_DD.trace() / geometry.width
-        return (1 - self._config.epsilon) * torch.where(
-            geometry.has_direction_V, torch.cat(blocks), background
-        )
+        return (1 - self._config.epsilon) * torch.where(geometry.has_direction_V, g_V, background)
+
+    def _rows_per_block(self) -> int:
+        return max(1, _BLOCK_ELEMENTS // self._geometry.width)
 
 
 class _Expected:
@@ -134,6 +157,12 @@ class _Expected:
         covariance_DD = (1 - epsilon) * (moments_EE[:-1, :-1] - torch.outer(mean_D, mean_D))
         covariance_DD.diagonal().add_(epsilon / width)
         return covariance_DD, mean_D
+
+
+def _strips(width: int) -> list[tuple[int, int]]:
+    """[first, last) of the columns of each strip."""
+    step = max(_NARROWEST_STRIP, -(-width // _STRIPS))
+    return [(first, min(first + step, width)) for first in range(0, width, step)]
 
 
 def _value_and_gradient(target_DD: Tensor, predicted_DD: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
@@ -21,10 +20,14 @@ from torch.distributed import ProcessGroup
 from mce_llm.lm.batch_kernel import BatchStatistics, batch_statistics
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
-from mce_llm.lm.token_kernel import token_chunk
+from mce_llm.lm.linear_head import HeadGradients, LinearHead
+from mce_llm.lm.token_kernel import into_logit_gradient, is_full_vocabulary, token_chunk
+from mce_llm.matrix.precision import autocast_off
 
 # Elements of one chunk of logits. Large enough to keep a matrix product busy, small beside a V×d table.
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
+_FULL_VOCABULARY_BUFFERS = 3.4  # how many times that many elements its buffers may have together
+_TILE = 16
 
 
 class LossInputError(ValueError):
@@ -125,7 +128,7 @@ def linear_matrix_cross_entropy(
         softcap=softcap,
         process_group=process_group,
         details=details,
-        chunk_size=chunk_size or _default_chunk_size(weight, config),
+        chunk_size=chunk_size or _default_chunk_size(weight, config, labels_N.numel()),
         needs_gradient=torch.is_grad_enabled(),
     )
     loss, cross_entropy, matrix = _FusedLoss.apply(hidden_ND, weight, bias, job)
@@ -175,20 +178,21 @@ class _FusedLoss(torch.autograd.Function):
         product_dtype = hidden_ND.dtype
         if torch.is_autocast_enabled(device_type):
             product_dtype = torch.get_autocast_dtype(device_type)
-        with torch.autocast(device_type, enabled=False):
-            head = _Head(
+        with autocast_off(device_type):
+            head = LinearHead(
                 weight_VD.to(product_dtype),
                 None if bias_V is None else bias_V.to(product_dtype),
                 job.logit_scale,
                 job.softcap,
             )
-            wanted = [
+            hidden, weight, bias = (
                 job.needs_gradient and t is not None and t.requires_grad
                 for t in (hidden_ND, weight_VD, bias_V)
-            ]
-            gradients = _Gradients(wanted, hidden_ND, weight_VD)
+            )
+            gradients = HeadGradients(hidden_ND, weight_VD, (hidden, weight, bias))
             parts = _forward(hidden_ND.to(product_dtype), head, job, gradients)
-        ctx.save_for_backward(*gradients.collected)
+        # Not saved_tensors: the backward pass scales them in place where nobody needs them again.
+        ctx.gradients = gradients.collected
         ctx.dtypes = [None if t is None else t.dtype for t in (hidden_ND, weight_VD, bias_V)]
         ctx.denominator = job.denominator
         ctx.mark_non_differentiable(parts[1], parts[2])
@@ -197,80 +201,33 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "backward through linear_matrix_cross_entropy a second time: its gradients were given away by the "
+                "first; pass retain_graph=True to every backward but the last"
+            )
+        gradients = ctx.gradients
+        keep_graph = torch._C._autograd._get_current_graph_task_keep_graph()
+        if not keep_graph:
+            ctx.gradients = None
         # The sums are divided here, together with a loss scale: in float16 a gradient over a large
         # batch would vanish if it were divided first and scaled afterwards.
         factor = grad_loss / ctx.denominator
         scaled = [
-            None if gradient is None else (gradient * factor).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None
+            if gradient is None
+            else (gradient * factor if keep_graph else gradient.mul_(factor)).to(dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
         return (*scaled, None)
 
 
-class _Head:
-    """The map from hidden states to logits, and back from logit gradients."""
-
-    def __init__(
-        self, weight_VD: Tensor, bias_V: Tensor | None, logit_scale: float, softcap: float | None
-    ) -> None:
-        self.weight_VD, self.bias_V = weight_VD, bias_V
-        self.logit_scale, self.softcap = logit_scale, softcap
-
-    def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Logits of one chunk in float32 (float64 for float64 input): a fresh tensor that may be overwritten."""
-        logits_CV = F.linear(hidden_CD, self.weight_VD, self.bias_V)
-        logits_CV = logits_CV.float() if logits_CV.dtype != torch.float64 else logits_CV
-        if self.logit_scale != 1.0:
-            logits_CV.mul_(self.logit_scale)
-        if self.softcap is not None:
-            logits_CV.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits_CV
-
-    def through_cap(self, gradient_CV: Tensor, logits_CV: Tensor | None) -> Tensor:
-        """∂/∂(H Wᵀ + b) from ∂/∂logits, in place; `logits_CV` is needed with a softcap only."""
-        if self.softcap is not None:
-            assert logits_CV is not None
-            gradient_CV.mul_(1 - (logits_CV / self.softcap).square())
-        return gradient_CV if self.logit_scale == 1.0 else gradient_CV.mul_(self.logit_scale)
-
-
-class _Gradients:
-    """dH, dW and db of the summed loss, collected over chunks; dW and db in at least float32."""
-
-    def __init__(self, wanted: list[bool], hidden_ND: Tensor, weight_VD: Tensor) -> None:
-        self.hidden, self.weight, self.bias = wanted
-        exact = torch.promote_types(weight_VD.dtype, torch.float32)
-        self._hidden_ND = torch.zeros_like(hidden_ND) if self.hidden else None
-        self._weight_VD = torch.zeros_like(weight_VD, dtype=exact) if self.weight else None
-        self._bias_V = weight_VD.new_zeros(weight_VD.shape[0], dtype=exact) if self.bias else None
-
-    def __bool__(self) -> bool:
-        return self.hidden or self.weight or self.bias
-
-    def add(self, start: int, hidden_CD: Tensor, gradient_CV: Tensor, head: _Head) -> None:
-        """Take in ∂L/∂(H Wᵀ + b) of the chunk that begins at position `start`."""
-        if self._bias_V is not None:
-            self._bias_V += gradient_CV.sum(dim=0)
-        gradient_CV = gradient_CV.to(hidden_CD.dtype)
-        if self._hidden_ND is not None:
-            self._hidden_ND[start : start + len(hidden_CD)] = gradient_CV @ head.weight_VD
-        if self._weight_VD is not None:
-            if self._weight_VD.dtype == hidden_CD.dtype:
-                self._weight_VD.addmm_(gradient_CV.T, hidden_CD)
-            else:
-                self._weight_VD += gradient_CV.T @ hidden_CD
-
-    @property
-    def collected(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of the summed loss, in the order of the inputs; None where none was wanted."""
-        return self._hidden_ND, self._weight_VD, self._bias_V
-
-
 def _forward(
-    hidden_ND: Tensor, head: _Head, job: _Job, gradients: _Gradients
+    hidden_ND: Tensor, head: LinearHead, job: _Job, gradients: HeadGradients
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, CE, MCE) of all the chunks, with `gradients` filled on the way."""
-    config = job.config
+    config, wanted = job.config, bool(gradients)
+    buffer_CV = head.buffer(min(job.chunk_size, len(hidden_ND)))
     geometry = None
     if job.table_VD is not None:
         geometry = TokenGeometry.from_table(job.table_VD, config, job.token_mask)
@@ -279,35 +236,28 @@ def _forward(
     if geometry is not None and config.kind != "token":
         batch = batch_statistics(geometry, config)
         for _, hidden_CD, labels_C in _chunks(hidden_ND, job):
-            batch.add(torch.softmax(head.logits(hidden_CD), dim=-1), labels_C)
+            q_CV = head.logits(hidden_CD, buffer_CV)
+            _softmax_(q_CV, labels_C)
+            batch.add(q_CV, labels_C)
         matrix_value = batch.finish(job.process_group)
 
-    exact = torch.promote_types(hidden_ND.dtype, torch.float32)
+    exact = buffer_CV.dtype
     sums_2 = torch.zeros(2, dtype=exact, device=hidden_ND.device)  # Σ CE, Σ MCE
     report_2 = torch.zeros(2, dtype=exact, device=hidden_ND.device)  # Σ δ, Σ gap
     for start, hidden_CD, labels_C in _chunks(hidden_ND, job):
-        logits_CV = head.logits(hidden_CD)
-        log_norm_C1 = logits_CV.logsumexp(dim=-1, keepdim=True)
-        sums_2[0] += (log_norm_C1 - logits_CV.gather(-1, labels_C.unsqueeze(-1))).sum()
-        if not gradients and (geometry is None or batch is not None):
-            continue
-        raw_logits_CV = logits_CV.clone() if head.softcap is not None and gradients else None
-        q_CV = logits_CV.sub_(log_norm_C1).exp_()
-        gradient_CV = q_CV.clone() if gradients else None
+        q_CV = head.logits(hidden_CD, buffer_CV)
+        capped_CV = q_CV.clone() if head.softcap is not None and wanted else None
+        sums_2[0] += _softmax_(q_CV, labels_C).sum()
         if geometry is not None and batch is None:
-            chunk = token_chunk(q_CV, labels_C, geometry, config, gradient_CV)
+            chunk = token_chunk(q_CV, labels_C, geometry, config, gradient=wanted, gap=job.details)
             sums_2[1] += chunk.value_C.sum()
-            if job.details:
+            if chunk.gap_C is not None:
                 report_2 += torch.stack([chunk.tail_mass_C.sum(), chunk.gap_C.sum()])
-        elif batch is not None and gradient_CV is not None:
-            g_CV = batch.token_gradient(q_CV, start).to(q_CV.dtype)
-            g_CV = g_CV - (q_CV * g_CV).sum(dim=-1, keepdim=True)
-            gradient_CV.addcmul_(q_CV, g_CV, value=config.weight)
-        if gradient_CV is not None:
-            gradient_CV.scatter_add_(
-                -1, labels_C.unsqueeze(-1), gradient_CV.new_full((len(labels_C), 1), -1.0)
-            )
-            gradients.add(start, hidden_CD, head.through_cap(gradient_CV, raw_logits_CV), head)
+        elif batch is not None and wanted:
+            into_logit_gradient(q_CV, batch.token_gradient(q_CV, start), config.weight)
+        if wanted:
+            q_CV.scatter_add_(-1, labels_C.unsqueeze(-1), q_CV.new_full((len(labels_C), 1), -1.0))
+            gradients.add(start, hidden_CD, head.through_cap(q_CV, capped_CV), head)
 
     count = job.labels_N.numel()
     if matrix_value is not None:
@@ -320,15 +270,33 @@ def _forward(
     return cross_entropy + config.weight * matrix, cross_entropy, matrix
 
 
+def _softmax_(logits_CV: Tensor, labels_C: Tensor) -> Tensor:
+    """Turn logits into probabilities in place, and return the cross-entropy of each row, (C,)."""
+    # By hand, since softmax and logsumexp would each hold another chunk.
+    target_C1 = logits_CV.gather(-1, labels_C.unsqueeze(-1))
+    largest_C1 = logits_CV.amax(dim=-1, keepdim=True)
+    norm_C1 = logits_CV.sub_(largest_C1).exp_().sum(dim=-1, keepdim=True)
+    logits_CV.div_(norm_C1)
+    return (norm_C1.log() + (largest_C1 - target_C1)).squeeze(-1)
+
+
 def _chunks(hidden_ND: Tensor, job: _Job) -> Iterator[tuple[int, Tensor, Tensor]]:
     for start in range(0, len(hidden_ND), job.chunk_size):
         stop = start + job.chunk_size
         yield start, hidden_ND[start:stop], job.labels_N[start:stop]
 
 
-def _default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig) -> int:
+def _default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig, positions: int) -> int:
+    """Positions a chunk: as many as the buffers may have, spread evenly over the chunks."""
     elements = _CHUNK_ELEMENTS.get(weight_VD.device.type, _CHUNK_ELEMENTS["cuda"])
-    return max(1, elements // max(weight_VD.shape[0], 1))
+    vocabulary = max(weight_VD.shape[0], 1)
+    if config.weight != 0 and config.kind == "token" and is_full_vocabulary(config, vocabulary):
+        # Beside the probabilities there are weights and the products with each Krylov vector.
+        elements = int(_FULL_VOCABULARY_BUFFERS * elements) // (config.order + 2)
+    most = max(1, elements // vocabulary)
+    chunks = max(1, -(-positions // most))
+    # Whole tiles: a product over 105 rows took as long as one over 120.
+    return max(1, -(-positions // (chunks * _TILE))) * _TILE if most >= _TILE else most
 
 
 def _check_inputs(

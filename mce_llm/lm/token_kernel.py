@@ -1,7 +1,8 @@
 """Value and logit gradient of the `token` loss for one chunk of positions, by a Krylov quadratic form.
 
 Nothing here is differentiated by autograd: the gradient comes from the Krylov basis that gave the value.
-Legend: C positions of the chunk, V vocabulary, D embedding width, K kept tokens, M Krylov order.
+Legend: C positions of the chunk, V vocabulary, D embedding width, K kept tokens, F = K + 1 frame vectors,
+M Krylov order, B positions of a block.
 """
 
 from __future__ import annotations
@@ -13,7 +14,14 @@ from torch import Tensor
 
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
-from mce_llm.matrix.krylov import LogQuadraticForm, euclidean_inner, log_quadratic_form
+from mce_llm.lm.top_tokens import top_tokens
+from mce_llm.matrix.krylov import LogQuadraticForm, log_quadratic_form
+from mce_llm.matrix.precision import full_precision
+
+# Elements of the rows that are gathered at a time: they are read three times, and should stay in a cache.
+_GATHERED_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+# Elements of a block of rows that gradients of logits are assembled in, for the same reason.
+_ASSEMBLED_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,17 @@ class TokenChunk:
         value_C: MCE per position, nats.
         tail_mass_C: δ, the probability that the density matrix counts as isotropic background.
         gap_C: Value at order m minus value at order m−1, an estimate of the truncation error (≥ 0 up to rounding);
-            at order 1 the whole value of the quadratic form.
+            at order 1 the whole value of the quadratic form. None where it was not asked for.
     """
 
     value_C: Tensor
     tail_mass_C: Tensor
-    gap_C: Tensor
+    gap_C: Tensor | None
+
+
+def is_full_vocabulary(config: MatrixLossConfig, vocabulary: int) -> bool:
+    """Whether the `token` loss keeps every token of a vocabulary of this size."""
+    return config.support is None or config.support >= vocabulary
 
 
 def token_chunk(
@@ -37,23 +50,27 @@ def token_chunk(
     labels_C: Tensor,
     geometry: TokenGeometry,
     config: MatrixLossConfig,
-    gradient_CV: Tensor | None = None,
+    *,
+    gradient: bool = False,
+    gap: bool = False,
 ) -> TokenChunk:
-    """MCE(ê_y ê_yᵀ, Q) = −ê_yᵀ log(Q) ê_y + tr Q per position, adding λ·∂MCE/∂logits into `gradient_CV`.
+    """MCE(ê_y ê_yᵀ, Q) = −ê_yᵀ log(Q) ê_y + tr Q per position.
 
     Args:
-        probabilities_CV: (C, V) softmax of the logits.
+        probabilities_CV: q, (C, V) softmax of the logits. With `gradient` it is overwritten with
+            q ⊙ (1 + λ(g − ⟨q, g⟩)), g = ∂MCE/∂q: the gradient of CE + λ·MCE in the logits, but for the −1 at the
+            label.
         labels_C: (C,) target ids, none ignored.
         geometry: The token rows ê, constant.
         config: `weight`, `shrinkage`, `support` and `order` are read.
-        gradient_CV: (C, V) buffer, added to in place; None skips the gradient.
+        gradient: Overwrite the probabilities as said.
+        gap: Report `gap_C`, which costs a second small eigendecomposition.
 
     Returns:
         Values and diagnostics of the chunk.
     """
-    if config.support is None or config.support >= probabilities_CV.shape[-1]:
-        return _full_vocabulary(probabilities_CV, labels_C, geometry, config, gradient_CV)
-    return _top_support(probabilities_CV, labels_C, geometry, config, gradient_CV)
+    kernel = _full_vocabulary if is_full_vocabulary(config, probabilities_CV.shape[-1]) else _top_support
+    return kernel(probabilities_CV, labels_C, geometry, config, gradient, gap)
 
 
 def _top_support(
@@ -61,49 +78,71 @@ def _top_support(
     labels_C: Tensor,
     geometry: TokenGeometry,
     config: MatrixLossConfig,
-    gradient_CV: Tensor | None,
+    gradient: bool,
+    gap: bool,
 ) -> TokenChunk:
     """Lanczos in coordinates over the frame [ê_y; ê_top1 … ê_topK], whose Gram matrix is all that is needed."""
     assert config.support is not None
     keep = 1 - config.epsilon
-    top_q_CK, top_CK = q_CV.topk(config.support, dim=-1)
+    top_q_CK, top_CK = top_tokens(q_CV, config.support)
     top_q_CK = top_q_CK.to(geometry.dtype)
     directed_CK = geometry.has_direction_V[top_CK]
     inside_CK = top_q_CK * directed_CK
     tail_C = (1 - inside_CK.sum(dim=-1)).clamp_min(0)
-    shift_C = (keep * tail_C + config.epsilon) / geometry.width
+    shift_C1 = ((keep * tail_C + config.epsilon) / geometry.width).unsqueeze(-1)
 
-    frame_CFD = geometry.rows(torch.cat([labels_C.unsqueeze(-1), top_CK], dim=-1))
-    gram_CFF = frame_CFD @ frame_CFD.mT
-    weights_CF = torch.nn.functional.pad(keep * inside_CK, (1, 0))  # the target itself is not part of Q
+    gram_CFF = _gram(geometry, torch.cat([labels_C.unsqueeze(-1), top_CK], dim=-1))
+    # A target among the top tokens stands in the frame twice. Its weight goes to the first place: the two together
+    # would span a direction of length zero, in which coordinates of confident rows grow at the cost of the rest.
+    is_target_CK = top_CK == labels_C.unsqueeze(-1)
+    weights_CK = keep * inside_CK
+    weights_CF = torch.cat(
+        [(weights_CK * is_target_CK).sum(dim=-1, keepdim=True), weights_CK * ~is_target_CK], dim=-1
+    )
 
-    def apply(coordinates_CF: Tensor) -> Tensor:
-        products_CF = (gram_CFF @ coordinates_CF.unsqueeze(-1)).squeeze(-1)
-        return shift_C.unsqueeze(-1) * coordinates_CF + weights_CF * products_CF
-
-    def inner(left_CJF: Tensor, right_C1F: Tensor) -> Tensor:
-        return euclidean_inner(left_CJF, right_C1F @ gram_CFF)
+    def apply(coordinates_CF: Tensor, products_CF: Tensor) -> Tensor:
+        return torch.addcmul(shift_C1 * coordinates_CF, weights_CF, products_CF)
 
     start_CF = torch.zeros_like(weights_CF)
     start_CF[:, 0] = 1
     form = log_quadratic_form(
-        apply, start_CF, config.order, shift=config.epsilon / geometry.width, inner=inner
+        apply,
+        start_CF,
+        config.order,
+        shift=config.epsilon / geometry.width,
+        gram=gram_CFF,
+        previous=gap,
     )
 
     lengths_CK = geometry.squared_length_V[top_CK]
     trace_C = keep * ((inside_CK * lengths_CK).sum(dim=-1) + tail_C) + config.epsilon
-    if gradient_CV is not None:
-        products_CMF = form.basis @ gram_CFF
-        g_CK = ((form.core @ products_CMF) * products_CMF).sum(dim=1)[:, 1:]
+    if gradient:
+        g_CK = ((form.core @ form.duals) * form.duals).sum(dim=1)[:, 1:]
         g_CK = keep * (g_CK + lengths_CK)
         g_tail_C1 = keep * (_trace(form.core) / geometry.width + 1).unsqueeze(-1)
         g_CK = torch.where(directed_CK, g_CK, g_tail_C1)
         mean_C1 = g_tail_C1 + (top_q_CK * (g_CK - g_tail_C1)).sum(dim=-1, keepdim=True)
-        gradient_CV.addcmul_(q_CV, (config.weight * (g_tail_C1 - mean_C1)).to(q_CV.dtype))
-        gradient_CV.scatter_add_(
-            -1, top_CK, (config.weight * top_q_CK * (g_CK - g_tail_C1)).to(gradient_CV.dtype)
-        )
-    return TokenChunk(form.value + trace_C, tail_C, _gap(form))
+        q_CV.mul_((1 + config.weight * (g_tail_C1 - mean_C1)).to(q_CV.dtype))
+        q_CV.scatter_(-1, top_CK, (top_q_CK * (1 + config.weight * (g_CK - mean_C1))).to(q_CV.dtype))
+    return TokenChunk(form.value + trace_C, tail_C, _gap(form) if gap else None)
+
+
+def _gram(geometry: TokenGeometry, ids_CF: Tensor) -> Tensor:
+    """⟨ê_i, ê_j⟩ of the tokens of each frame, (C, F) → (C, F, F).
+
+    Rows are centred before they are multiplied: with the mean taken out of the products instead, a large common
+    direction would cancel away the digits that matter. The lengths are divided out of the small products.
+    """
+    positions, size = ids_CF.shape
+    gram_CFF = geometry.mean_D.new_empty(positions, size, size)
+    elements = _GATHERED_ELEMENTS.get(ids_CF.device.type, _GATHERED_ELEMENTS["cuda"])
+    block = max(1, elements // (size * geometry.width))
+    with full_precision(gram_CFF):
+        for ids_BF, gram_BFF in zip(ids_CF.split(block), gram_CFF.split(block), strict=True):
+            rows_BFD = geometry.centred_rows(ids_BF.flatten()).view(*ids_BF.shape, geometry.width)
+            torch.bmm(rows_BFD, rows_BFD.mT, out=gram_BFF)
+    scale_CF = geometry.scale_V[ids_CF]
+    return gram_CFF.mul_(scale_CF.unsqueeze(-1)).mul_(scale_CF.unsqueeze(-2))
 
 
 def _full_vocabulary(
@@ -111,38 +150,84 @@ def _full_vocabulary(
     labels_C: Tensor,
     geometry: TokenGeometry,
     config: MatrixLossConfig,
-    gradient_CV: Tensor | None,
+    gradient: bool,
+    gap: bool,
 ) -> TokenChunk:
-    """Lanczos in the embedding space over every token: two matrix products with the table an order."""
+    """Lanczos in the embedding space over every token: 2m − 1 matrix products with the table at order m.
+
+    The products ⟨v_j, e_v − μ⟩ of the Krylov vectors with every row are kept, (C, M, V): the last vector needs no
+    image, and the gradient no product at all.
+    """
     keep = 1 - config.epsilon
-    inside_CV = q_CV.to(geometry.dtype) * geometry.has_direction_V
+    dtype, order = geometry.dtype, min(config.order, geometry.width)
+    inside_CV = q_CV.to(dtype) if geometry.all_directed else q_CV.to(dtype) * geometry.has_direction_V
     tail_C = (1 - inside_CV.sum(dim=-1)).clamp_min(0)
-    shift_C = (keep * tail_C + config.epsilon) / geometry.width
+    shift_C1 = ((keep * tail_C + config.epsilon) / geometry.width).unsqueeze(-1)
+    trace_C = keep * (inside_CV @ geometry.squared_length_V + tail_C) + config.epsilon
+    scale2_V = geometry.scale_V.square()
+    weights_CV = inside_CV * (keep * scale2_V)
+    del inside_CV
+    products_CMV = weights_CV.new_empty(weights_CV.shape[0], order, weights_CV.shape[1])
+    steps = iter(range(order))
 
     def apply(vectors_CD: Tensor) -> Tensor:
-        weighted_CV = geometry.project(vectors_CD).mul_(inside_CV)
-        return keep * geometry.combine(weighted_CV) + shift_C.unsqueeze(-1) * vectors_CD
+        step = next(steps)
+        products_CV = geometry.project_centred(vectors_CD, out=products_CMV[:, step])
+        # The place of the next products serves as scratch until they come.
+        weighted_CV = torch.mul(products_CV, weights_CV, out=products_CMV[:, step + 1])
+        return geometry.combine_centred(weighted_CV).addcmul_(shift_C1, vectors_CD)
+
+    def quadratic(vectors_CD: Tensor) -> Tensor:
+        products_CV = geometry.project_centred(vectors_CD, out=products_CMV[:, next(steps)])
+        length_C = vectors_CD.square().sum(dim=-1)
+        # The last use of the weights.
+        return weights_CV.mul_(products_CV).mul_(products_CV).sum(dim=-1) + shift_C1.squeeze(-1) * length_C
 
     form = log_quadratic_form(
-        apply, geometry.rows(labels_C), config.order, shift=config.epsilon / geometry.width
+        apply,
+        geometry.rows(labels_C),
+        order,
+        shift=config.epsilon / geometry.width,
+        quadratic=quadratic,
+        previous=gap,
     )
 
-    trace_C = keep * (inside_CV @ geometry.squared_length_V + tail_C) + config.epsilon
-    if gradient_CV is not None:
-        # G = Σ_ij M_ij v_i v_jᵀ is diagonalised, so that g_v needs one product an order: Σ_i μ_i ⟨w_i, ê_v⟩².
-        # A prediction that is not a number must reach the loss as one, and not stop the eigensolver.
-        usable_C1 = torch.isfinite(form.core).all(dim=-1).all(dim=-1, keepdim=True)
-        mu_CM, rotation_CMM = torch.linalg.eigh(torch.where(usable_C1.unsqueeze(-1), form.core, 0))
-        mu_CM = torch.where(usable_C1, mu_CM, torch.nan)
-        directions_CMD = rotation_CMM.mT @ form.basis
-        g_CV = geometry.squared_length_V.expand_as(q_CV).clone()
-        for i in range(mu_CM.shape[-1]):
-            g_CV.addcmul_(geometry.project(directions_CMD[:, i]).square_(), mu_CM[:, i : i + 1])
-        g_background_C1 = (_trace(form.core) / geometry.width + 1).unsqueeze(-1)
-        g_CV = keep * torch.where(geometry.has_direction_V, g_CV, g_background_C1)
-        mean_C1 = (q_CV * g_CV).sum(dim=-1, keepdim=True)
-        gradient_CV.addcmul_(q_CV, (g_CV - mean_C1).to(q_CV.dtype), value=config.weight)
-    return TokenChunk(form.value + trace_C, tail_C, _gap(form))
+    if gradient:
+        # g_v = (1−ε)(r_v² Σ_ij M_ij ũ_iv ũ_jv + ‖ê_v‖²), with ũ the kept products.
+        g_background_C1 = keep * (_trace(form.core) / geometry.width + 1).unsqueeze(-1)
+        block = max(1, _block_elements(q_CV) // products_CMV[0].numel())
+        for q_BV, core_BMM, products_BMV, background_B1 in zip(
+            q_CV.split(block),
+            form.core.split(block),
+            products_CMV.split(block),
+            g_background_C1.split(block),
+            strict=True,
+        ):
+            g_BV = (core_BMM @ products_BMV).mul_(products_BMV).sum(dim=1)
+            g_BV.mul_(scale2_V).add_(geometry.squared_length_V).mul_(keep)
+            if not geometry.all_directed:
+                g_BV = torch.where(geometry.has_direction_V, g_BV, background_B1)
+            into_logit_gradient(q_BV, g_BV, config.weight)
+    return TokenChunk(form.value + trace_C, tail_C, _gap(form) if gap else None)
+
+
+def into_logit_gradient(q_CV: Tensor, g_CV: Tensor, weight: float) -> None:
+    """Q ← q ⊙ (1 + λ(g − ⟨q, g⟩)) in place.
+
+    Args:
+        q_CV: (C, V) probabilities, overwritten.
+        g_CV: ∂MCE/∂q, broadcastable to (C, V).
+        weight: λ.
+    """
+    block = max(1, _block_elements(q_CV) // q_CV.shape[-1])
+    for q_BV, g_BV in zip(q_CV.split(block), g_CV.expand_as(q_CV).split(block), strict=True):
+        g_BV = g_BV.to(q_BV.dtype)
+        mean_B1 = (q_BV * g_BV).sum(dim=-1, keepdim=True)
+        q_BV.mul_((g_BV - mean_B1).mul_(weight).add_(1))
+
+
+def _block_elements(tensor: Tensor) -> int:
+    return _ASSEMBLED_ELEMENTS.get(tensor.device.type, _ASSEMBLED_ELEMENTS["cuda"])
 
 
 def _gap(form: LogQuadraticForm) -> Tensor:

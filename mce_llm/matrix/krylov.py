@@ -26,8 +26,8 @@ from mce_llm.matrix.precision import autocast_off, full_precision
 # small as its weight in the core.
 BREAKDOWN_IN_EPS = 32.0
 
-Apply = Callable[[Tensor], Tensor]
-Inner = Callable[[Tensor, Tensor], Tensor]
+Apply = Callable[..., Tensor]
+Quadratic = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class LanczosBasis:
 
     Attributes:
         basis: (T, M, D), orthonormal rows; zero from a row's breakdown on.
+        duals: (T, M, D), G v of the basis rows v over a frame; `basis` itself without a Gram matrix.
         alphas: (T, M), the diagonal; a harmless positive number from a row's breakdown on.
         betas: (T, M − 1), beside the diagonal; zero from a row's breakdown on.
         norm2: (T,), ‖x‖² of the start rows.
     """
 
     basis: Tensor
+    duals: Tensor
     alphas: Tensor
     betas: Tensor
     norm2: Tensor
@@ -53,7 +55,7 @@ class TridiagonalLog:
 
     Attributes:
         value: (T,), nats times ‖x‖².
-        previous: (T,), the value at order M − 1; None at order 1, which has no previous one.
+        previous: (T,), the value at order M − 1, where it was asked for and the order is not 1; None otherwise.
         core: (T, M, M), symmetric: the derivative of the value with respect to the tridiagonal matrix.
     """
 
@@ -68,14 +70,17 @@ class LogQuadraticForm:
 
     Attributes:
         value: (T,), nats times ‖x‖²; never above the true value, and increasing with the order.
-        previous: (T,), the value at order M − 1; None at order 1. value − previous indicates the error.
+        previous: (T,), the value at order M − 1, where it was asked for and the order is not 1; None otherwise.
+            value − previous indicates the error.
         basis: (T, M, D), the rows of V.
+        duals: (T, M, D), G v of the basis rows over a frame; `basis` itself without a Gram matrix.
         core: (T, M, M), symmetric.
     """
 
     value: Tensor
     previous: Tensor | None
     basis: Tensor
+    duals: Tensor
     core: Tensor
 
     def gradient(self) -> Tensor:
@@ -84,21 +89,14 @@ class LogQuadraticForm:
             return self.basis.mT @ self.core @ self.basis
 
 
-def euclidean_inner(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a_j, b⟩ for vectors in plain coordinates.
-
-    Args:
-        a: (T, J, D).
-        b: (T, 1, D).
-
-    Returns:
-        (T, J).
-    """
-    return torch.matmul(a, b.mT).squeeze(-1)
-
-
 def lanczos(
-    apply: Apply, start: Tensor, order: int, *, inner: Inner | None = None, breakdown: float | None = None
+    apply: Apply,
+    start: Tensor,
+    order: int,
+    *,
+    gram: Tensor | None = None,
+    quadratic: Quadratic | None = None,
+    breakdown: float | None = None,
 ) -> LanczosBasis:
     """Lanczos with full re-orthogonalisation (twice), all rows at once.
 
@@ -108,75 +106,105 @@ def lanczos(
     NaN in `norm2`, and is frozen, so that it spoils neither the other rows nor the eigensolver.
 
     Args:
-        apply: v ↦ Q v for all rows at once, (T, D) → (T, D), linear, symmetric and positive semi-definite in
-            `inner`. Called `order` times with autocast off; TF32 stays as the caller set it.
+        apply: v ↦ Q v for all rows at once, (T, D) → (T, D), linear, symmetric and positive semi-definite in the
+            inner product. Called with autocast off, as `apply(v)`, or as `apply(v, G v)` where there is a Gram
+            matrix; TF32 stays as the caller set it.
         start: x, (T, D), float32 or float64, of any length.
         order: M >= 1, the number of basis vectors; more than D is harmless.
-        inner: ⟨a_j, b⟩ for a (T, J, D) and b (T, 1, D) → (T, J). The Euclidean product if None. For coordinates
-            over a frame with Gram matrix G it is aᵀ G b: `lambda a, b: euclidean_inner(a, b @ G)`.
+        gram: G, (T, D, D), where rows are coordinates c of Σ_k c_k f_k over a frame f with ⟨f_j, f_k⟩ = G_jk; the
+            inner product is then aᵀ G b. It may be singular. Three products with G are formed for a basis vector.
+        quadratic: v ↦ ⟨v, Q v⟩, (T, D) → (T,), asked once, for the last basis vector, whose image nobody needs.
+            By default `apply` is called there too.
         breakdown: β counts as zero up to this multiple of ‖Q v‖; 32·eps if None.
 
     Returns:
         The basis and the tridiagonal matrices.
 
     Raises:
-        MatrixShapeError: `start` is not (T, D), or `apply` changes the shape.
-        MatrixDtypeError: `apply` changes the dtype.
+        MatrixShapeError: `start` is not (T, D), `gram` is not (T, D, D), or `apply` changes the shape.
+        MatrixDtypeError: `apply` changes the dtype, or `gram` has another.
         MatrixInputError: `order` is not a positive integer.
     """
     start = full_dtype_tensor(start, "start")
     if start.ndim != 2 or start.shape[1] == 0:
         raise MatrixShapeError(f"start must be rows, (T, D) with D >= 1, got shape {tuple(start.shape)}")
+    if gram is not None and gram.shape != (*start.shape, start.shape[1]):
+        raise MatrixShapeError(
+            f"gram must be (T, D, D) for start of shape {tuple(start.shape)}, got {tuple(gram.shape)}"
+        )
+    if gram is not None and gram.dtype != start.dtype:
+        raise MatrixDtypeError(f"gram must have the dtype of start, {start.dtype}, got {gram.dtype}")
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise MatrixInputError(f"order must be an integer >= 1, got {order!r}; 8 is the usual choice")
-    eps = torch.finfo(start.dtype).eps
     if breakdown is None:
-        breakdown = BREAKDOWN_IN_EPS * eps
-    product = euclidean_inner if inner is None else inner
+        breakdown = BREAKDOWN_IN_EPS * torch.finfo(start.dtype).eps
 
-    def squared_norm(rows_TD: Tensor) -> Tensor:
-        with full_precision(rows_TD):
-            return product(rows_TD.unsqueeze(1), rows_TD.unsqueeze(1)).squeeze(1)
+    def dual(rows_TD: Tensor) -> Tensor:
+        return rows_TD if gram is None else _rows_times(gram, rows_TD)
 
-    with torch.no_grad(), autocast_off(start.device.type):
-        norm2 = squared_norm(start)
+    with torch.no_grad(), full_precision(start):
+        tokens, width = start.shape
+        start_dual = dual(start)
+        norm2 = (start * start_dual).sum(-1)
         broken = ~torch.isfinite(norm2)
         alive = (norm2 >= torch.finfo(start.dtype).tiny) & ~broken
         vector = _divided(start, norm2.sqrt(), alive)
-        basis = torch.zeros(len(start), order, start.shape[1], dtype=start.dtype, device=start.device)
-        alphas = torch.ones(len(start), order, dtype=start.dtype, device=start.device)
-        betas = torch.zeros(len(start), order - 1, dtype=start.dtype, device=start.device)
-        for step in range(order):
-            basis[:, step] = vector
-            image = apply(vector)
-            if image.shape != start.shape:
-                raise MatrixShapeError(
-                    f"apply must keep the shape {tuple(start.shape)}, it returned {tuple(image.shape)}"
-                )
-            if image.dtype != start.dtype:
-                raise MatrixDtypeError(f"apply must keep the dtype {start.dtype}, it returned {image.dtype}")
-            size2 = squared_norm(image)
+        vector_dual = vector if gram is None else _divided(start_dual, norm2.sqrt(), alive)
+        basis = start.new_zeros(tokens, order, width)
+        duals = basis if gram is None else torch.zeros_like(basis)
+        alphas = start.new_ones(tokens, order)
+        betas = start.new_zeros(tokens, order - 1)
+    for step in range(order):
+        basis[:, step] = vector
+        if gram is not None:
+            duals[:, step] = vector_dual
+        if step + 1 == order and quadratic is not None:
+            with torch.no_grad(), autocast_off(start.device.type):
+                along = quadratic(vector)
+            broken = broken | (alive & ~torch.isfinite(along))
+            alphas[:, step] = torch.where(alive & ~broken, along, alphas[:, 0] if step else 1)
+            break
+        with torch.no_grad(), autocast_off(start.device.type):
+            image = apply(vector) if gram is None else apply(vector, vector_dual)
+        if image.shape != start.shape:
+            raise MatrixShapeError(
+                f"apply must keep the shape {tuple(start.shape)}, it returned {tuple(image.shape)}"
+            )
+        if image.dtype != start.dtype:
+            raise MatrixDtypeError(f"apply must keep the dtype {start.dtype}, it returned {image.dtype}")
+        with torch.no_grad(), full_precision(start):
+            image_dual = dual(image)
+            size2 = (image * image_dual).sum(-1)
             broken = broken | (alive & ~torch.isfinite(size2))
             alive = alive & ~broken
             image = torch.where(alive.unsqueeze(-1), image, 0)
-            # In a frame, the previous coefficients are known from the recurrence, but re-orthogonalising against
-            # all of them is what keeps V orthonormal in float32.
-            along = torch.zeros_like(vector[:, :1])
+            image_dual = torch.where(alive.unsqueeze(-1), image_dual, 0)
+            # The recurrence knows most coefficients already, but re-orthogonalising against the whole basis, and
+            # twice, is what keeps it orthonormal in float32. G meets the image anew each time: a singular G leaves
+            # large coordinates that mean nothing, and only a fresh product makes them vanish.
+            along = torch.zeros_like(size2)
+            known = basis[:, : step + 1]
             for _ in range(2):
-                with full_precision(image):
-                    known = basis[:, : step + 1]
-                    coefficients = product(known, image.unsqueeze(1))
-                    image = image - torch.matmul(coefficients.unsqueeze(1), known).squeeze(1)
-                along = along + coefficients[:, -1:]
-            fill = alphas[:, :1] if step else torch.ones_like(along)
-            alphas[:, step] = torch.where(alive.unsqueeze(-1), along, fill).squeeze(-1)
+                coefficients = _rows_times(known, image_dual)
+                image = torch.baddbmm(image.unsqueeze(1), coefficients.unsqueeze(1), known, alpha=-1).squeeze(
+                    1
+                )
+                image_dual = dual(image)
+                along = along + coefficients[:, -1]
+            alphas[:, step] = torch.where(alive, along, alphas[:, 0] if step else 1)
             if step + 1 < order:
-                rest2 = squared_norm(image)
+                rest2 = (image * image_dual).sum(-1)
                 alive = alive & (rest2 > breakdown**2 * size2)
                 betas[:, step] = torch.where(alive, rest2.clamp(min=0).sqrt(), 0)
                 vector = _divided(image, betas[:, step], alive)
-        norm2 = torch.where(broken, torch.nan, norm2.clamp(min=0))
-    return LanczosBasis(basis=basis, alphas=alphas, betas=betas, norm2=norm2)
+                vector_dual = vector if gram is None else _divided(image_dual, betas[:, step], alive)
+    norm2 = torch.where(broken, torch.nan, norm2.clamp(min=0))
+    return LanczosBasis(basis=basis, duals=duals, alphas=alphas, betas=betas, norm2=norm2)
+
+
+def _rows_times(matrices: Tensor, rows: Tensor) -> Tensor:
+    """Each (J, D) matrix times its own (D,) row: (T, J, D), (T, D) → (T, J)."""
+    return torch.matmul(matrices, rows.unsqueeze(-1)).squeeze(-1)
 
 
 def _divided(rows_TD: Tensor, lengths_T: Tensor, alive_T: Tensor) -> Tensor:
@@ -185,7 +213,9 @@ def _divided(rows_TD: Tensor, lengths_T: Tensor, alive_T: Tensor) -> Tensor:
     return torch.where(alive_T.unsqueeze(-1), rows_TD / safe, 0)
 
 
-def tridiagonal_log(alphas: Tensor, betas: Tensor, norm2: Tensor, shift: float) -> TridiagonalLog:
+def tridiagonal_log(
+    alphas: Tensor, betas: Tensor, norm2: Tensor, shift: float, *, previous: bool = True
+) -> TridiagonalLog:
     """−‖x‖² e₁ᵀ log(T) e₁ by Gauss quadrature, with its derivative M = −‖x‖² S (Γ ∘ s sᵀ) Sᵀ.
 
     T = S Θ Sᵀ is the tridiagonal matrix, s the first row of S, Γ the Loewner matrix of log at θ: the value is
@@ -197,6 +227,7 @@ def tridiagonal_log(alphas: Tensor, betas: Tensor, norm2: Tensor, shift: float) 
         betas: (T, M − 1), beside the diagonal.
         norm2: (T,), ‖x‖²; zero gives value 0, NaN gives NaN for that row alone.
         shift: A positive lower bound on the spectrum of Q.
+        previous: Form the value at order M − 1 too, which costs a second eigendecomposition.
 
     Returns:
         Value, previous value and core.
@@ -219,14 +250,14 @@ def tridiagonal_log(alphas: Tensor, betas: Tensor, norm2: Tensor, shift: float) 
         theta, vectors = torch.linalg.eigh(tridiagonal)
         theta, first = theta.clamp(min=shift), vectors[:, 0]
         value = -norm2 * (first.square() * theta.log()).sum(-1)
-        previous = None
-        if order > 1:
+        value_before = None
+        if previous and order > 1:
             shorter, shorter_vectors = torch.linalg.eigh(tridiagonal[:, :-1, :-1])
-            previous = -norm2 * (shorter_vectors[:, 0].square() * shorter.clamp(min=shift).log()).sum(-1)
+            value_before = -norm2 * (shorter_vectors[:, 0].square() * shorter.clamp(min=shift).log()).sum(-1)
         loewner = log_loewner(theta.unsqueeze(-1), theta.unsqueeze(-2))
         core = vectors @ (loewner * first.unsqueeze(-1) * first.unsqueeze(-2)) @ vectors.mT
         core = -norm2[:, None, None] * (core + core.mT) / 2
-    return TridiagonalLog(value=value, previous=previous, core=core)
+    return TridiagonalLog(value=value, previous=value_before, core=core)
 
 
 def log_quadratic_form(
@@ -235,27 +266,34 @@ def log_quadratic_form(
     order: int,
     *,
     shift: float,
-    inner: Inner | None = None,
+    gram: Tensor | None = None,
+    quadratic: Quadratic | None = None,
+    previous: bool = True,
     breakdown: float | None = None,
 ) -> LogQuadraticForm:
     """f(Q) = −xᵀ log(Q) x for every row, with ∂f/∂Q ≈ Vᵀ M V, by Lanczos of the given order.
 
     The value is the Gauss quadrature of order M: it never exceeds f, increases with the order, and is exact once
     the Krylov space of (Q, x) is exhausted. The gradient is the exact one of that compressed problem. Costs
-    `order` calls of `apply`. Refuses what `lanczos` and `tridiagonal_log` refuse.
+    `order` calls of `apply`, the last of which `quadratic` replaces where it is given. Refuses what `lanczos` and
+    `tridiagonal_log` refuse.
 
     Args:
         apply: v ↦ Q v for all rows, (T, D) → (T, D); see `lanczos`.
         start: x, (T, D), float32 or float64; rows may be zero (value 0, core 0) and of any length.
         order: M >= 1.
         shift: A positive number with Q ⪰ shift·I, known exactly for Q = … + shift·I.
-        inner: The inner product, Euclidean if None; see `lanczos`. With another one, basis rows are coordinate
-            vectors c of Σ_k c_k f_k over the caller's frame f.
+        gram: (T, D, D), the Gram matrix of the caller's frame f, where rows are coordinates c of Σ_k c_k f_k;
+            plain coordinates if None. See `lanczos`.
+        quadratic: v ↦ ⟨v, Q v⟩ for the last basis vector; see `lanczos`.
+        previous: Report the value at order M − 1 too.
         breakdown: See `lanczos`.
 
     Returns:
         Values, previous values, basis and cores, outside the autograd graph.
     """
-    run = lanczos(apply, start, order, inner=inner, breakdown=breakdown)
-    log = tridiagonal_log(run.alphas, run.betas, run.norm2, shift)
-    return LogQuadraticForm(value=log.value, previous=log.previous, basis=run.basis, core=log.core)
+    run = lanczos(apply, start, order, gram=gram, quadratic=quadratic, breakdown=breakdown)
+    log = tridiagonal_log(run.alphas, run.betas, run.norm2, shift, previous=previous)
+    return LogQuadraticForm(
+        value=log.value, previous=log.previous, basis=run.basis, duals=run.duals, core=log.core
+    )
