@@ -30,7 +30,7 @@ class BatchStatistics(Protocol):
     """What the fused loss asks of a loss over the whole micro-batch."""
 
     def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
-        """First pass: take in one chunk."""
+        """First pass: take in one chunk. The probabilities may be overwritten."""
 
     def finish(self, group: ProcessGroup | None) -> Tensor:
         """Sum over the ranks of `group` (None: this process alone) and return the loss, a scalar in nats."""
@@ -128,7 +128,8 @@ class _Expected:
         self._gradient_TD = torch.empty(0)
 
     def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
-        expected_CD = self._geometry.combine(probabilities_CV.to(self._geometry.dtype))
+        scaled_CV = probabilities_CV.to(self._geometry.dtype).mul_(self._geometry.scale_V)
+        expected_CD = self._geometry.combine_centred(scaled_CV)
         self._expected.append(expected_CD)
         for moments_EE, vectors_CD in zip(
             self._moments_2EE, (self._geometry.rows(labels_C), expected_CD), strict=True
@@ -139,6 +140,7 @@ class _Expected:
     def finish(self, group: ProcessGroup | None) -> Tensor:
         _sum_over_ranks(self._moments_2EE, group)
         (target_DD, _), (predicted_DD, mean_D) = (self._covariance(moments) for moments in self._moments_2EE)
+        self._moments_2EE = torch.empty(0)  # memory, for the second pass
         value, gradient_DD = _value_and_gradient(target_DD, predicted_DD)
         if self._expected:
             centred_TD = torch.cat(self._expected) - mean_D.to(self._geometry.dtype)

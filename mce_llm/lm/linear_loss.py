@@ -110,8 +110,10 @@ def linear_matrix_cross_entropy(
     """
     _check_inputs(hidden, weight, labels, bias, embeddings, config, softcap, ignore_index, chunk_size)
     hidden_TD, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    kept_T = labels_T != ignore_index
-    hidden_ND, labels_N = hidden_TD[kept_T], labels_T[kept_T]
+    kept_N = (labels_T != ignore_index).nonzero().squeeze(-1)
+    hidden_ND, labels_N = hidden_TD, labels_T
+    if kept_N.numel() < labels_T.numel():
+        hidden_ND, labels_N = hidden_TD.index_select(0, kept_N), labels_T.index_select(0, kept_N)
     if labels_N.numel() and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < weight.shape[0]:
         raise LossInputError(
             f"labels must be in [0, {weight.shape[0]}) or {ignore_index}, got values from "
@@ -293,6 +295,8 @@ def _default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig, positions: 
     if config.weight != 0 and config.kind == "token" and is_full_vocabulary(config, vocabulary):
         # Beside the probabilities there are weights and the products with each Krylov vector.
         elements = int(_FULL_VOCABULARY_BUFFERS * elements) // (config.order + 2)
+    elif config.weight != 0 and config.kind == "expected":
+        elements //= 2  # the gradient in q is a chunk of its own
     most = max(1, elements // vocabulary)
     chunks = max(1, -(-positions // most))
     # Whole tiles: a product over 105 rows took as long as one over 120.

@@ -19,7 +19,7 @@ from mce_llm.matrix.krylov import LogQuadraticForm, log_quadratic_form
 from mce_llm.matrix.precision import full_precision
 
 # Elements of the rows that are gathered at a time: they are read three times, and should stay in a cache.
-_GATHERED_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+_GATHERED_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 # Elements of a block of rows that gradients of logits are assembled in, for the same reason.
 _ASSEMBLED_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 
@@ -136,10 +136,12 @@ def _gram(geometry: TokenGeometry, ids_CF: Tensor) -> Tensor:
     positions, size = ids_CF.shape
     gram_CFF = geometry.mean_D.new_empty(positions, size, size)
     elements = _GATHERED_ELEMENTS.get(ids_CF.device.type, _GATHERED_ELEMENTS["cuda"])
-    block = max(1, elements // (size * geometry.width))
+    block = min(max(1, elements // (size * geometry.width)), positions)
+    buffer_ND = geometry.mean_D.new_empty(block * size, geometry.width)
     with full_precision(gram_CFF):
         for ids_BF, gram_BFF in zip(ids_CF.split(block), gram_CFF.split(block), strict=True):
-            rows_BFD = geometry.centred_rows(ids_BF.flatten()).view(*ids_BF.shape, geometry.width)
+            rows_ND = geometry.centred_rows(ids_BF.flatten(), out=buffer_ND[: ids_BF.numel()])
+            rows_BFD = rows_ND.view(*ids_BF.shape, geometry.width)
             torch.bmm(rows_BFD, rows_BFD.mT, out=gram_BFF)
     scale_CF = geometry.scale_V[ids_CF]
     return gram_CFF.mul_(scale_CF.unsqueeze(-1)).mul_(scale_CF.unsqueeze(-2))

@@ -1,6 +1,7 @@
 """The k most probable tokens of each position, found without ranking the whole vocabulary.
 
-Legend: T positions, V vocabulary, K kept tokens, G groups of neighbouring tokens, W tokens of a group.
+Legend: T positions, V vocabulary, K kept tokens, G groups of neighbouring tokens, W tokens of a group,
+C candidates.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def top_tokens(scores_TV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     grouped_TGW = scores_TV[:, : groups * _GROUP].unflatten(-1, (groups, _GROUP))
     best_TK = grouped_TGW.amax(dim=-1).topk(count, dim=-1, sorted=False).indices
     candidates_TKW = grouped_TGW.gather(1, best_TK.unsqueeze(-1).expand(-1, -1, _GROUP))
-    # Tokens beyond the last whole group take part beside the candidates.
-    rest_TR = scores_TV[:, groups * _GROUP :]
-    values_TK, places_TK = torch.cat([candidates_TKW.flatten(1), rest_TR], dim=-1).topk(count, dim=-1)
+    candidates_TC = candidates_TKW.flatten(1)
+    if groups * _GROUP < size:  # tokens beyond the last whole group take part beside the candidates
+        candidates_TC = torch.cat([candidates_TC, scores_TV[:, groups * _GROUP :]], dim=-1)
+    values_TK, places_TK = candidates_TC.topk(count, dim=-1)
     in_rest_TK = places_TK - count * _GROUP
     group_TK = best_TK.gather(1, (places_TK // _GROUP).clamp_max(count - 1))
     ids_TK = torch.where(in_rest_TK < 0, group_TK * _GROUP + places_TK % _GROUP, groups * _GROUP + in_rest_TK)
