@@ -37,6 +37,7 @@ from measuring import (
 
 from mce_llm.lm import MatrixLossConfig, linear_matrix_cross_entropy
 
+_SWEEP = (0.25, 0.5, 1, 2)  # along each axis, times the size that is given
 HUGGING_FACE, WEIGHT_0, PRODUCTS = "Hugging Face", "ours, weight 0", "3 products"
 
 
@@ -221,8 +222,7 @@ def sizes_of(arguments: argparse.Namespace) -> dict[str, list[Size]]:
     )
     if not arguments.sweep:
         return {"": [base]}
-    halves = (0.25, 0.5, 1, 2)
-    values = {name: [max(1, int(asdict(base)[name] * f)) for f in halves] for name in asdict(base)}
+    values = {name: [max(1, int(asdict(base)[name] * f)) for f in _SWEEP] for name in asdict(base)}
     return {
         name: [Size(**{**asdict(base), name: value}) for value in values[name]]
         for name in ("vocabulary", "width", "tokens", "support")
@@ -230,40 +230,36 @@ def sizes_of(arguments: argparse.Namespace) -> dict[str, list[Size]]:
 
 
 def plot(path: Path, swept: dict[str, list[tuple[Size, list[dict[str, Any]]]]]) -> None:
-    """Time against V, d, T and k, relative to nothing: milliseconds on logarithmic axes."""
+    """Time against V, d, T and k, as a multiple of plain Hugging Face at the same size."""
     from matplotlib.figure import Figure
 
     symbols = {"vocabulary": "vocabulary V", "width": "width d", "tokens": "tokens T", "support": "support k"}
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     panels = figure.subplots(2, 2).flat
     for panel, (axis, results) in zip(panels, swept.items(), strict=True):
-        for name in results[0][1]:
-            label = name["case"].split(", support")[0].replace(", order", " order")
-            label = "token, support k" if name["case"].startswith("token, support") else label
-            if label in ("torch linear_cross_entropy", "torch, chunked"):
-                continue
-            points = [
-                (getattr(size, axis), 1e3 * r["seconds"])
-                for size, rows in results
-                for r in rows
-                if r["case"].split(" ")[:2] == name["case"].split(" ")[:2]
-            ]
-            style = (
-                {"linestyle": "--", "color": "grey"}
-                if label == PRODUCTS
-                else {"marker": "o", "markersize": 4}
-            )
-            panel.plot(*zip(*points, strict=True), label=label, **style)
-        panel.set(xscale="log", yscale="log", xlabel=symbols[axis], ylabel="forward + backward, ms")
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for size, rows in results:
+            for r in rows:
+                label = "token, support k" if r["case"].startswith("token, support") else r["case"]
+                if r["against_hugging_face"] is not None and not label.startswith("torch"):
+                    lines.setdefault(label, []).append((getattr(size, axis), r["against_hugging_face"]))
+        for label, points in lines.items():
+            plain = label in (PRODUCTS, HUGGING_FACE)
+            style: dict[str, Any] = {"color": "grey", "linestyle": ":" if label == PRODUCTS else "--"}
+            panel.plot(*zip(*points, strict=True), label=label, **(style if plain else {"marker": "o"}))
+        panel.set(xscale="log", xlabel=symbols[axis], ylabel="time, × Hugging Face", ylim=(0, None))
         panel.set_xticks([getattr(size, axis) for size, _ in results])
         panel.xaxis.set_major_formatter("{x:.0f}")
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    size = swept["vocabulary"][2][0]
-    figure.suptitle(f"Cost of the head's loss around T={size.tokens}, d={size.width}, V={size.vocabulary}")
+    base = swept["vocabulary"][_SWEEP.index(1)][0]
+    figure.suptitle(
+        "Forward + backward of the head's loss, against plain Hugging Face at the same size\n"
+        f"(around T={base.tokens}, d={base.width}, V={base.vocabulary}, k={base.support})"
+    )
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -62,6 +62,9 @@ class LossOutput:
         return self._matrix
 
 
+# Its shapes depend on the labels and its gradients are formed in the forward pass: a compiled model breaks its graph
+# here, runs this part as it is, and goes on.
+@torch.compiler.disable
 def linear_matrix_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -99,6 +102,9 @@ def linear_matrix_cross_entropy(
         process_group: Ranks whose statistics the batch kinds share; every rank has to call. None: this one alone.
         details: Report `tail_mass` and `quadrature_gap` (kind `token`).
         chunk_size: Positions a chunk; chosen from V by default.
+
+    Under `torch.compile` the graph breaks here (so not with `fullgraph=True`), and autocast, activation checkpointing
+    and `retain_graph=True` work as with any other loss.
 
     Returns:
         The loss and its parts. Where every label is ignored all are zero, and the loss is still

@@ -347,6 +347,43 @@ def test_inside_activation_checkpointing():
             torch.testing.assert_close(leaf.grad, gradient)
 
 
+def test_backward_again_with_and_without_the_graph():
+    """Gradients are scaled in place when nobody needs them again, and only then."""
+    hidden, weight, labels = problem()
+    _, expected = fused(hidden, weight, labels, KINDS[1])
+    leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    loss = linear_matrix_cross_entropy(*leaves, labels, KINDS[1]).loss
+    (loss * 3).backward(retain_graph=True)
+    loss.backward()
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, 4 * gradient)
+    with pytest.raises(RuntimeError, match="pass retain_graph=True"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("support", [3, 12])
+def test_a_vocabulary_large_enough_for_the_grouped_search(support, dtype):
+    """Thousands of tokens, not a multiple of the group; every second target is its own most probable token."""
+    hidden, weight, labels = problem(tokens=24, vocabulary=1999, width=20, scale=0.5)
+    labels[1::2] = (hidden @ weight.T).argmax(-1)[1::2]
+    config = MatrixLossConfig(support=support, order=20)
+    assert_same(
+        fused(hidden, weight, labels, config, dtype), reference(hidden, weight, labels, config), dtype
+    )
+
+
+def test_a_common_direction_does_not_cost_digits():
+    """Rows that share a direction a hundred times their differences: float32 has two digits fewer, not four."""
+    hidden, weight, labels = problem(vocabulary=150, width=16)
+    weight = weight + 100
+    weight, hidden = weight.float().double(), hidden.float().double() * 0.05
+    config = MatrixLossConfig(support=12, order=16)
+    exact, _ = reference(hidden, weight, labels, config)
+    output, _ = fused(hidden, weight, labels, config, torch.float32)
+    assert number(output.matrix_cross_entropy) == pytest.approx(number(exact[2]), rel=1e-3)
+
+
 def test_details_say_what_the_approximation_costs():
     inputs = problem(vocabulary=200, width=24)
     coarse = fused(*inputs, MatrixLossConfig(support=5, order=2), details=True)[0].details

@@ -111,6 +111,24 @@ def test_without_labels_and_in_generation_nothing_changes():
     assert model(**batch, labels=labels).logits is None
 
 
+# Dynamo looks at .grad of every tensor that it guards.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("kind", ["token", "marginal", "expected"])
+def test_compiled_model_has_the_same_loss_and_gradients(kind):
+    config = MatrixLossConfig(kind=kind, support=7, weight=0.7)
+    batch = make_batch()
+    eager, compiled = make_model(), make_model()
+    patch_model(eager, config)
+    patch_model(compiled, config)
+    expected = eager(**batch).loss
+    expected.backward()
+    # Tracing and autograd graphs as with the default backend, without its need for a C++ compiler.
+    loss = torch.compile(compiled, backend="aot_eager")(**batch).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(compiled), gradients(eager), rtol=1e-4, atol=1e-6)
+
+
 def test_logits_come_back_in_eval_mode_when_asked_for():
     model, batch = make_model().eval(), make_batch()
     logits = model(**batch).logits

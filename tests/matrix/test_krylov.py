@@ -234,6 +234,29 @@ def test_ritz_values_below_the_shift_count_as_the_shift():
     assert result.core.item() == pytest.approx(-1 / SHIFT)
 
 
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_the_quadratic_form_of_the_last_vector_replaces_its_image(order):
+    torch.manual_seed(0)
+    A = torch.randn(4, 6, 6, dtype=torch.float64)
+    Q, x = A @ A.mT + 0.1 * torch.eye(6), torch.randn(4, 6, dtype=torch.float64)
+    x[1] = 0
+    calls = []
+
+    def apply(v):
+        calls.append(v)
+        return (Q @ v.unsqueeze(-1)).squeeze(-1)
+
+    plain = log_quadratic_form(apply, x, order, shift=0.1)
+    calls.clear()
+    short = log_quadratic_form(
+        apply, x, order, shift=0.1, quadratic=lambda v: torch.einsum("td,tde,te->t", v, Q, v), previous=False
+    )
+    assert len(calls) == order - 1
+    torch.testing.assert_close(short.value, plain.value)
+    torch.testing.assert_close(short.core, plain.core)
+    assert short.previous is None
+
+
 ROWS = torch.ones(2, 3)
 BAD = [
     ({"start": torch.ones(3)}, MatrixShapeError, r"start must be rows, \(T, D\)"),
@@ -242,6 +265,12 @@ BAD = [
     ({"order": 2.0}, MatrixInputError, "order must be an integer >= 1, got 2.0"),
     ({"shift": 0.0}, MatrixInputError, "shift must be a positive finite number, got 0.0"),
     ({"shift": float("nan")}, MatrixInputError, "shift must be a positive finite number, got nan"),
+    ({"gram": torch.eye(3)}, MatrixShapeError, r"gram must be \(T, D, D\)"),
+    (
+        {"gram": torch.eye(3, dtype=torch.float64).expand(2, 3, 3)},
+        MatrixDtypeError,
+        "gram must have the dtype",
+    ),
     ({"apply": lambda v: v[:, :2]}, MatrixShapeError, "apply must keep the shape"),
     ({"apply": lambda v: v.bfloat16()}, MatrixDtypeError, "apply must keep the dtype"),
 ]
