@@ -27,7 +27,7 @@ from mce_llm.eval.errors import EvaluationError, GenerationError
 from mce_llm.eval.generation import Generation, generate_greedy
 from mce_llm.eval.loading import DTYPES, load_model_and_tokenizer
 from mce_llm.eval.results import Item, OutputDirectory, Summary, print_summary, summarize
-from mce_llm.processes import LaunchError, join_processes
+from mce_llm.processes import LaunchError, join_processes, leave_processes
 
 _PLACE_ONLY = ("output", "overwrite")  # options that do not change the outcome
 
@@ -257,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if PartialState().is_main_process:
         print_summary(summary, Path(options.output))
+    leave_processes()
     return 0
 
 

@@ -71,6 +71,17 @@ def check_engine(accelerator: Accelerator) -> None:
             )
 
 
+def leave_processes() -> None:
+    """Wait for the other processes and close the connections to them; call it where a program has done its work.
+
+    Left open, gloo's threads live on while the interpreter shuts down, and now and then one of them aborts the process
+    (pytorch/pytorch pull request 179291): a finished run would then report a failure.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def say(text: str) -> None:
     """Print on the main process alone."""
     if PartialState().is_main_process:

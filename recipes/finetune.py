@@ -37,7 +37,7 @@ from mce_llm.lm import (
     UnsupportedModelError,
 )
 from mce_llm.messages import cause
-from mce_llm.processes import LaunchError, check_engine, check_processes, say
+from mce_llm.processes import LaunchError, check_engine, check_processes, leave_processes, say
 from mce_llm.recipes.configuration import (
     ConfigurationError,
     DataArguments,
@@ -198,6 +198,7 @@ def run(argv: list[str] | None = None) -> int:
         print("\ninterrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
         return 130
     else:
+        leave_processes()
         return 0
     print(f"error: {message}", file=sys.stderr)
     return 2

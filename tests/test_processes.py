@@ -1,16 +1,52 @@
 """Launches whose processes would work alone are refused."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import DistributedType
 
-from mce_llm.processes import LaunchError, check_engine, check_processes, join_processes
+from mce_llm.processes import LaunchError, check_engine, check_processes, join_processes, leave_processes
 
 
 def test_one_process_is_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert join_processes().num_processes == 1
+
+
+def test_leaving_alone_changes_nothing():
+    leave_processes()
+    leave_processes()
+
+
+WORKER = """
+import time, torch
+from mce_llm.processes import join_processes, leave_processes
+state = join_processes()
+if state.is_main_process:
+    time.sleep(0.5)  # the other one has to wait for it
+done = torch.tensor(float(state.is_main_process))
+torch.distributed.all_reduce(done)
+leave_processes()
+assert not torch.distributed.is_initialized()
+print("left", int(done), flush=True)
+"""
+
+
+def test_every_process_leaves(tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "worker.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("left 1") == 2
 
 
 @pytest.mark.parametrize(("launched", "seen"), [("2", 1), ("8", 1), ("1", 2)])

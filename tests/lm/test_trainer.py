@@ -249,6 +249,7 @@ import json, sys
 sys.path[:0] = {folders!r}
 from test_trainer import Rows, collate, arguments, make_model, InOrder, logged
 import torch
+from mce_llm.processes import leave_processes
 
 kind, accumulation, rows, out, broken = sys.argv[1:]
 args = arguments(out, matrix_kind=kind, gradient_accumulation_steps=int(accumulation), max_steps=3,
@@ -269,6 +270,7 @@ if trainer.is_world_process_zero():
     json.dump({{"loss": logged(trainer, "loss"), "ce": logged(trainer, "ce_loss"), "mce": logged(trainer, "mce_loss"),
                "world": trainer.accelerator.num_processes,
                "eval": [metrics["eval_ce_loss"], metrics["eval_effective_rank"]]}}, open(out + "/log.json", "w"))
+leave_processes()
 """
 
 

@@ -1,0 +1,99 @@
+"""The benchmarks run as a user runs them, on problems small enough for a test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TINY = [
+    "--tokens",
+    "24",
+    "--width",
+    "8",
+    "--vocabulary",
+    "300",
+    "--support",
+    "4",
+    "--order",
+    "2",
+    "--repeats",
+    "1",
+]
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_losses_side_by_side(tmp_path):
+    result = run("linear_losses.py", *TINY, "--json", tmp_path / "losses.json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "losses.json").read_text())["results"][0]["rows"]
+    by_case = {row["case"]: row for row in rows}
+    assert {"3 products", "Hugging Face", "ours, weight 0", "marginal", "expected"} <= set(by_case)
+    assert {"token, support 4, order 2", "token, full, order 4"} <= set(by_case)
+    assert all(row["seconds"] > 0 for row in rows)
+    full, three = by_case["token, full, order 4"], by_case["3 products"]
+    assert full["floor_seconds"] == pytest.approx(three["seconds"] * 10 / 3)
+    assert by_case["ours, weight 0"]["against_weight_0"] == 1
+    assert all(case in result.stdout for case in by_case)
+
+
+def test_sweep_draws_every_axis(tmp_path):
+    result = run(
+        "linear_losses.py", *TINY, "--sweep", "--plot", tmp_path / "p.png", "--json", tmp_path / "p.json"
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((tmp_path / "p.json").read_text())["results"]
+    assert [(r["axis"], r["support"]) for r in results if r["axis"] == "support"] == [
+        ("support", k) for k in (1, 2, 4, 8)
+    ]
+    assert {r["axis"] for r in results} == {"vocabulary", "width", "tokens", "support"}
+
+
+def test_whole_step_with_every_loss(tmp_path):
+    result = run(
+        "training_step.py",
+        "--shape",
+        "2m",
+        "--batch",
+        1,
+        "--length",
+        8,
+        "--repeats",
+        1,
+        "--json",
+        tmp_path / "s.json",
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert [row["case"].split(",")[0] for row in rows] == ["stock CE", "ours", "ours", "ours", "ours"]
+    assert rows[0]["against_stock"] == 1
+    assert all(row["tokens_per_second"] == pytest.approx(8 / row["seconds"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("linear_losses.py", ["--tokens", "0"], "expected a positive integer, got '0'"),
+        ("linear_losses.py", ["--plot", "x.png"], "add --sweep"),
+        ("linear_losses.py", ["--support", "64", "--vocabulary", "64"], "--support must be smaller"),
+        ("linear_losses.py", ["--device", "gpu"], "'gpu' is no device; cpu or cuda, say"),
+        ("training_step.py", ["--length", "1"], "--length must be at least 2"),
+    ],
+)
+def test_wrong_arguments(script, arguments, message):
+    result = run(script, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
