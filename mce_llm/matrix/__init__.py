@@ -28,6 +28,7 @@ from mce_llm.matrix.krylov import (
 from mce_llm.matrix.logarithm import log_loewner, matrix_log, matrix_log_frechet
 from mce_llm.matrix.low_rank import low_rank_log
 from mce_llm.matrix.precision import full_precision, full_precision_product
+from mce_llm.matrix.rational_log import RationalLogWarning
 
 __all__ = [
     "IndefiniteError",
@@ -38,6 +39,7 @@ __all__ = [
     "MatrixShapeError",
     "NotFiniteError",
     "NotSymmetricError",
+    "RationalLogWarning",
     "SingularMatrixError",
     "TridiagonalLog",
     "ZeroMatrixError",

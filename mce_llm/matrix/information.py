@@ -5,6 +5,8 @@ ICML 2024, arXiv 2305.17326: the arguments are positive semi-definite, of any tr
 eigendecompositions, and its gradient in closed form beside it, so nothing is differentiated through `eigh`.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,14 @@ from mce_llm.matrix.checks import (
 from mce_llm.matrix.first_order import needs_gradient, with_gradient
 from mce_llm.matrix.logarithm import decompose, from_spectrum, matrix_log_frechet, symmetrize
 from mce_llm.matrix.precision import autocast_off, full_precision_product
+from mce_llm.matrix.rational_log import (
+    RationalLogError,
+    RationalLogWarning,
+    by_products,
+    fall_back_message,
+    resolvents,
+    surely_positive_semidefinite,
+)
 
 
 def log_clamped(eigenvalues: Tensor) -> Tensor:
@@ -137,12 +147,12 @@ def matrix_kl_divergence(P: Tensor, Q: Tensor, *, validate: bool = True) -> Tens
     return with_gradient(value, P, p_gradient, Q, q_gradient)
 
 
-def matrix_cross_entropy(P: Tensor, Q: Tensor, *, validate: bool = True) -> Tensor:
+def matrix_cross_entropy(P: Tensor, Q: Tensor, *, validate: bool = True, method: str = "auto") -> Tensor:
     """MCE(P, Q) = tr(−P log Q + Q) = ME(P) + MKL(P‖Q), the matrix cross-entropy in nats.
 
-    Convex in Q with its minimum at Q = P. Only Q is decomposed (and P too, for its check, with `validate`).
-    Gradients: −log Q to P and I − D log[Q](P) to Q, exact at clusters too. Differentiable once (Zhang et al.,
-    arXiv 2305.17326).
+    Convex in Q with its minimum at Q = P. Gradients: −log Q to P and I − D log[Q](P) to Q, exact at clusters too.
+    Differentiable once (Zhang et al., arXiv 2305.17326). Only Q is decomposed (and P too, for its check, with
+    `validate`), or, with `method="rational"`, inverted at a dozen shifts, with the errors given at `matrix_log`.
 
     Refused as in `matrix_log`, for Q; a singular P is welcome. P and Q must share d, dtype and device.
 
@@ -150,19 +160,29 @@ def matrix_cross_entropy(P: Tensor, Q: Tensor, *, validate: bool = True) -> Tens
         P: (..., d, d), float32 or float64, symmetric positive semi-definite.
         Q: (..., d, d), symmetric positive definite; batch dimensions broadcast with those of P.
         validate: Check the values of P and Q, which makes the host wait for the device.
+        method: "eigh", "rational", or "auto", as in `matrix_log`.
 
     Returns:
         (...), in the broadcast batch shape.
     """
     P, Q = square_matrices(P, "P"), square_matrices(Q, "Q")
     matching_matrices(P, Q)
+    rational = by_products(Q, method)
     if validate:
         _check_values(P, "P")
         _check_values(Q, "Q")
-        require_positive_semidefinite(decompose(P)[0], "P")
+        if not (rational and surely_positive_semidefinite(P)):
+            require_positive_semidefinite(decompose(P)[0], "P")
+    if rational:
+        try:
+            return _rational_cross_entropy(P, Q)
+        except RationalLogError as error:
+            failure = error
     q_values, q_vectors = decompose(Q)
     if validate:
         require_positive_definite(q_values, "Q")
+    if rational:
+        warnings.warn(fall_back_message("matrix_cross_entropy", failure), RationalLogWarning, stacklevel=2)
     p_needed, q_needed = needs_gradient(P), needs_gradient(Q)
     with torch.no_grad(), autocast_off(P.device.type):
         diagonal = (q_vectors * full_precision_product(symmetrize(P), q_vectors)).sum(-2)  # v_jᵀ P v_j
@@ -172,6 +192,19 @@ def matrix_cross_entropy(P: Tensor, Q: Tensor, *, validate: bool = True) -> Tens
             p_gradient = -from_spectrum(q_values.log(), q_vectors)
         if q_needed:
             q_gradient = _identity_like(Q) - matrix_log_frechet(q_values, q_vectors, symmetrize(P))
+    return with_gradient(value, P, p_gradient, Q, q_gradient)
+
+
+def _rational_cross_entropy(P: Tensor, Q: Tensor) -> Tensor:
+    """`matrix_cross_entropy` from one sweep over the resolvents of Q."""
+    p_needed, q_needed = needs_gradient(P), needs_gradient(Q)
+    with torch.no_grad(), autocast_off(P.device.type):
+        p_symmetric = symmetrize(P)
+        log_q, derivative = resolvents(symmetrize(Q)).sweep(p_symmetric if q_needed else None)
+        trace = Q.diagonal(dim1=-2, dim2=-1).sum(-1)
+        value = trace - (p_symmetric * log_q).sum(dim=(-2, -1))
+        p_gradient = -symmetrize(log_q) if p_needed else None
+        q_gradient = None if derivative is None else _identity_like(Q) - symmetrize(derivative)
     return with_gradient(value, P, p_gradient, Q, q_gradient)
 
 

@@ -1,0 +1,206 @@
+"""The matrix logarithm and its derivative from inverses and products alone, for devices that are slow at `eigh`.
+
+With log λ ≈ c − Σ_j w_j·s_j/(λ + s_j) (`log_approximation`) and the resolvents R_j = (A + s_j I)⁻¹,
+
+    log A ≈ c·I − Σ_j w_j s_j R_j        D log[A](P) ≈ Σ_j w_j s_j R_j P R_j
+
+so one sweep over a dozen Cholesky factorisations gives value and gradient. All of it is dense linear algebra of order
+d³ that runs near the speed of matrix products, where an eigendecomposition spends half its work in products of a matrix
+with a vector. Nothing is differentiated through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mce_llm.matrix.errors import MatrixInputError
+from mce_llm.matrix.log_approximation import ApproximationError, LogApproximation, log_approximation
+from mce_llm.matrix.precision import full_precision
+
+METHODS = ("auto", "eigh", "rational")
+_SMALLEST_BY_PRODUCTS = 2048
+# Of the slopes, relative; the values are then good to about a tenth of it.
+_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
+# An inverse is off by eps·κ, relative, and the condition number used here is an upper bound.
+_LARGEST_CONDITION_TIMES_EPS = 1 / 16
+_PROBES = 8
+
+
+class RationalLogError(ArithmeticError):
+    """The logarithm of this matrix cannot be had from resolvents; the eigendecomposition has to do it."""
+
+
+class RationalLogWarning(UserWarning):
+    """The logarithm was to be formed from matrix products, but an eigendecomposition did it, much more slowly."""
+
+
+def by_products(A: Tensor, method: str) -> bool:
+    """Whether `method` means the rational logarithm for A.
+
+    Args:
+        A: (..., d, d).
+        method: "eigh", "rational", or "auto": rational on CUDA devices from d = 2048 on. (A CPU has no slow `eigh`
+            to make up for: there it wins at no size that was tried.)
+
+    Returns:
+        True for the rational logarithm; never for an empty batch.
+
+    Raises:
+        MatrixInputError: Another name.
+    """
+    if method not in METHODS:
+        raise MatrixInputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if A.numel() == 0:
+        return False
+    return method == "rational" or (method == "auto" and A.is_cuda and A.shape[-1] >= _SMALLEST_BY_PRODUCTS)
+
+
+@dataclass(frozen=True)
+class Resolvents:
+    """Everything about A that a sweep needs: make it with `resolvents`.
+
+    Attributes:
+        A: (..., d, d), symmetric positive definite.
+        centre: (..., 1, 1), the geometric mean of the bounds on the spectrum.
+        approximation: Fits the logarithm between the bounds, divided by `centre`.
+        tolerance: The error that the approximation was made for.
+    """
+
+    A: Tensor
+    centre: Tensor
+    approximation: LogApproximation
+    tolerance: float
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of w_j s_j, (..., 1, 1), and R_j, (..., d, d)."""
+        for shift, weight in zip(self.approximation.shifts, self.approximation.weights, strict=True):
+            distance = shift * self.centre
+            shifted = self.A.clone()
+            shifted.diagonal(dim1=-2, dim2=-1).add_(distance.squeeze(-1))
+            yield weight * distance, _inverse(shifted)[0]
+
+    def sweep(self, direction: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Log A and, with a direction P, D log[A](P).
+
+        A few random vectors are sent through D log[A](A), which is the identity, to see that the inverses are good.
+
+        Args:
+            direction: (..., d, d), symmetric; batch dimensions broadcast with those of A.
+
+        Returns:
+            (..., d, d) and (..., d, d) or None, outside the autograd graph.
+
+        Raises:
+            RationalLogError: The random vectors came back changed, or not finite.
+        """
+        with torch.no_grad(), full_precision(self.A):
+            size = self.A.shape[-1]
+            logarithm = torch.zeros_like(self.A)
+            derivative = None if direction is None else self.A.new_zeros(())
+            signs = torch.randint(0, 2, (size, _PROBES), generator=torch.Generator().manual_seed(0))
+            probes = (2 * signs - 1).to(self.A)
+            returned = torch.zeros_like(probes)
+            for weight, resolvent in self:
+                weighted = weight * resolvent
+                logarithm -= weighted
+                if direction is not None:
+                    derivative = derivative + weighted @ direction @ resolvent
+                returned = returned + weighted @ (self.A @ (resolvent @ probes))
+            logarithm.diagonal(dim1=-2, dim2=-1).add_(
+                self.centre.squeeze(-1).log() + self.approximation.constant
+            )
+            residual = ((returned - probes).norm(dim=(-2, -1)).max() / probes.norm()).item()
+        limit = self.residual_limit
+        if not residual <= limit:
+            raise RationalLogError(f"its residual is {residual:.1e}, above {limit:.1e}")
+        return logarithm, derivative
+
+    @property
+    def residual_limit(self) -> float:
+        """What the approximation and the rounding of the inverses may change the random vectors by, relative."""
+        rounding = torch.finfo(self.A.dtype).eps * self.approximation.condition
+        return 2 * self.tolerance + rounding
+
+
+def resolvents(A: Tensor, tolerance: float | None = None) -> Resolvents:
+    """Bound the spectrum of A and choose the poles for it.
+
+    λ_max ≤ min(‖A‖_F, ‖A‖_∞) and λ_min ≥ ‖A⁻²‖_F^(−1/2), which is too small by a factor of d^(1/4) at most. In a
+    batch, all matrices share the poles that the worst conditioned among them needs.
+
+    Args:
+        A: (..., d, d), float32 or float64, symmetric; not empty.
+        tolerance: Bound on the relative error of the slopes; 1e-5 for float32 and 1e-8 for float64 by default.
+
+    Returns:
+        What `sweep` needs. The host waits for the device once.
+
+    Raises:
+        RationalLogError: A is not finite, not positive definite, or too ill-conditioned for its dtype.
+    """
+    tolerance = _TOLERANCE[A.dtype] if tolerance is None else tolerance
+    with torch.no_grad(), full_precision(A):
+        A = A.detach()
+        largest = torch.minimum(
+            torch.linalg.matrix_norm(A, keepdim=True),
+            torch.linalg.matrix_norm(A, ord=torch.inf, keepdim=True),
+        )
+        inverse, failed = _inverse(A / largest)
+        # Of A over `largest`, so that neither very large nor very small matrices overflow.
+        smallest = torch.linalg.matrix_norm(inverse @ inverse, keepdim=True).rsqrt()
+        condition, any_failed = torch.stack([smallest.amin().reciprocal(), failed.any().to(A.dtype)]).tolist()
+        if any_failed or not condition < torch.inf:
+            raise RationalLogError("it is not positive definite, or not finite")
+        most = _LARGEST_CONDITION_TIMES_EPS / torch.finfo(A.dtype).eps
+        if condition > most:
+            raise RationalLogError(
+                f"its condition number may be {condition:.1e}, and inverses in {A.dtype} are reliable below {most:.0e}"
+            )
+        try:
+            approximation = log_approximation(condition, tolerance)
+        except ApproximationError as error:
+            raise RationalLogError(str(error)) from error
+        return Resolvents(A, largest * smallest.sqrt(), approximation, tolerance)
+
+
+def surely_positive_semidefinite(A: Tensor) -> bool:
+    """Whether a Cholesky factorisation shows that no eigenvalue of A is below −d·eps·‖A‖_F.
+
+    Args:
+        A: (..., d, d), symmetric.
+
+    Returns:
+        True where that is certain; False where an eigendecomposition has to decide.
+    """
+    with torch.no_grad(), full_precision(A):
+        shifted = (A + A.mT) / 2
+        tolerance = A.shape[-1] * torch.finfo(A.dtype).eps * torch.linalg.matrix_norm(shifted, keepdim=True)
+        shifted.diagonal(dim1=-2, dim2=-1).add_(tolerance.squeeze(-1))
+        return not bool(torch.linalg.cholesky_ex(shifted)[1].any())
+
+
+def _inverse(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A⁻¹ and, for each matrix, whether its Cholesky factorisation failed."""
+    factor, info = torch.linalg.cholesky_ex(A)
+    return torch.cholesky_inverse(factor), info != 0
+
+
+def fall_back_message(function: str, reason: RationalLogError) -> str:
+    """Words for the warning that an eigendecomposition replaces the rational logarithm.
+
+    Args:
+        function: Which function was called.
+        reason: Why it could not be done.
+
+    Returns:
+        One sentence with what to do about it.
+    """
+    return (
+        f"{function}: the matrix logarithm could not be formed from matrix products ({reason}); an eigendecomposition "
+        "was used instead, which is much slower on a GPU. Add a larger multiple of the identity, use float64, or pass "
+        "method='eigh' to have no warning"
+    )
