@@ -51,7 +51,7 @@ class LogApproximation:
 def log_approximation(condition: float, tolerance: float) -> LogApproximation:
     """The approximation with the fewest poles whose two errors stay below `tolerance`.
 
-    At κ = 1e5: 13 poles for 1e-5, 20 for 1e-8. It takes well below a second, once for each half decade of κ.
+    At κ = 1e5: 13 poles for 1e-5, 19 for 1e-8. It takes well below a second, once for each half decade of κ.
 
     Args:
         condition: At least this wide an interval: κ ≥ 1.

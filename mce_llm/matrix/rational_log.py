@@ -100,7 +100,7 @@ class Resolvents:
         with torch.no_grad(), full_precision(self.A):
             size = self.A.shape[-1]
             logarithm = torch.zeros_like(self.A)
-            derivative = None if direction is None else self.A.new_zeros(())
+            derivative = self.A.new_zeros(())
             signs = torch.randint(0, 2, (size, _PROBES), generator=torch.Generator().manual_seed(0))
             probes = (2 * signs - 1).to(self.A)
             returned = torch.zeros_like(probes)
@@ -117,7 +117,7 @@ class Resolvents:
         limit = self.residual_limit
         if not residual <= limit:
             raise RationalLogError(f"its residual is {residual:.1e}, above {limit:.1e}")
-        return logarithm, derivative
+        return logarithm, None if direction is None else derivative
 
     @property
     def residual_limit(self) -> float:
@@ -146,7 +146,7 @@ def resolvents(A: Tensor, tolerance: float | None = None) -> Resolvents:
     with torch.no_grad(), full_precision(A):
         A = A.detach()
         largest = _spectral_norm_bound(A)
-        inverse, failed = _inverse(A / largest)  # neither very large nor very small matrices overflow
+        inverse, failed = _inverse(A / largest)
         smallest = _spectral_norm_bound(inverse).reciprocal()
         condition, any_failed = torch.stack([smallest.amin().reciprocal(), failed.any().to(A.dtype)]).tolist()
         if any_failed or not condition < torch.inf:
@@ -181,7 +181,7 @@ def surely_positive_semidefinite(A: Tensor) -> bool:
 
 def _spectral_norm_bound(A: Tensor) -> Tensor:
     """‖A⁴‖_F^(1/4) ≥ ‖A‖₂, (..., 1, 1)."""
-    scale = torch.linalg.matrix_norm(A, keepdim=True)
+    scale = A.abs().amax(dim=(-2, -1), keepdim=True)  # so that no power overflows or vanishes
     scaled = A / scale
     square = scaled @ scaled
     return scale * torch.linalg.matrix_norm(square @ square, keepdim=True).pow(0.25)

@@ -82,6 +82,16 @@ def test_whole_step_with_every_loss(tmp_path):
     assert all(row["tokens_per_second"] == pytest.approx(8 / row["seconds"]) for row in rows)
 
 
+def test_logarithms_side_by_side(tmp_path):
+    result = run("matrix_logarithm.py", "--width", 12, "--repeats", 1, "--json", tmp_path / "l.json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "l.json").read_text())["rows"]
+    cases = [f"{what}, {how}" for what in ("logarithm", "cross-entropy") for how in ("eigh", "rational")]
+    assert [row["case"] for row in rows] == ["one product", *cases]
+    assert rows[1]["speedup"] == rows[3]["speedup"] == 1
+    assert all(0 < row["gradient_error"] < 1e-4 for row in rows[1:])
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -90,6 +100,7 @@ def test_whole_step_with_every_loss(tmp_path):
         ("linear_losses.py", ["--support", "64", "--vocabulary", "64"], "--support must be smaller"),
         ("linear_losses.py", ["--device", "gpu"], "'gpu' is no device; cpu or cuda, say"),
         ("training_step.py", ["--length", "1"], "--length must be at least 2"),
+        ("matrix_logarithm.py", ["--shrinkage", "1"], "--shrinkage must be between 0 and 1"),
     ],
 )
 def test_wrong_arguments(script, arguments, message):
