@@ -92,6 +92,20 @@ def test_logarithms_side_by_side(tmp_path):
     assert all(0 < row["gradient_error"] < 1e-4 for row in rows[1:])
 
 
+def test_accuracy_of_the_losses(tmp_path):
+    result = run("loss_accuracy.py", "--dtype", "float64", "float32", "--json", tmp_path / "a.json")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    rows = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert len({(row["case"], row["kind"]) for row in rows}) == 9 * 5
+    for row in rows:
+        limit = 1e-13 if row["dtype"] == "float64" else 2e-5
+        assert all(error is None or error <= limit for error in row["errors"]), row
+    assert (
+        sum(None in row["errors"] for row in rows) == 2 * 5
+    )  # the one case whose gradient to the weight vanishes
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
