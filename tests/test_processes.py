@@ -22,7 +22,7 @@ def test_leaving_alone_changes_nothing():
 
 
 WORKER = """
-import time, torch
+import pathlib, sys, time, torch
 from mce_llm.processes import join_processes, leave_processes
 state = join_processes()
 if state.is_main_process:
@@ -31,7 +31,8 @@ done = torch.tensor(float(state.is_main_process))
 torch.distributed.all_reduce(done)
 leave_processes()
 assert not torch.distributed.is_initialized()
-print("left", int(done), flush=True)
+# One file each: what two processes print may be interleaved.
+pathlib.Path(sys.argv[1], f"left-{state.process_index}").write_text(str(int(done)))
 """
 
 
@@ -39,14 +40,14 @@ def test_every_process_leaves(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
-        [*command, str(tmp_path / "worker.py")],
+        [*command, str(tmp_path / "worker.py"), str(tmp_path)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         timeout=120,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("left 1") == 2
+    assert [(tmp_path / f"left-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
 @pytest.mark.parametrize(("launched", "seen"), [("2", 1), ("8", 1), ("1", 2)])
