@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,8 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+# Options of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 @dataclass
@@ -104,19 +106,32 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        _return_free_memory()
-        Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
-        before = _resident("VmRSS")
-        call()
-        return max(0, _resident("VmHWM") - before)
+        with _freed_memory_returned():
+            Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from here
+            before = _resident("VmRSS")
+            call()
+            return max(0, _resident("VmHWM") - before)
     except OSError:
         return None
 
 
-def _return_free_memory() -> None:
-    """Give pages that the allocator holds from earlier calls back, so that they are not counted as there before."""
-    with suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
+@contextmanager
+def _freed_memory_returned() -> Iterator[None]:
+    """Have glibc give freed memory back at once, so that what is resident is what is in use.
+
+    It otherwise keeps what was freed, by earlier calls and by this one, and how much is a matter of chance.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        yield
+        return
+    library.malloc_trim(0)
+    library.mallopt(_MMAP_THRESHOLD, 2**16)
+    try:
+        yield
+    finally:
+        library.mallopt(_MMAP_THRESHOLD, 2**25)  # where glibc itself arrives after the first large tensors
+        library.mallopt(_TRIM_THRESHOLD, 2**26)
 
 
 def _resident(name: str) -> int:

@@ -27,7 +27,7 @@ from mce_llm.matrix.precision import autocast_off
 # Elements of one chunk of logits. Large enough to keep a matrix product busy, small beside a V×d table.
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 _FULL_VOCABULARY_BUFFERS = 3.4  # how many times that many elements its buffers may have together
-_TILE = 16
+_TILE = 8
 
 
 class LossInputError(ValueError):
