@@ -168,7 +168,8 @@ def matrix_log(A: Tensor, *, validate: bool = True, method: str = "auto") -> Ten
         A: (..., d, d), float32 or float64, on any device; the batch may be empty.
         validate: Check the values of A. It makes the host wait for the device; without it, a matrix that is not
             positive definite gives NaN or −∞.
-        method: "eigh", "rational", or "auto": rational on CUDA devices for d ≥ 2048, eigh elsewhere.
+        method: "eigh", "rational", or "auto": rational on CUDA devices for d ≥ 2048 (in float64 on those that are
+            fast at it), eigh elsewhere.
 
     Returns:
         (..., d, d), of A's dtype, symmetric.

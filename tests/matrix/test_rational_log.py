@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +133,24 @@ def test_automatic_choice_on_a_cpu_is_the_eigendecomposition(random_psd):
     assert not by_products(torch.empty(4096, 4096), "auto")
     assert by_products(torch.empty(3, 3), "rational")
     assert not by_products(torch.empty(0, 3, 3), "rational")
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "capability", "expected"),
+    [
+        (2048, torch.float32, (8, 9), True),
+        (2047, torch.float32, (9, 0), False),
+        (4096, torch.float64, (9, 0), True),
+        (4096, torch.float64, (8, 9), False),
+    ],
+)
+def test_automatic_choice_on_a_gpu(monkeypatch, size, dtype, capability, expected):
+    """Decided by size, dtype and device alone, so a description of a tensor is enough."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    there = SimpleNamespace(
+        is_cuda=True, shape=(size, size), dtype=dtype, device="cuda", numel=lambda: size * size
+    )
+    assert by_products(there, "auto") is expected
 
 
 def test_empty_batch():
