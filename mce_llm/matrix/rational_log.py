@@ -7,7 +7,8 @@ With log λ ≈ c − Σ_j w_j·s_j/(λ + s_j) (`log_approximation`) and the res
 so one sweep over a dozen Cholesky factorisations gives value and gradient. All of it is dense linear algebra of order
 d³ that runs near the speed of matrix products, where an eigendecomposition spends half its work in products of a matrix
 with a vector. In float32 it was also the more accurate of the two: the backward error of a Cholesky factorisation is
-relative to the diagonal entries of A (Demmel's bound), that of `eigh` to the largest eigenvalue. Nothing is differentiated through.
+relative to the diagonal entries of A (Demmel's bound), that of `eigh` to the largest eigenvalue. Nothing is
+differentiated through.
 """
 
 from __future__ import annotations
