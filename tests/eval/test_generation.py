@@ -1,6 +1,7 @@
 """Batched greedy generation: the same answers for every batch size, and exact ends."""
 
 import re
+from functools import wraps
 
 import pytest
 import torch
@@ -94,18 +95,20 @@ def script(model, tokenizer, monkeypatch, texts):
     """Make the model say the given texts, row by row, whatever it is asked."""
     rows = [[*tokenizer(text)["input_ids"]] for text in texts]
 
-    def forward(input_ids, past_key_values=None, **kwargs):
+    original = model.forward
+
+    @wraps(original)  # `generate` reads the signature, in which names differ between versions of transformers
+    def forward(input_ids, **kwargs):
         forward.step += 1
         logits_BV = torch.zeros(input_ids.shape[0], 1, len(tokenizer))
         for row, ids in enumerate(rows):
             logits_BV[
                 row, 0, ids[forward.step - 1] if forward.step <= len(ids) else tokenizer.eos_token_id
             ] = 1
-        result = original(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+        result = original(input_ids=input_ids, **kwargs)
         result.logits = logits_BV
         return result
 
-    original = model.forward
     forward.step = 0
     monkeypatch.setattr(model, "forward", forward)
 
@@ -141,16 +144,18 @@ def test_stop_string_across_token_boundaries(split, llama, tokenizer, prompts, m
     monkeypatch.undo()
     flat = [token for part in ids if part for token in part]
 
-    def forward(input_ids, past_key_values=None, **kwargs):
-        result = original(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+    original = model.forward
+    steps: list[int] = []
+
+    @wraps(original)
+    def forward(input_ids, **kwargs):
+        result = original(input_ids=input_ids, **kwargs)
         logits = torch.zeros(input_ids.shape[0], 1, len(tokenizer))
         logits[:, 0, flat[min(len(steps), len(flat) - 1)]] = 1
         steps.append(1)
         result.logits = logits
         return result
 
-    steps: list[int] = []
-    original = model.forward
     monkeypatch.setattr(model, "forward", forward)
     (found,) = answers(model, tokenizer, prompts[:1], stop=[stop], max_new_tokens=40)
     assert (found.text, found.finished) == ("So 4", "stop")
