@@ -5,8 +5,6 @@ ICML 2024, arXiv 2305.17326: the arguments are positive semi-definite, of any tr
 eigendecompositions, and its gradient in closed form beside it, so nothing is differentiated through `eigh`.
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 
@@ -23,11 +21,10 @@ from mce_llm.matrix.logarithm import decompose, from_spectrum, matrix_log_freche
 from mce_llm.matrix.precision import autocast_off, full_precision_product
 from mce_llm.matrix.rational_log import (
     RationalLogError,
-    RationalLogWarning,
     by_products,
-    fall_back_message,
     resolvents,
     surely_positive_semidefinite,
+    warn_of_fall_back,
 )
 
 
@@ -171,8 +168,9 @@ def matrix_cross_entropy(P: Tensor, Q: Tensor, *, validate: bool = True, method:
     if validate:
         _check_values(P, "P")
         _check_values(Q, "Q")
-        if not (rational and surely_positive_semidefinite(P)):
+        if not (rational and surely_positive_semidefinite(symmetrize(P))):
             require_positive_semidefinite(decompose(P)[0], "P")
+    failure = None
     if rational:
         try:
             return _rational_cross_entropy(P, Q)
@@ -181,8 +179,8 @@ def matrix_cross_entropy(P: Tensor, Q: Tensor, *, validate: bool = True, method:
     q_values, q_vectors = decompose(Q)
     if validate:
         require_positive_definite(q_values, "Q")
-    if rational:
-        warnings.warn(fall_back_message("matrix_cross_entropy", failure), RationalLogWarning, stacklevel=2)
+    if failure is not None:
+        warn_of_fall_back("matrix_cross_entropy", failure)
     p_needed, q_needed = needs_gradient(P), needs_gradient(Q)
     with torch.no_grad(), autocast_off(P.device.type):
         diagonal = (q_vectors * full_precision_product(symmetrize(P), q_vectors)).sum(-2)  # v_jᵀ P v_j

@@ -2,14 +2,14 @@
 
 log λ ≈ c − Σ_j w_j·s_j/(λ + s_j) with s_j, w_j > 0. Every term is operator monotone, so the matrix function that it
 defines, like the logarithm, never has an indefinite derivative. The poles come from the AAA algorithm (Nakatsukasa,
-Sète and Trefethen, SIAM J. Sci. Comput. 40(3), 2018), which needs about half as many as the midpoint rule along a
-conformal contour; the residues from least squares on the values and on the slopes, because the gradients of the matrix
-losses are as sensitive to the slopes as their values are to the values.
+Sète and Trefethen, SIAM J. Sci. Comput. 40(3), 2018); the residues from least squares on the values and on the slopes,
+because the gradients of the matrix losses are as sensitive to the slopes as their values are to the values.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,8 +72,7 @@ def log_approximation(condition: float, tolerance: float) -> LogApproximation:
 @lru_cache(maxsize=64)
 def _fewest_poles(bucket: int, tolerance: float) -> LogApproximation:
     condition = 10 ** (bucket / _BUCKETS_PER_DECADE)
-    for points in range(2, _MOST_POLES + 2):
-        shifts = _poles(condition, points)
+    for shifts in _poles(condition):
         if len(shifts) == 0:
             continue
         found = _fit(condition, shifts)
@@ -89,15 +88,14 @@ def _log_grid(condition: float, size: int) -> Tensor:
     return torch.linspace(-half, half, size, dtype=torch.float64, device="cpu").exp()
 
 
-def _poles(condition: float, points: int) -> Tensor:
-    """Shifts s_j of the poles −s_j of the AAA approximant with so many support points."""
+def _poles(condition: float) -> Iterator[Tensor]:
+    """Shifts s_j of the poles −s_j of the AAA approximants with 2, 3, … support points."""
     grid = _log_grid(condition, _GRID)
     values = grid.log()
     free = torch.ones_like(grid, dtype=torch.bool)
     support: list[int] = []
     approximation = values.mean().expand_as(values)
-    weights = torch.empty(0)
-    for _ in range(points):
+    for points in range(1, _MOST_POLES + 2):
         # The next support point is where the approximation so far is worst.
         worst = int(((values - approximation).abs() * free).argmax())
         support.append(worst)
@@ -107,7 +105,8 @@ def _poles(condition: float, points: int) -> Tensor:
         weights = torch.linalg.svd(loewner, full_matrices=False)[2][-1]
         approximation = values.clone()
         approximation[free] = (cauchy @ (weights * values[support])) / (cauchy @ weights)
-    return _negative_roots(weights, grid[support], math.log(condition))
+        if points > 1:
+            yield _negative_roots(weights, grid[support], math.log(condition))
 
 
 def _negative_roots(weights: Tensor, support: Tensor, width: float) -> Tensor:

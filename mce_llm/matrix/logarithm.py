@@ -5,7 +5,6 @@ and at clusters. The logarithm itself is smooth there: its derivative is the Dal
 differences of log (Higham, *Functions of Matrices*, SIAM 2008, theorem 3.11), which this module evaluates.
 """
 
-import warnings
 from typing import Any
 
 import torch
@@ -21,11 +20,10 @@ from mce_llm.matrix.first_order import first_derivative
 from mce_llm.matrix.precision import autocast_off, full_precision, full_precision_product
 from mce_llm.matrix.rational_log import (
     RationalLogError,
-    RationalLogWarning,
     Resolvents,
     by_products,
-    fall_back_message,
     resolvents,
+    warn_of_fall_back,
 )
 
 
@@ -156,8 +154,8 @@ def matrix_log(A: Tensor, *, validate: bool = True, method: str = "auto") -> Ten
     condition number), because an eigenvalue is known only to eps·λ_max.
 
     With `method="rational"` the eigendecomposition gives way to a sum of a dozen inverses (`rational_log`), whose
-    value is off by 1e-6 in float32 and 1e-9 in float64 at most, and whose derivative by 1e-5 and 1e-8, relative,
-    beside rounding. Where that is not possible, `RationalLogWarning` is given and the eigendecomposition used.
+    eigenvalues are off by 2e-6 in float32 and 1e-9 in float64 or so, and whose derivative by 1e-5 and 1e-8 at most,
+    relative, beside rounding. Where that is not possible, `RationalLogWarning` is given and the eigendecomposition used.
 
     Refused: fewer than two dimensions, not square, or d = 0 (`MatrixShapeError`); any dtype but float32 and
     float64 (`MatrixDtypeError`); an unknown method (`MatrixInputError`); and, with `validate`, entries that are not
@@ -188,5 +186,5 @@ def matrix_log(A: Tensor, *, validate: bool = True, method: str = "auto") -> Ten
     if validate:
         require_positive_definite(eigenvalues, "A")
     if failure is not None:
-        warnings.warn(fall_back_message("matrix_log", failure), RationalLogWarning, stacklevel=2)
+        warn_of_fall_back("matrix_log", failure)
     return _MatrixLog.apply(A, eigenvalues, eigenvectors)

@@ -13,6 +13,7 @@ differentiated through.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,13 +77,11 @@ class Resolvents:
         A: (..., d, d), symmetric positive definite.
         centre: (..., 1, 1), the geometric mean of the bounds on the spectrum.
         approximation: Fits the logarithm between the bounds, divided by `centre`.
-        tolerance: The error that the approximation was made for.
     """
 
     A: Tensor
     centre: Tensor
     approximation: LogApproximation
-    tolerance: float
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of w_j s_j, (..., 1, 1), and R_j, (..., d, d)."""
@@ -134,10 +133,10 @@ class Resolvents:
     def residual_limit(self) -> float:
         """What the approximation and the rounding of the inverses may change the random vectors by, relative."""
         rounding = torch.finfo(self.A.dtype).eps * self.approximation.condition
-        return 2 * self.tolerance + rounding / 4
+        return 2 * _TOLERANCE[self.A.dtype] + rounding / 4
 
 
-def resolvents(A: Tensor, tolerance: float | None = None) -> Resolvents:
+def resolvents(A: Tensor) -> Resolvents:
     """Bound the spectrum of A and choose the poles for it.
 
     λ_max ≤ ‖A⁴‖_F^(1/4) and 1/λ_min ≤ ‖A⁻⁴‖_F^(1/4), which are too large by a factor of d^(1/8) at most (2.8 at
@@ -145,7 +144,6 @@ def resolvents(A: Tensor, tolerance: float | None = None) -> Resolvents:
 
     Args:
         A: (..., d, d), float32 or float64, symmetric; not empty.
-        tolerance: Bound on the relative error of the slopes; 1e-5 for float32 and 1e-8 for float64 by default.
 
     Returns:
         What `sweep` needs. The host waits for the device once.
@@ -153,7 +151,6 @@ def resolvents(A: Tensor, tolerance: float | None = None) -> Resolvents:
     Raises:
         RationalLogError: A is not finite, not positive definite, or too ill-conditioned for its dtype.
     """
-    tolerance = _TOLERANCE[A.dtype] if tolerance is None else tolerance
     with torch.no_grad(), full_precision(A):
         A = A.detach()
         largest = _spectral_norm_bound(A)
@@ -168,10 +165,10 @@ def resolvents(A: Tensor, tolerance: float | None = None) -> Resolvents:
                 f"its condition number may be {condition:.1e}, and inverses in {A.dtype} are reliable below {most:.0e}"
             )
         try:
-            approximation = log_approximation(condition, tolerance)
+            approximation = log_approximation(condition, _TOLERANCE[A.dtype])
         except ApproximationError as error:
             raise RationalLogError(str(error)) from error
-        return Resolvents(A, largest * smallest.sqrt(), approximation, tolerance)
+        return Resolvents(A, largest * smallest.sqrt(), approximation)
 
 
 def surely_positive_semidefinite(A: Tensor) -> bool:
@@ -184,7 +181,7 @@ def surely_positive_semidefinite(A: Tensor) -> bool:
         True where that is certain; False where an eigendecomposition has to decide.
     """
     with torch.no_grad(), full_precision(A):
-        shifted = (A + A.mT) / 2
+        shifted = A.clone()
         tolerance = A.shape[-1] * torch.finfo(A.dtype).eps * torch.linalg.matrix_norm(shifted, keepdim=True)
         shifted.diagonal(dim1=-2, dim2=-1).add_(tolerance.squeeze(-1))
         return not bool(torch.linalg.cholesky_ex(shifted)[1].any())
@@ -204,18 +201,17 @@ def _inverse(A: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cholesky_inverse(factor), info != 0
 
 
-def fall_back_message(function: str, reason: RationalLogError) -> str:
-    """Words for the warning that an eigendecomposition replaces the rational logarithm.
+def warn_of_fall_back(function: str, reason: RationalLogError) -> None:
+    """Say that an eigendecomposition replaces the rational logarithm; call it from the public function.
 
     Args:
         function: Which function was called.
         reason: Why it could not be done.
-
-    Returns:
-        One sentence with what to do about it.
     """
-    return (
+    warnings.warn(
         f"{function}: the matrix logarithm could not be formed from matrix products ({reason}); an eigendecomposition "
         "was used instead, which is much slower on a GPU. Add a larger multiple of the identity, use float64, or pass "
-        "method='eigh' to have no warning"
+        "method='eigh' to have no warning",
+        RationalLogWarning,
+        stacklevel=3,
     )
