@@ -10,153 +10,19 @@ import json
 import os
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
-from mce_llm.data import PROMPTS
 from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
 from mce_llm.messages import nearest_hint
+from mce_llm.recipes.settings import ConfigurationError, DataArguments, ModelArguments, raise_all
 
 # Each is a number of rows or steps, and none of them can be zero.
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-
-
-class ConfigurationError(ValueError):
-    """Settings that cannot be used; the message lists all that are wrong."""
-
-
-@dataclass
-class ModelArguments:
-    """Which model is trained, and how much of it."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Hub id or directory of the model to fine-tune."}
-    )
-    model_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Train from scratch: settings of a transformers config with its model_type, as a mapping in "
-            "YAML or JSON on the command line; vocab_size defaults to the tokenizer's."
-        },
-    )
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Tokenizer, where it is not the model's own."}
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={"help": "Dtype of the weights: float32, bfloat16, float16, or auto for the stored one."},
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, flash_attention_2, …; transformers chooses by default."}
-    )
-    trust_remote_code: bool = field(
-        default=False,
-        metadata={"help": "Run the Python code that a hub repository brings. Off unless asked for."},
-    )
-    lora_r: int = field(default=0, metadata={"help": "Rank of LoRA adapters; 0 trains all the weights."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA adapters."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of LoRA adapters."})
-    lora_target_modules: str = field(
-        default="all-linear",
-        metadata={
-            "help": "Layers that get an adapter, separated by commas, or a list in YAML; all-linear leaves out the head."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Check the combination.
-
-        Raises:
-            ConfigurationError: Neither or both sources of a model, or unusable values.
-        """
-        problems = []
-        if (self.model_name_or_path is None) == (self.model_config is None):
-            problems.append(
-                "give exactly one of model_name_or_path (fine-tune) and model_config (from scratch)"
-            )
-        if self.model_config is not None and self.tokenizer_name_or_path is None:
-            problems.append("a model from scratch needs tokenizer_name_or_path")
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            problems.append(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
-        if self.lora_r < 0:
-            problems.append(f"lora_r must be 0 (no adapters) or a rank, got {self.lora_r}")
-        if not 0 <= self.lora_dropout < 1:
-            problems.append(f"lora_dropout must be in [0, 1), got {self.lora_dropout}")
-        self.config_settings = _mapping("model_config", self.model_config, problems)
-        if self.model_config is not None and not problems and "model_type" not in self.config_settings:
-            problems.append("model_config must name its model_type, such as llama")
-        _raise_all(problems)
-
-
-@dataclass
-class DataArguments:
-    """What the model is trained on."""
-
-    dataset: str = field(
-        metadata={
-            "help": "gsm8k, metamathqa, a hub id, or a local json, jsonl, csv or parquet file or directory."
-        }
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_format: str = field(
-        default="auto", metadata={"help": "auto, gsm8k, metamath, plain or chat: what the records look like."}
-    )
-    columns: str | None = field(
-        default=None,
-        metadata={"help": "Mapping role → column for other records: {question: …, response: …}."},
-    )
-    limit: int | None = field(default=None, metadata={"help": "Train on this many examples at most."})
-    eval_dataset: str | None = field(
-        default=None, metadata={"help": "Data for the held-out loss, read like the training data."}
-    )
-    eval_split: str = field(default="test", metadata={"help": "Split of eval_dataset."})
-    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on this many examples at most."})
-    prompt: str = field(default="metamath", metadata={"help": f"Prompt template: {', '.join(PROMPTS)}."})
-    max_length: int = field(default=512, metadata={"help": "The most tokens an example may have."})
-    overlong: str = field(
-        default="truncate", metadata={"help": "What happens to longer examples: truncate or drop."}
-    )
-    packing: bool = field(
-        default=False, metadata={"help": "Pack examples into rows of max_length; they cannot see each other."}
-    )
-    total_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Rows in an optimizer step over all processes; gradient_accumulation_steps follows from it."
-        },
-    )
-    resume: bool = field(
-        default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
-    )
-    overwrite: bool = field(
-        default=False,
-        metadata={
-            "help": "Remove a finished run, or with resume false the checkpoints, that output_dir holds."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigurationError: Unusable values.
-        """
-        problems: list[str] = []
-        if self.prompt not in PROMPTS:
-            problems.append(f"unknown prompt {self.prompt!r}{nearest_hint(self.prompt, PROMPTS)}")
-        if self.overlong not in ("truncate", "drop"):
-            problems.append(f"overlong must be truncate or drop, got {self.overlong!r}")
-        for name in ("max_length", "limit", "eval_limit", "total_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} must be at least 1, got {value}")
-        self.column_mapping = _mapping("columns", self.columns, problems) or None
-        _raise_all(problems)
 
 
 @dataclass
@@ -230,14 +96,12 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
         if isinstance(value, list) and len(value) != 1 and name in known and not _takes_list(parser, name)
     ]
     problems += [f"unexpected word {word!r} on the command line" for word in stray]
-    _raise_all(problems)
+    raise_all(problems)
     parser.set_defaults(**dict.fromkeys(nulls))
     words = [word for name, value in settings.items() if value is not None for word in _words(name, value)]
     words += [word for name, values in overrides.items() for word in _flag(name, values)]
     parsed = parser.parse_args(words)
-    _raise_all(
-        [f"{name} must be at least 1, got {n}" for name in _COUNTS if (n := getattr(parsed, name)) < 1]
-    )
+    raise_all([f"{name} must be at least 1, got {n}" for name in _COUNTS if (n := getattr(parsed, name)) < 1])
     if parsed.total_batch_size is not None:
         words += _accumulation(parsed, given="gradient_accumulation_steps" in {**settings, **overrides})
     try:
@@ -349,24 +213,3 @@ def _flag(name: str, values: list[str]) -> list[str]:
 def _plain(value: Any) -> Any:
     """A value from the command line as it would stand in YAML."""
     return yaml.safe_load(value) if isinstance(value, str) and value.startswith("{") else value
-
-
-def _mapping(name: str, text: str | None, problems: list[str]) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        value = yaml.safe_load(text)  # JSON is YAML
-    except yaml.YAMLError as error:
-        problems.append(f"{name} is not a mapping: {error}")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{name} must be a mapping, got {text!r}")
-        return {}
-    return value
-
-
-def _raise_all(problems: list[str]) -> None:
-    if len(problems) == 1:
-        raise ConfigurationError(problems[0])
-    if problems:
-        raise ConfigurationError("".join(f"\n- {problem}" for problem in problems))

@@ -11,15 +11,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError
-from transformers import (
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from mce_llm.data import (
     CompletionCollator,
@@ -38,17 +34,10 @@ from mce_llm.lm import (
 )
 from mce_llm.messages import cause
 from mce_llm.processes import LaunchError, check_engine, check_processes, leave_processes, say
-from mce_llm.recipes.configuration import (
-    ConfigurationError,
-    DataArguments,
-    parse_recipe,
-)
+from mce_llm.recipes.configuration import parse_recipe
 from mce_llm.recipes.models import ModelSourceError, load_model, tokenizer_of, with_lora
 from mce_llm.recipes.outputs import OutputError, prepare_output, remove_earlier, write_record
-
-if TYPE_CHECKING:
-    pass  # heavy, and needed for adapters alone
-
+from mce_llm.recipes.settings import ConfigurationError, DataArguments
 
 # How the writers of weights (safetensors) and of optimizer states (torch) say it.
 _DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from mce_llm.data import load_tokenizer
 from mce_llm.messages import cause, model_path_problem, nearest_hint
 from mce_llm.processes import say
-from mce_llm.recipes.configuration import ModelArguments
+from mce_llm.recipes.settings import ModelArguments
 
 if TYPE_CHECKING:
     from peft import PeftModel  # heavy, and needed for adapters alone

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mce_llm.lm.arguments import MatrixTrainingArguments
     from mce_llm.lm.heads import UnsupportedModelError
     from mce_llm.lm.patch import MatrixLossPatch, patch_model, token_mask_of
-    from mce_llm.lm.trainer import MatrixTrainer, NonFiniteLossError
+    from mce_llm.lm.trainer import MatrixTrainer
+    from mce_llm.lm.training.mixin import MatrixLossMixin, NonFiniteLossError
 
 _HOMES = {
     "MatrixTrainingArguments": "arguments",
@@ -29,7 +30,8 @@ _HOMES = {
     "patch_model": "patch",
     "token_mask_of": "patch",
     "MatrixTrainer": "trainer",
-    "NonFiniteLossError": "trainer",
+    "MatrixLossMixin": "training.mixin",
+    "NonFiniteLossError": "training.mixin",
 }
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "LossOutput",
     "MatrixLossConfig",
     "MatrixLossConfigError",
+    "MatrixLossMixin",
     "MatrixLossPatch",
     "MatrixTrainer",
     "MatrixTrainingArguments",

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from mce_llm.lm import MatrixLossConfigError
-from mce_llm.recipes.configuration import ConfigurationError, parse_recipe
+from mce_llm.recipes.configuration import parse_recipe
+from mce_llm.recipes.settings import ConfigurationError
 
 LEAST = {"model_name_or_path": "some/model", "dataset": "data.jsonl", "use_cpu": True}
 

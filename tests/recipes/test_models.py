@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from helpers.recipes import words
 from mce_llm.data import DataError
-from mce_llm.recipes.configuration import ConfigurationError, ModelArguments
+from mce_llm.recipes.settings import ConfigurationError, ModelArguments
 from mce_llm.recipes.finetune import main
 from mce_llm.recipes.models import ModelSourceError, load_model, tokenizer_of, with_lora
 

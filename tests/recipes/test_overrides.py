@@ -6,7 +6,8 @@ import transformers
 import yaml
 
 from mce_llm.lm import MatrixLossConfigError
-from mce_llm.recipes.configuration import ConfigurationError, parse_recipe
+from mce_llm.recipes.configuration import parse_recipe
+from mce_llm.recipes.settings import ConfigurationError
 
 
 @pytest.fixture
