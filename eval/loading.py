@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def _load_adapter(model: Any, name: str) -> Any:
     from peft import PeftModel  # heavy, and needed for adapters alone
 
     try:
-        return PeftModel.from_pretrained(model, name)
+        with warnings.catch_warnings():
+            # peft only warns where weights are missing, and goes on with random ones.
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            return PeftModel.from_pretrained(model, name)
     except (
         Exception
     ) as error:  # missing files, shapes that do not fit and unknown methods have no common type

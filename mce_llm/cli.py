@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Fine-tune language models with matrix cross-entropy, and find out whether it helped.",
 )
+
+
+# Whatever is no option of the command is a setting of the recipe.
+_WITH_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,6 +74,114 @@ def doctor() -> None:
     findings = examine()
     print_findings(findings, Console())
     raise typer.Exit(1 if any(finding.level == "error" for finding in findings) else 0)
+
+
+@app.command(context_settings=_WITH_SETTINGS)
+def validate(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="The recipe's YAML file.")],
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs that it is to run on; default: this machine's.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="Memory of each GPU, GiB; default: as this machine's.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="One engine for the memory plan, see plan.")] = None,
+    max_examples: Annotated[
+        int, typer.Option(min=1, help="Look at this many examples of each data set at most.")
+    ] = 20_000,
+    samples: Annotated[int, typer.Option(min=0, help="Examples to show.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Examine a recipe before it runs: settings, files, tokenizer, data, model, one step in small, memory.
+
+    All problems are listed at once. Nothing is written into output_dir, no weights are loaded. The exit code is 0 where
+    the recipe can run, 1 where something has to change, 2 where the settings cannot be parsed. Settings of the recipe
+    may follow, as on its own command line.
+    """
+    from mce_llm.commands.validate import run_validate
+
+    with _problems():
+        code = run_validate(
+            str(config),
+            context.args,
+            num_gpus=gpus,
+            memory_gib=memory,
+            engine=engine,
+            most_examples=max_examples,
+            num_samples=samples,
+            json_output=as_json,
+        )
+    raise typer.Exit(code)
+
+
+@app.command(context_settings=_WITH_SETTINGS)
+def plan(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="The recipe's YAML file.")],
+    gpus: Annotated[int, typer.Option(help="GPUs, over all machines.")],
+    memory: Annotated[float, typer.Option(help="Memory of each GPU, GiB (an 80 GB card has about 79).")],
+    engine: Annotated[
+        str | None, typer.Option(help="One of ddp, zero2, zero3, fsdp2, zero3_offload; default all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+) -> None:
+    """Work out how much memory a recipe needs on each GPU, which engine fits, and how to launch it.
+
+    No weights are loaded and no GPU is needed. Settings of the recipe may follow, as on its own command line:
+
+        mce-llm plan recipes/llemma7b_metamath_mce.yaml --gpus 8 --memory 79 --per_device_train_batch_size 2
+    """
+    from mce_llm.commands.plan import run_plan
+
+    with _problems():
+        run_plan(
+            str(config), context.args, num_gpus=gpus, memory_gib=memory, engine=engine, json_output=as_json
+        )
+
+
+@app.command()
+def merge(
+    adapter: Annotated[
+        Path, typer.Argument(help="Folder of the adapter: a run's output_dir, or a checkpoint in it.")
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the merged model; must not exist.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base model, where it is not the one that the adapter names.")
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Dtype of the merged weights: auto (as the base is stored), float32, bfloat16, float16."
+        ),
+    ] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that the base model brings.")
+    ] = False,
+) -> None:
+    """Merge LoRA, DoRA or rsLoRA adapters into their base model: a stock model in safetensors.
+
+    Takes memory and disk for the base model's weights in that dtype, on the CPU.
+    """
+    from mce_llm.recipes.merging import MergeError, merge_adapters
+
+    try:
+        merged = merge_adapters(adapter, output, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+    except MergeError as error:
+        _fail(str(error))
+    else:
+        typer.echo(str(merged))
+
+
+@contextmanager
+def _problems() -> Iterator[None]:
+    """Problems that a message explains as one line and exit code 2."""
+    from mce_llm.commands.problems import EXPLAINED
+
+    try:
+        yield
+    except EXPLAINED as error:
+        _fail(str(error))
 
 
 def _fail(message: str) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any, TypeVar
 
+import accelerate
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
+_Value = TypeVar("_Value")
 _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
     "ACCELERATE_USE_FSDP": DistributedType.FSDP,
@@ -65,14 +68,22 @@ def check_engine(accelerator: Accelerator) -> None:
         accelerator: The one that training uses.
 
     Raises:
-        LaunchError: accelerate went on without it.
+        LaunchError: accelerate went on without it, or it is FSDP in its first version.
     """
     for variable, engine in _ENGINES.items():
         if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type != engine:
             raise LaunchError(
                 f"{engine.value} was asked for, but accelerate runs {accelerator.distributed_type.value}: the model "
-                "would not be sharded; launch with a configuration that fits this machine"
+                "would not be sharded; launch with a configuration that fits this machine (recipes/accelerate/cpu.yaml "
+                "without an accelerator)"
             )
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    if getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
+        raise LaunchError(
+            "FSDP1 was asked for, which flattens the weights that the loss needs whole; set fsdp_version: 2 (accelerate "
+            f"1.6 or later, this is {accelerate.__version__}), as recipes/accelerate/fsdp2.yaml does"
+        )
 
 
 def leave_processes() -> None:
@@ -90,6 +101,22 @@ def leave_processes() -> None:
     # A model wrapped for data parallelism keeps the threads alive even now. They hold nothing to wait on, so this
     # gives them the lock for a moment: of 30 launches of two processes, 6 aborted without it, and none with it.
     time.sleep(_SECONDS_TO_LET_GO)
+
+
+def gather(value: _Value) -> list[_Value]:
+    """Bring a value from every process to every process; all must call it, so it is a barrier too.
+
+    Args:
+        value: What this process gives; small, as it is pickled.
+
+    Returns:
+        The values in the order of the processes.
+    """
+    if PartialState().num_processes == 1:
+        return [value]
+    values: list[Any] = [None] * PartialState().num_processes
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def say(text: str) -> None:

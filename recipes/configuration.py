@@ -75,8 +75,9 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     argv = _split_equals(argv)
     path, argv = _take_config(argv)
     settings = _read_yaml(path) if path is not None else {}
-    if isinstance(layers := settings.get("lora_target_modules"), list):
-        settings["lora_target_modules"] = ",".join(map(str, layers))
+    for name in ("lora_target_modules", "lora_modules_to_save"):
+        if isinstance(layers := settings.get(name), list):
+            settings[name] = ",".join(map(str, layers))
     stray, overrides = _by_name(argv)
     nulls = [name for name, value in settings.items() if value is None]
     known = _known_settings()

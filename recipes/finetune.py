@@ -3,12 +3,13 @@
     accelerate launch recipes/finetune.py --config recipes/quickstart_mce.yaml --output_dir runs/mce
 
 Every setting of the YAML file can be overridden on the command line; --help lists them. The same command, started
-again after an interruption, goes on from the last complete checkpoint.
+again after an interruption, goes on from the last whole checkpoint; exit code 143 asks for that.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from mce_llm.data import (
+    KNOWN_SOURCES,
     CompletionCollator,
     DataError,
     get_prompt,
@@ -32,17 +34,22 @@ from mce_llm.lm import (
     NonFiniteLossError,
     UnsupportedModelError,
 )
+from mce_llm.lm.training.card_facts import DataRecord
+from mce_llm.lm.training.checkpoints import CheckpointError, engine_of
+from mce_llm.lm.training.pickles import UnsafeCheckpointError
+from mce_llm.lm.training.preemption import EXIT_CODE, PreemptedError, handle_signals
+from mce_llm.lm.training.publishing import HubError
 from mce_llm.messages import cause
 from mce_llm.processes import LaunchError, check_engine, check_processes, leave_processes, say
+from mce_llm.recipes.adapters import check_adapters, with_lora
 from mce_llm.recipes.configuration import parse_recipe
-from mce_llm.recipes.models import ModelSourceError, load_model, tokenizer_of, with_lora
-from mce_llm.recipes.outputs import OutputError, prepare_output, remove_earlier, write_record
-from mce_llm.recipes.settings import ConfigurationError, DataArguments
+from mce_llm.recipes.merging import MergeError, merge_trained
+from mce_llm.recipes.models import load_model, tokenizer_of
+from mce_llm.recipes.outputs import OutputError, mark_finished, prepare_output, remove_earlier, write_record
+from mce_llm.recipes.settings import ConfigurationError, DataArguments, ModelSourceError
 
 # How the writers of weights (safetensors) and of optimizer states (torch) say it.
 _DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
-# How their readers say that a file is cut off.
-_UNREADABLE = ("Error while deserializing", "PytorchStreamReader")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,28 +60,35 @@ def main(argv: list[str] | None = None) -> None:
     check_processes(training.world_size)
     output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
     checkpoint, stale = prepare_output(
-        output, recipe.given, resume=data_settings.resume, overwrite=data_settings.overwrite
+        output,
+        recipe.given,
+        resume=data_settings.resume,
+        overwrite=data_settings.overwrite,
+        engine=engine_of(training),
     )
     set_seed(training.seed)
 
     # 1. Tokenizer and data.
     tokenizer = tokenizer_of(model_settings)
-    train_rows = tokenized(
+    check_adapters(model_settings, tokenizer, embeddings=training.matrix_embeddings)
+    train_rows, train_record = tokenized(
         tokenizer, data_settings, data_settings.dataset, data_settings.dataset_split, "train"
     )
-    eval_rows = None
+    records, eval_rows = [train_record], None
     if data_settings.eval_dataset is not None:
-        eval_rows = tokenized(
+        eval_rows, eval_record = tokenized(
             tokenizer, data_settings, data_settings.eval_dataset, data_settings.eval_split, "eval"
         )
+        records.append(eval_record)
     elif training.eval_strategy != "no":
         raise ConfigurationError("eval_strategy needs eval_dataset")
 
     # 2. Model, and adapters on it.
     base = load_model(model_settings, tokenizer)
     model = with_lora(base, model_settings) if model_settings.lora_r else base
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    trained = sum(whole_size(p) for p in model.parameters() if p.requires_grad)
+    # Adapters included. Hugging Face's count knows that two 4-bit weights lie in a byte, and nothing of ZeRO-3's shards.
+    total = base.num_parameters() or sum(map(whole_size, base.parameters()))
     say(f"model: {type(model).__name__}, {total:,} parameters, {trained:,} of them trained")
     say(f"matrix loss: {training.matrix_loss}")
     rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
@@ -98,17 +112,11 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, ImportError) as error:  # settings that each by itself is fine
         raise ConfigurationError(" ".join(str(error).split())) from error
     check_engine(trainer.accelerator)
+    trainer.data_records = records
     if PartialState().is_main_process:
         remove_earlier(stale)
         write_record(output, recipe.given)
-    try:
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-    except (SafetensorError, RuntimeError) as error:
-        if checkpoint is None or not any(sign in str(error) for sign in _UNREADABLE):
-            raise
-        raise OutputError(
-            f"{checkpoint} is damaged: {cause(error)}; remove it, and the same command goes on from the one before"
-        ) from error
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_metrics("train", result.metrics)
 
     # 4. Evaluate and save: a stock checkpoint, loadable without this package.
@@ -118,15 +126,36 @@ def main(argv: list[str] | None = None) -> None:
         say(
             json.dumps({name: round(value, 4) for name, value in metrics.items() if isinstance(value, float)})
         )
-    trainer.save_model()
     trainer.save_state()
+    if trainer.is_fsdp_enabled:  # whatever the checkpoints hold; in shards, nothing would be saved here
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(_internal_call=True)  # to the hub only when everything is here
+    trainer.create_model_card()
     say(f"saved to {output}")
+    if model_settings.merge_adapters:
+        merge_trained(output, model_settings)
+    refused = None
+    if training.push_to_hub:
+        try:
+            trainer.push_to_hub()
+            say(f"pushed to {trainer.hub_model_id}")
+        except HubError as error:  # the run is none the worse for it
+            refused = error
+    if PartialState().is_main_process:
+        mark_finished(output)
+    if refused is not None:
+        raise refused
+
+
+def whole_size(parameter: torch.nn.Parameter) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 has cut into shards."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def tokenized(
     tokenizer: PreTrainedTokenizerBase, settings: DataArguments, source: str, split: str, role: str
-) -> object:
-    """Examples of one source, tokenised for completion-only training, packed if asked for."""
+) -> tuple[object, DataRecord]:
+    """Examples of one source, tokenised for completion-only training, packed if asked for; and what they are."""
     # The main process of each machine fills the cache of `datasets`; the others then read it.
     with PartialState().local_main_process_first():
         examples = load_examples(
@@ -148,7 +177,14 @@ def tokenized(
         if settings.packing:
             rows, packing_report = pack_examples(rows, settings.max_length)
             say(str(packing_report))
-    return rows
+    return rows, DataRecord(
+        role=role,
+        source=KNOWN_SOURCES.get(source, (source, None))[0],
+        split=split,
+        examples=report.kept,
+        prompt=settings.prompt,
+        trained_tokens=report.trained_tokens,
+    )
 
 
 def run(argv: list[str] | None = None) -> int:
@@ -158,19 +194,30 @@ def run(argv: list[str] | None = None) -> int:
         argv: The command line; by default that of the process.
 
     Returns:
-        The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C.
+        The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
     """
     try:
-        main(argv)
+        with handle_signals():
+            main(argv)
+    except PreemptedError as stop:
+        if stop.checkpoint is not None:  # all the others have come this far too
+            leave_processes()
+        if os.environ.get("RANK", "0") == "0":
+            print(stop.message, file=sys.stderr)
+        return EXIT_CODE
     except (
+        CheckpointError,
         ConfigurationError,
         DataError,
         GeometryError,
+        HubError,
         LaunchError,
         MatrixLossConfigError,
+        MergeError,
         ModelSourceError,
         NonFiniteLossError,
         OutputError,
+        UnsafeCheckpointError,
         UnsupportedModelError,
     ) as error:
         message = str(error)

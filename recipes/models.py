@@ -1,27 +1,29 @@
-"""The tokenizer and the model that a recipe trains: loaded, made from scratch, and with adapters.
+"""The tokenizer and the model that a recipe trains: loaded, perhaps quantised, or made from scratch.
 
-Every problem is raised as a `ModelSourceError` that says what to change. Training itself is in the recipe.
+Every problem is raised as a `ModelSourceError` that says what to change. Adapters are put on in `adapters`, training
+itself is in the recipe.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mce_llm.data import load_tokenizer
 from mce_llm.messages import cause, model_path_problem, nearest_hint
 from mce_llm.processes import say
-from mce_llm.recipes.settings import ModelArguments
-
-if TYPE_CHECKING:
-    from peft import PeftModel  # heavy, and needed for adapters alone
-
-
-class ModelSourceError(RuntimeError):
-    """What should be the model cannot be used; the message says why and what to do."""
+from mce_llm.recipes.quantization import quantized_loading
+from mce_llm.recipes.settings import ModelArguments, ModelSourceError, names_of
 
 
 def tokenizer_of(settings: ModelArguments) -> PreTrainedTokenizerBase:
@@ -54,6 +56,7 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
     source = str(settings.model_name_or_path)
     if problem := model_path_problem(source):
         raise ModelSourceError(problem)
+    quantized = quantized_loading(settings, unquantized_layers(settings, tokenizer))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -61,6 +64,7 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
             attn_implementation=settings.attn_implementation,
             trust_remote_code=settings.trust_remote_code,
             output_loading_info=True,
+            **quantized,
         )
     except Exception as error:  # hub, safetensors and configuration errors have no common type
         raise ModelSourceError(
@@ -72,7 +76,9 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
             f"the checkpoint {source!r} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
             "they would be random numbers"
         )
-    broken = [name for name, p in model.named_parameters() if p.numel() and not torch.isfinite(p).all()]
+    # What an engine keeps elsewhere (ZeRO-3 in shards, FSDP2 on the first process alone) is not looked at here.
+    at_hand = [(name, p) for name, p in model.named_parameters() if p.numel() and not p.is_meta]
+    broken = [name for name, p in at_hand if not torch.isfinite(p).all()]
     if broken:
         raise ModelSourceError(
             f"{len(broken)} weights of {source!r} are not finite (first: {broken[0]}); the checkpoint is damaged "
@@ -81,8 +87,61 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
     return model
 
 
+def without_weights(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+    """The model's layers on the meta device: in no time and memory, what can be said before weights are loaded.
+
+    Returns:
+        The model, or None where its code comes with the checkpoint.
+
+    Raises:
+        ModelSourceError: There is no such model.
+    """
+    source = settings.model_name_or_path or "model_config"
+    if settings.model_config is None and (problem := model_path_problem(source)):
+        raise ModelSourceError(problem)
+    try:
+        if settings.model_config is None:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+        else:
+            config = new_config(settings, tokenizer)
+        # The class itself, not from_config, which shards the weights where ZeRO-3 is in use.
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        with torch.device("meta"):
+            return None if model_class is None else model_class(config)
+    except ModelSourceError:
+        raise
+    except Exception as error:  # hub, configuration and model errors have no common type
+        raise ModelSourceError(
+            f"cannot load a causal language model from {source!r}: {cause(error)}"
+        ) from error
+
+
+def unquantized_layers(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
+    """The layers that quantisation leaves alone: the output head, and what is trained whole; None if unknown."""
+    if settings.quantization is None or (model := without_weights(settings, tokenizer)) is None:
+        return None
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if module is head] + names_of(
+        settings.lora_modules_to_save
+    )
+
+
 def new_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model with random weights, as `model_config` says.
+
+    Raises:
+        ModelSourceError: There is no such model.
+    """
+    config = new_config(settings, tokenizer)
+    try:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
+    except Exception as error:  # each library that has a say checks the settings in its own way
+        raise ModelSourceError(f"cannot make a model from model_config: {cause(error)}") from error
+    return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
+
+
+def new_config(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The configuration that `model_config` says, completed from the tokenizer.
 
     Raises:
         ModelSourceError: There is no such model.
@@ -97,40 +156,14 @@ def new_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> P
     try:
         usual: Any = AutoConfig.for_model(model_type)
         config = AutoConfig.for_model(model_type, **shape)
-        # transformers keeps what it does not know, and nothing ever reads it.
-        given = settings.config_settings
-        unknown = [name for name in given if hasattr(config, name) and not hasattr(usual, name)]
-        if unknown:
-            hint = nearest_hint(unknown[0], usual.to_dict())
-            raise ValueError(f"{model_type} has no setting {', '.join(unknown)}{hint}")
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
     except Exception as error:  # each library that has a say checks the settings in its own way
         raise ModelSourceError(f"cannot make a model from model_config: {cause(error)}") from error
-    return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
-
-
-def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
-    """The model with trainable LoRA adapters on frozen weights.
-
-    Raises:
-        ModelSourceError: The target modules do not exist.
-    """
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    names = settings.lora_target_modules
-    targets = names if names == "all-linear" else [name.strip() for name in names.split(",")]
-    try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                task_type=TaskType.CAUSAL_LM,
-                r=settings.lora_r,
-                lora_alpha=settings.lora_alpha,
-                lora_dropout=settings.lora_dropout,
-                target_modules=targets,
-            ),
-        )
-    except ValueError as error:
+    # transformers keeps what it does not know, and nothing ever reads it.
+    given = settings.config_settings
+    unknown = [name for name in given if hasattr(config, name) and not hasattr(usual, name)]
+    if unknown:
+        hint = nearest_hint(unknown[0], usual.to_dict())
         raise ModelSourceError(
-            f"lora_target_modules {settings.lora_target_modules!r}: {cause(error)}"
-        ) from error
+            f"cannot make a model from model_config: {model_type} has no setting {', '.join(unknown)}{hint}"
+        )
+    return config

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mce_llm.processes import say
+from mce_llm.lm.training.checkpoints import CheckpointError, list_checkpoints, newest_whole, remove_if_there
+from mce_llm.lm.training.manifest import flush_directory
+from mce_llm.processes import gather, say
 
 _PACKAGES = ("mce-llm", "torch", "transformers", "accelerate", "peft", "datasets")
-_FINISHED = ("train_results.json", "model.safetensors")
+_FINISHED = ("train_results.json", "model.safetensors", "merged")
+# There from before the first step until everything is saved: what is beside it is no result, whatever its name. What
+# begins with an underscore is not pushed to the hub.
+_UNFINISHED = "_UNFINISHED"
 _PLACE_ONLY = ("output_dir", "resume", "overwrite")  # settings that do not change the outcome
 
 
@@ -26,7 +30,7 @@ class OutputError(RuntimeError):
 
 
 def prepare_output(
-    output: Path, given: Mapping[str, Any], *, resume: bool, overwrite: bool
+    output: Path, given: Mapping[str, Any], *, resume: bool, overwrite: bool, engine: str = "plain"
 ) -> tuple[str | None, list[Path]]:
     """Make the output folder, choose the checkpoint in it to go on from, and see what is in the way.
 
@@ -35,10 +39,11 @@ def prepare_output(
         given: The settings of this run; what differs from those of the checkpoint is said.
         resume: Look for a checkpoint.
         overwrite: Where a run starts anew, accept a folder with results or checkpoints.
+        engine: What shards the training, as `checkpoints.engine_of` says.
 
     Returns:
-        The newest complete checkpoint, or None to start from the beginning; and what `remove_earlier` has to remove
-        before training starts.
+        The newest whole checkpoint, or None to start from the beginning, the same in every process; and what
+        `remove_earlier` has to remove before training starts.
 
     Raises:
         OutputError: The folder cannot be written, holds a finished run, or only checkpoints to no use.
@@ -51,23 +56,34 @@ def prepare_output(
             pass
     except OSError as error:
         raise OutputError(f"cannot write to output_dir {str(output)!r}: {error.strerror or error}") from error
-    finished = [output / name for name in _FINISHED if (output / name).exists()]
-    stale = [*finished, *(folder for _, folder in _checkpoints(output))]
+    finished, checkpoints = gather((_finished(output), [folder for _, folder in list_checkpoints(output)]))[0]
+    # Results go last: a removal that is interrupted leaves a finished run still, and no checkpoint of it to go on from.
+    stale = [*checkpoints, *finished]
     if finished or (stale and not resume):
         if not overwrite:
             raise OutputError(
                 f"output_dir {str(output)!r} holds {'a finished run' if finished else 'checkpoints'} "
-                f"({', '.join(path.name for path in stale)}); choose another output_dir, or remove them with "
+                f"({', '.join(path.name for path in [*finished, *checkpoints])}); choose another output_dir, or remove them with "
                 "--overwrite true"
             )
         return None, stale
-    checkpoint = _newest_checkpoint(output)
+    try:
+        checkpoint, torn = newest_whole(output, engine=engine)
+    except CheckpointError as error:
+        raise OutputError(str(error)) from error
     if checkpoint is None:
-        return None, []
+        if torn:
+            say("training starts from the beginning: it was interrupted before its first whole checkpoint")
+        return None, torn
+    if not any([*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*")]):
+        raise OutputError(
+            f"{checkpoint} holds weights without the optimizer's state (save_only_model), so training cannot go on from "
+            "it; start anew with --resume false, or fine-tune its weights into another output_dir"
+        )
     say(f"resuming from {checkpoint}")
     if changed := _changed_settings(output, given):
         say(f"settings that differ from those it was trained with: {changed}")
-    return str(checkpoint), []
+    return str(checkpoint), torn
 
 
 def remove_earlier(stale: list[Path]) -> None:
@@ -75,50 +91,47 @@ def remove_earlier(stale: list[Path]) -> None:
     for path in stale:
         say(f"removing {path}")
         if path.is_dir():
-            shutil.rmtree(path)
+            remove_if_there(path)
         else:
             path.unlink()
 
 
 def write_record(output: Path, given: Mapping[str, Any]) -> None:
-    """Leave beside the weights what is needed to run the same again: recipe.yaml and versions.json."""
-    text = yaml.safe_dump(dict(given), sort_keys=False, allow_unicode=True)
+    """Leave beside the weights what is needed to run the same again, recipe.yaml and versions.json; the run begins."""
+    (output / _UNFINISHED).write_text(
+        "This run is not finished; the same command goes on.\n", encoding="utf-8"
+    )
+    text = yaml.safe_dump(without_secrets(given), sort_keys=False, allow_unicode=True)
     (output / "recipe.yaml").write_text(text, encoding="utf-8")
     versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     (output / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
 
 
-def _checkpoints(output: Path) -> list[tuple[int, Path]]:
-    """The checkpoint folders with their steps."""
-    return [
-        (int(step), folder)
-        for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if (step := folder.name.rpartition("-")[2]).isdecimal() and folder.is_dir()
-    ]
+def without_secrets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings but for access tokens, which belong in no file and no message."""
+    return {name: value for name, value in given.items() if not name.endswith("_token")}
 
 
-def _newest_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: trainer_state.json is what comes last."""
-    found = _checkpoints(output)
-    for _, folder in sorted(found, reverse=True):
-        if not (folder / "trainer_state.json").is_file():
-            say(f"{folder} is incomplete (it has no trainer_state.json, which is written last): not used")
-        elif not any([*folder.glob("optimizer*"), *folder.glob("global_step*")]):
-            raise OutputError(
-                f"{folder} holds weights without the optimizer's state (save_only_model), so training cannot go on from "
-                "it; start anew with --resume false, or fine-tune its weights into another output_dir"
-            )
-        else:
-            return folder
-    if found:
-        raise OutputError(
-            f"none of the {len(found)} checkpoints in {output} is complete; remove them, or start anew with "
-            "--resume false"
-        )
-    return None
+def mark_finished(output: Path) -> None:
+    """Have the results on disk, and from now on take them for what they are."""
+    for path in output.iterdir():
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    flush_directory(output)
+    (output / _UNFINISHED).unlink()
+    flush_directory(output)
+
+
+def _finished(output: Path) -> list[Path]:
+    """The results of a finished run."""
+    if (output / _UNFINISHED).exists():
+        return []
+    return [output / name for name in _FINISHED if (output / name).exists()]
 
 
 def _changed_settings(output: Path, given: Mapping[str, Any]) -> str:
+    given = without_secrets(given)
     try:
         before = yaml.safe_load((output / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):

@@ -6,7 +6,7 @@ How a file and a command line are read into them is in `configuration`; the sett
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import yaml
@@ -17,6 +17,13 @@ from mce_llm.messages import nearest_hint
 
 class ConfigurationError(ValueError):
     """Settings that cannot be used; the message lists all that are wrong."""
+
+
+class ModelSourceError(RuntimeError):
+    """What should be the model cannot be used; the message says why and what to do."""
+
+
+QUANTIZATIONS = ("4bit", "8bit")
 
 
 @dataclass
@@ -47,13 +54,43 @@ class ModelArguments:
         default=False,
         metadata={"help": "Run the Python code that a hub repository brings. Off unless asked for."},
     )
+    quantization: str | None = field(
+        default=None,
+        metadata={
+            "help": "4bit (nf4, double quantisation: QLoRA) or 8bit: keep the frozen weights under LoRA quantised by "
+            "bitsandbytes; embeddings, output head and lora_modules_to_save stay in dtype."
+        },
+    )
     lora_r: int = field(default=0, metadata={"help": "Rank of LoRA adapters; 0 trains all the weights."})
-    lora_alpha: int = field(default=16, metadata={"help": "Scale of LoRA adapters."})
+    lora_alpha: int = field(
+        default=16, metadata={"help": "Scale of LoRA adapters: they count lora_alpha / lora_r times."}
+    )
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout in front of LoRA adapters."})
     lora_target_modules: str = field(
         default="all-linear",
         metadata={
-            "help": "Layers that get an adapter, separated by commas, or a list in YAML; all-linear leaves out the head."
+            "help": "Layers that get an adapter: all-linear (the output head left out), names separated by commas, or a "
+            "list in YAML, or one regular expression that matches whole names."
+        },
+    )
+    lora_modules_to_save: str | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that are trained whole beside the adapters and saved with them, such as lm_head, separated "
+            "by commas, or a list in YAML."
+        },
+    )
+    use_dora: bool = field(
+        default=False, metadata={"help": "DoRA: train the length of each weight column beside its direction."}
+    )
+    use_rslora: bool = field(
+        default=False, metadata={"help": "rsLoRA: adapters count lora_alpha / √lora_r times."}
+    )
+    merge_adapters: bool = field(
+        default=False,
+        metadata={
+            "help": "At the end, also save the stock model with the adapters merged into its weights, in "
+            "output_dir/merged."
         },
     )
 
@@ -72,14 +109,50 @@ class ModelArguments:
             problems.append("a model from scratch needs tokenizer_name_or_path")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             problems.append(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
-        if self.lora_r < 0:
-            problems.append(f"lora_r must be 0 (no adapters) or a rank, got {self.lora_r}")
-        if not 0 <= self.lora_dropout < 1:
-            problems.append(f"lora_dropout must be in [0, 1), got {self.lora_dropout}")
+        problems += self._adapter_problems()
         self.config_settings = mapping_of("model_config", self.model_config, problems)
         if self.model_config is not None and not problems and "model_type" not in self.config_settings:
             problems.append("model_config must name its model_type, such as llama")
         raise_all(problems)
+
+    def _adapter_problems(self) -> list[str]:
+        """What is wrong with the adapters and the quantisation under them."""
+        problems = []
+        if self.lora_r < 0:
+            problems.append(f"lora_r must be 0 (no adapters) or a rank, got {self.lora_r}")
+        if not 0 <= self.lora_dropout < 1:
+            problems.append(f"lora_dropout must be in [0, 1), got {self.lora_dropout}")
+        if self.lora_alpha <= 0:
+            problems.append(f"lora_alpha must be positive, got {self.lora_alpha}; twice lora_r is usual")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            hint = nearest_hint(str(self.quantization), QUANTIZATIONS)
+            problems.append(
+                f"quantization must be 4bit or 8bit, or left out, got {self.quantization!r}{hint}"
+            )
+        elif self.quantization is not None and self.dtype == "auto":
+            problems.append(
+                "quantization needs a dtype for the products and for what stays unquantised: bfloat16 (float16 on a GPU "
+                "that lacks it)"
+            )
+        if self.lora_r == 0:
+            dependent = [
+                item.name
+                for item in fields(self)
+                if (item.name.startswith("lora_") and item.name != "lora_r")
+                or item.name in ("use_dora", "use_rslora", "quantization", "merge_adapters")
+            ]
+            idle = [name for name in dependent if getattr(self, name) != getattr(type(self), name)]
+            if idle:
+                problems.append(
+                    f"{', '.join(idle)} without lora_r: set lora_r to the rank of the adapters (16 is usual), or leave "
+                    f"{'it' if len(idle) == 1 else 'them'} out to train all the weights"
+                )
+        elif self.model_config is not None:
+            problems.append(
+                "lora_r with model_config: adapters would train beside random weights that are not saved; leave lora_r "
+                "out, or give model_name_or_path"
+            )
+        return problems
 
 
 @dataclass
@@ -149,7 +222,13 @@ class DataArguments:
         raise_all(problems)
 
 
+def names_of(text: str | None) -> list[str]:
+    """The names in a list that is separated by commas."""
+    return [name for part in (text or "").split(",") if (name := part.strip())]
+
+
 def mapping_of(name: str, text: str | None, problems: list[str]) -> dict[str, Any]:
+    """The mapping in a setting's text; what is wrong with it is added to the problems."""
     if text is None:
         return {}
     try:
@@ -164,6 +243,7 @@ def mapping_of(name: str, text: str | None, problems: list[str]) -> dict[str, An
 
 
 def raise_all(problems: list[str]) -> None:
+    """Raise one `ConfigurationError` for all problems, if there are any."""
     if len(problems) == 1:
         raise ConfigurationError(problems[0])
     if problems:

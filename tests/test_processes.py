@@ -6,7 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from mce_llm.processes import LaunchError, check_engine, check_processes, join_processes, leave_processes
 
@@ -64,6 +64,15 @@ def test_processes_that_work_alone(monkeypatch, launched, seen):
 def test_an_engine_that_does_not_run(monkeypatch, variable, engine):
     check_engine(SimpleNamespace(distributed_type=DistributedType.NO))  # none was asked for
     monkeypatch.setenv(variable, "true")
-    check_engine(SimpleNamespace(distributed_type=engine))
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=2))
+    check_engine(SimpleNamespace(distributed_type=engine, state=state))
     with pytest.raises(LaunchError, match=f"{engine.value} was asked for, but accelerate runs MULTI_CPU"):
         check_engine(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+
+
+@pytest.mark.parametrize("plugin", [FullyShardedDataParallelPlugin(fsdp_version=1), SimpleNamespace()])
+def test_the_first_version_of_fsdp(plugin):
+    """Also where accelerate is too old to know another."""
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    with pytest.raises(LaunchError, match="FSDP1 was asked for.*set fsdp_version: 2"):
+        check_engine(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state))

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from mce_llm.lm.heads import UnsupportedModelError
     from mce_llm.lm.patch import MatrixLossPatch, patch_model, token_mask_of
     from mce_llm.lm.trainer import MatrixTrainer
-    from mce_llm.lm.training.mixin import MatrixLossMixin, NonFiniteLossError
+    from mce_llm.lm.training.guard import NonFiniteLossError
+    from mce_llm.lm.training.mixin import MatrixLossMixin, UnsupportedTrainerError
+    from mce_llm.lm.trl import MatrixSFTConfig as MatrixSFTConfig
+    from mce_llm.lm.trl import MatrixSFTTrainer as MatrixSFTTrainer
 
 _HOMES = {
     "MatrixTrainingArguments": "arguments",
@@ -30,8 +33,11 @@ _HOMES = {
     "patch_model": "patch",
     "token_mask_of": "patch",
     "MatrixTrainer": "trainer",
+    "MatrixSFTConfig": "trl",
+    "MatrixSFTTrainer": "trl",
     "MatrixLossMixin": "training.mixin",
-    "NonFiniteLossError": "training.mixin",
+    "UnsupportedTrainerError": "training.mixin",
+    "NonFiniteLossError": "training.guard",
 }
 
 __all__ = [
@@ -47,6 +53,7 @@ __all__ = [
     "NonFiniteLossError",
     "TokenGeometry",
     "UnsupportedModelError",
+    "UnsupportedTrainerError",
     "expected_matrix_cross_entropy",
     "linear_matrix_cross_entropy",
     "marginal_matrix_cross_entropy",

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError
+from mce_llm.messages import nearest_hint
+
+# What to install for the trackers whose presence transformers can tell.
+_PIP_NAMES = {
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet-ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
 
 
 @dataclass
-class MatrixTrainingArguments(TrainingArguments):
-    """Training arguments of `MatrixTrainer`: Hugging Face's, and eight that begin with `matrix_`.
-
-    One default differs from Hugging Face's: `logging_nan_inf_filter` is False, because it hides losses
-    that are not finite.
-    """
+class MatrixSettings:
+    """What this package adds to `TrainingArguments`; inherit from it first, and from some training arguments second."""
 
     matrix_kind: str = field(
         default="token",
@@ -44,19 +61,68 @@ class MatrixTrainingArguments(TrainingArguments):
         default=True, metadata={"help": "Subtract the mean embedding from every row."}
     )
     matrix_normalize: bool = field(default=True, metadata={"help": "Scale every centred row to length one."})
+    on_nonfinite: str = field(
+        default="stop",
+        metadata={
+            "help": "A loss or gradient that is not finite on any rank: stop the run, or skip the step on all ranks."
+        },
+    )
+    nonfinite_patience: int = field(
+        default=10,
+        metadata={
+            "help": "With on_nonfinite skip: the most steps in a row that are skipped before the run stops."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Leave losses that are not finite out of the logged mean (hides divergence)."},
     )
+    report_to: None | str | list[str] = field(
+        default="tensorboard",
+        metadata={"help": "Where curves go: tensorboard (OUTPUT_DIR/runs), wandb, trackio, …, all or none."},
+    )
+    monitor_steps: int = field(
+        default=100,
+        metadata={"help": "Optimizer steps between measurements of effective ranks and spectra (0: never)."},
+    )
+    monitor_positions: int = field(
+        default=512,
+        metadata={"help": "Unmasked positions that such a measurement looks at, over all ranks."},
+    )
+    sample_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps between sample generations; 0, the default, for none: they stop training meanwhile."
+        },
+    )
+    sample_prompts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Texts to complete as they stand, or one .txt file (a prompt a line) or .json file (a list); "
+            "by default the prompts of the first evaluation rows."
+        },
+    )
+    sample_max_new_tokens: int = field(default=64, metadata={"help": "The longest sample, in tokens."})
 
     def __post_init__(self) -> None:
         """Check the matrix settings before anything slow happens.
 
         Raises:
             MatrixLossConfigError: Unusable matrix settings, all listed at once, under their names here.
+            ValueError: Other settings that cannot be used, all listed at once.
         """
-        _ = self.matrix_loss
-        super().__post_init__()
+        problems = [*_guard_problems(self), *_monitoring_problems(self), *report_to_problems(self.report_to)]
+        try:
+            _ = self.matrix_loss
+        except MatrixLossConfigError as error:
+            raise MatrixLossConfigError("; ".join([str(error), *problems])) from None
+        if problems:
+            raise ValueError("; ".join(problems))
+        super().__post_init__()  # type: ignore[misc]  # of the training arguments
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the hub's token: the trainer pickles its arguments beside the weights, and uploads that file."""
+        return {**self.__dict__, "hub_token": None}
 
     @property
     def matrix_loss(self) -> MatrixLossConfig:
@@ -74,3 +140,79 @@ class MatrixTrainingArguments(TrainingArguments):
             )
         except MatrixLossConfigError as error:
             raise MatrixLossConfigError(f"in the matrix_* settings: {error}") from None
+
+
+@dataclass
+class MatrixTrainingArguments(MatrixSettings, TrainingArguments):
+    """Training arguments of `MatrixTrainer`: Hugging Face's, and those of `MatrixSettings`.
+
+    Two defaults differ from Hugging Face's: `logging_nan_inf_filter` is False, because it hides losses
+    that are not finite, and `report_to` is tensorboard instead of none.
+    """
+
+
+def _guard_problems(settings: MatrixSettings) -> list[str]:
+    problems = []
+    if settings.on_nonfinite not in ("stop", "skip"):
+        problems.append(
+            f"on_nonfinite must be stop or skip, got {settings.on_nonfinite!r}"
+            f"{nearest_hint(settings.on_nonfinite, ('stop', 'skip'))}"
+        )
+    if settings.nonfinite_patience < 0:
+        problems.append(
+            f"nonfinite_patience must be at least 0, got {settings.nonfinite_patience}; 10 is usual"
+        )
+    return problems
+
+
+def _monitoring_problems(settings: MatrixSettings) -> list[str]:
+    problems = [
+        f"{name} must be a number of steps, 0 or more (0: never), got {value!r}"
+        for name in ("monitor_steps", "sample_steps")
+        if not _is_count(value := getattr(settings, name), least=0)
+    ]
+    if not _is_count(settings.monitor_positions, least=2):
+        problems.append(
+            f"monitor_positions must be at least 2, got {settings.monitor_positions!r}; 512 is the usual choice"
+        )
+    if not _is_count(settings.sample_max_new_tokens, least=1):
+        problems.append(f"sample_max_new_tokens must be at least 1, got {settings.sample_max_new_tokens!r}")
+    if isinstance(settings.sample_prompts, str):
+        problems.append("sample_prompts must be a list of texts, got one text")
+    if settings.sample_prompts and settings.sample_steps == 0:
+        problems.append("sample_prompts does nothing while sample_steps is 0; set sample_steps to 500, say")
+    return problems
+
+
+def report_to_problems(report_to: object) -> list[str]:
+    """What is wrong with the trackers that were named: misspelt ones, and ones that are not installed.
+
+    Args:
+        report_to: As given: a name, a list of names, `all` or `none`.
+
+    Returns:
+        One text a problem.
+    """
+    names = [report_to] if isinstance(report_to, str) else report_to
+    known = sorted(INTEGRATION_TO_CALLBACK)
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return [f"report_to must be a tracker, a list of trackers, all or none, got {report_to!r}"]
+    if len(names) == 1 and names[0] in ("all", "none"):
+        return []
+    problems = []
+    installed = None
+    for name in names:
+        if name in ("all", "none"):
+            problems.append(f"report_to: {name} stands alone, got {list(names)}")
+        elif name not in INTEGRATION_TO_CALLBACK:
+            hint = nearest_hint(name, [*known, "all", "none"]) or f"; known are {', '.join(known)}, all, none"
+            problems.append(f"report_to: unknown tracker {name!r}{hint}")
+        elif name in _PIP_NAMES:
+            installed = get_available_reporting_integrations() if installed is None else installed
+            if name not in installed:
+                problems.append(f"report_to: {name} is not installed; pip install {_PIP_NAMES[name]}")
+    return problems
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

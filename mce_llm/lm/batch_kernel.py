@@ -64,33 +64,13 @@ class _Marginal:
         _sum_over_ranks(self._sums_2V, group)
         # The second row counts targets, so it holds the number of positions exactly.
         q_V, p_V = self._sums_2V / self._sums_2V[1].sum().clamp_min(1)
-        value, gradient_DD = _value_and_gradient(self._density(p_V), self._density(q_V))
+        densities = (marginal_density(d_V, self._geometry, self._config.epsilon) for d_V in (p_V, q_V))
+        value, gradient_DD = _value_and_gradient(*densities)
         self._gradient_V = self._row_gradients(gradient_DD)
         return value
 
     def token_gradient(self, probabilities_CV: Tensor, start: int) -> Tensor:
         return self._gradient_V.to(probabilities_CV.dtype).unsqueeze(0)
-
-    def _density(self, p_V: Tensor) -> Tensor:
-        """ρ(p) = (1−ε)(Σ_v p_v ê_v ê_vᵀ + δ I/d) + ε I/d in float64.
-
-        Products are float32 (unless the table is float64) and their sums over blocks float64. A rounded product is
-        off by eps·‖ρ‖ at most, where the smallest eigenvalue is ε/d or more.
-        """
-        geometry, epsilon = self._geometry, self._config.epsilon
-        inside_V = p_V * geometry.has_direction_V
-        width = geometry.width
-        density_DD = torch.zeros(width, width, dtype=torch.float64, device=p_V.device)
-        for ids_B in inside_V.nonzero().squeeze(-1).split(self._rows_per_block()):
-            rows_BD = geometry.rows(ids_B).mul_(inside_V[ids_B].sqrt().to(geometry.dtype).unsqueeze(-1))
-            with full_precision(rows_BD):
-                for first, last in _strips(width):
-                    strip_SD = rows_BD[:, first:last].T @ rows_BD[:, first:]
-                    density_DD[first:last, first:] += strip_SD
-        density_DD = density_DD.triu().add_(density_DD.triu(1).T).mul_(1 - epsilon)
-        background = (1 - epsilon) * (1 - inside_V.sum()) + epsilon
-        density_DD.diagonal().add_(background / width)
-        return density_DD
 
     def _row_gradients(self, gradient_DD: Tensor) -> Tensor:
         """g_v = (1−ε) ê_vᵀ G ê_v, or (1−ε) tr(G)/d where the row has no direction."""
@@ -101,9 +81,8 @@ class _Marginal:
         half_DD.diagonal().copy_(gradient_DD.diagonal())
         ids_V = torch.arange(geometry.table_VD.shape[0], device=gradient_DD.device)
         g_V = torch.empty_like(ids_V, dtype=geometry.dtype)
-        for ids_B, g_B in zip(
-            ids_V.split(self._rows_per_block()), g_V.split(self._rows_per_block()), strict=True
-        ):
+        block = _rows_per_block(geometry)
+        for ids_B, g_B in zip(ids_V.split(block), g_V.split(block), strict=True):
             rows_BD = geometry.rows(ids_B)
             g_B.zero_()
             for first, last in _strips(geometry.width):
@@ -112,8 +91,34 @@ class _Marginal:
         background = gradient_DD.trace() / geometry.width
         return (1 - self._config.epsilon) * torch.where(geometry.has_direction_V, g_V, background)
 
-    def _rows_per_block(self) -> int:
-        return max(1, _BLOCK_ELEMENTS // self._geometry.width)
+
+def marginal_density(p_V: Tensor, geometry: TokenGeometry, epsilon: float) -> Tensor:
+    """ρ(p) = (1−ε)(Σ_v p_v ê_v ê_vᵀ + δ I/d) + ε I/d, with δ the probability on tokens without direction.
+
+    Products are float32 (unless the table is float64) and their sums over blocks float64. A rounded product is
+    off by eps·‖ρ‖ at most, where the smallest eigenvalue is ε/d or more.
+
+    Args:
+        p_V: (V,) distribution over the vocabulary, float64.
+        geometry: The token rows ê.
+        epsilon: ε.
+
+    Returns:
+        (d, d) in float64.
+    """
+    inside_V = p_V * geometry.has_direction_V
+    width = geometry.width
+    density_DD = torch.zeros(width, width, dtype=torch.float64, device=p_V.device)
+    for ids_B in inside_V.nonzero().squeeze(-1).split(_rows_per_block(geometry)):
+        rows_BD = geometry.rows(ids_B).mul_(inside_V[ids_B].sqrt().to(geometry.dtype).unsqueeze(-1))
+        with full_precision(rows_BD):
+            for first, last in _strips(width):
+                strip_SD = rows_BD[:, first:last].T @ rows_BD[:, first:]
+                density_DD[first:last, first:] += strip_SD
+    density_DD = density_DD.triu().add_(density_DD.triu(1).T).mul_(1 - epsilon)
+    background = (1 - epsilon) * (1 - inside_V.sum()) + epsilon
+    density_DD.diagonal().add_(background / width)
+    return density_DD
 
 
 class _Expected:
@@ -159,6 +164,10 @@ class _Expected:
         covariance_DD = (1 - epsilon) * (moments_EE[:-1, :-1] - torch.outer(mean_D, mean_D))
         covariance_DD.diagonal().add_(epsilon / width)
         return covariance_DD, mean_D
+
+
+def _rows_per_block(geometry: TokenGeometry) -> int:
+    return max(1, _BLOCK_ELEMENTS // geometry.width)
 
 
 def _strips(width: int) -> list[tuple[int, int]]:

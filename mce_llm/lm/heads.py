@@ -38,6 +38,13 @@ class Head:
     logit_scale: float
     softcap: float | None
 
+    @property
+    def num_rows(self) -> int:
+        """V, from the weight itself: a copy that `peft` ties to the embeddings has its two sizes the wrong way round."""
+        weight: Any = self.module.weight
+        shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 leaves an empty tensor in place of a shard
+        return int(shape[0])
+
 
 class _BackboneOutput(MoeModelOutputWithPast):
     """What a backbone returns, with None for every optional part that some architecture may ask for."""
@@ -88,6 +95,17 @@ def find_head(model: PreTrainedModel) -> Head:
         UnsupportedModelError: No head, an adapter on it, a quantised or unusual layer, or a treatment of the logits
             other than a scale and a softcap.
     """
+    module = output_layer(model)
+    logit_scale, softcap = _logit_treatment(model)
+    return Head(module, logit_scale, softcap)
+
+
+def output_layer(model: PreTrainedModel) -> nn.Linear:
+    """The layer that turns hidden states into logits; its weight need not be at hand.
+
+    Raises:
+        UnsupportedModelError: No such layer, an adapter on it, or a quantised or unusual one.
+    """
     module: Any = model.get_output_embeddings()
     if module is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no output embeddings (language-model head)")
@@ -104,8 +122,7 @@ def find_head(model: PreTrainedModel) -> Head:
             f"the head is a {type(module).__module__}.{type(module).__name__}{dtype}, not a plain floating-point torch.nn.Linear; keep a "
             "quantised model's head out of the quantisation (llm_int8_skip_modules=['lm_head'])"
         )
-    logit_scale, softcap = _logit_treatment(model)
-    return Head(module, logit_scale, softcap)
+    return module
 
 
 def _trained_copy(module: Any) -> Any:

@@ -136,7 +136,7 @@ def linear_matrix_cross_entropy(
         softcap=softcap,
         process_group=process_group,
         details=details,
-        chunk_size=chunk_size or _default_chunk_size(weight, config, labels_N.numel()),
+        chunk_size=chunk_size or default_chunk_size(weight, config, labels_N.numel()),
         needs_gradient=torch.is_grad_enabled(),
     )
     loss, cross_entropy, matrix = _FusedLoss.apply(hidden_ND, weight, bias, job)
@@ -294,7 +294,7 @@ def _chunks(hidden_ND: Tensor, job: _Job) -> Iterator[tuple[int, Tensor, Tensor]
         yield start, hidden_ND[start:stop], job.labels_N[start:stop]
 
 
-def _default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig, positions: int) -> int:
+def default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig, positions: int) -> int:
     """Positions a chunk: as many as the buffers may have, spread evenly over the chunks."""
     elements = _CHUNK_ELEMENTS.get(weight_VD.device.type, _CHUNK_ELEMENTS["cuda"])
     vocabulary = max(weight_VD.shape[0], 1)

@@ -1,8 +1,10 @@
 """Make a causal model's own `forward` compute the fused losses when it is given labels.
 
-The model's code before the head runs unchanged; the head is then called once more as a module, in a mode in which
-it returns the loss instead of logits. Every engine that gathers weights around a module call (ZeRO-3, FSDP)
-therefore has the head's weight at hand when it is needed, in the forward and in the backward pass.
+The model's own code runs unchanged, and where it calls its head, the head returns a tensor that carries the loss
+instead of logits. What the call gives back is what is differentiated. Every engine that gathers weights around a module
+call (ZeRO-3, FSDP) therefore has the head's weight at hand when it is needed, in the forward and in the backward pass.
+One call: FSDP2 wraps the head and the norm before it as one group, and a second call of the head alone would let it free
+the norm's weight in the middle of the backward pass.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import UnsupportedModelError, causal_model, find_head
 from mce_llm.lm.linear_loss import linear_matrix_cross_entropy
+from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
+from mce_llm.matrix.precision import autocast_off
 
 
 @dataclass(frozen=True)
@@ -33,21 +37,27 @@ class LossParts:
         matrix_sum: Σ MCE (the batch kinds: n · MCE); None where it was not computed.
         num_tokens: n, the number of unmasked labels.
         details: Means over the n labels, see `LossOutput.details`.
+        batch: The size of the input that they came from.
     """
 
     cross_entropy_sum: Tensor
     matrix_sum: Tensor | None
     num_tokens: int
     details: dict[str, Tensor]
+    batch: BatchShape
 
 
 @dataclass
 class _LossRequest:
-    """What the head needs to turn hidden states into a loss."""
+    """What the head needs to turn hidden states into a loss, and the loss once it has."""
 
     labels: Tensor
+    shifted: bool
     num_items: Tensor | int | None
     embeddings: Tensor | None
+    attention_mask: Tensor | None
+    loss: Tensor | None = None
+    returned: Tensor | None = None
 
 
 class MatrixLossPatch:
@@ -60,6 +70,8 @@ class MatrixLossPatch:
         keep_logits: Return logits beside the loss in eval mode (for `compute_metrics`); they cost T×V memory.
         keep_hidden: Hold on to `last_hidden` in eval mode.
         process_group: Ranks that share the statistics of the batch kinds; every rank then has to make each call.
+        observer: Called in every forward with labels, inside the head's forward and after the loss, without
+            gradients; None for nobody. Loss and gradients are the same with and without.
     """
 
     def __init__(self, model: nn.Module, config: MatrixLossConfig, token_mask: Tensor | None) -> None:
@@ -72,13 +84,12 @@ class MatrixLossPatch:
         self.keep_logits = False
         self.keep_hidden = False
         self.process_group: ProcessGroup | None = None
+        self.observer: Observer | None = None
         self._head = find_head(self.model)
-        rows = self._head.module.out_features
+        rows = self._head.num_rows
         if token_mask is not None and token_mask.shape != (rows,):
             raise ValueError(f"token_mask has shape {tuple(token_mask.shape)}, the head has {rows} rows")
         self._token_mask = token_mask
-        self._capturing = False
-        self._captured: Tensor | None = None
         self._request: _LossRequest | None = None
         self._install()
 
@@ -105,13 +116,15 @@ class MatrixLossPatch:
         own_head_forward = type(self._head.module).forward
 
         def head_forward(module: nn.Linear, hidden: Tensor) -> Tensor:
-            if patch._request is not None:
-                return patch._loss(hidden)
-            if patch._capturing:
-                patch._captured = hidden
-                if not (patch.keep_logits and not patch.model.training):
-                    return hidden[..., :1].detach()  # a stand-in for logits that nobody reads
-            return own_head_forward(module, hidden)
+            request = patch._request
+            if request is None:
+                return own_head_forward(module, hidden)
+            request.loss = patch._loss(hidden, request)
+            if patch._wants_logits:
+                return own_head_forward(module, hidden)
+            # In the place of logits and of their rank, so that what the model does to them afterwards goes well; no
+            # view, which engines that put hooks on it would warn of.
+            return request.loss.expand(*hidden.shape[:-1], 1).clone()
 
         head: Any = self._head.module
         head.forward = types.MethodType(head_forward, head)
@@ -123,37 +136,50 @@ class MatrixLossPatch:
         return_dict = kwargs.pop("return_dict", None)
         as_tuple = not (self.model.config.return_dict if return_dict is None else return_dict)
         kwargs.pop("logits_to_keep", None)
-        self._capturing = True
+        request = _LossRequest(
+            labels=labels if shift_labels is None else shift_labels,
+            shifted=shift_labels is not None,
+            num_items=num_items,
+            embeddings=self._input_table(),
+            attention_mask=kwargs.get("attention_mask"),
+        )
+        self._request = request
+        # Engines replace what the head returns, or put hooks on it; the hook that is set last sees what they made of it.
+        handle = None
+        if not torch.compiler.is_compiling():
+            head = cast(nn.Module, self.model.get_output_embeddings())
+            handle = head.register_forward_hook(lambda _, __, output: setattr(request, "returned", output))
         try:
             outputs = own_forward(self.model, return_dict=True, **kwargs)
         finally:
-            self._capturing = False
-        hidden, self._captured = self._captured, None
-        if hidden is None:
-            raise UnsupportedModelError(f"{type(self.model).__name__}.forward never called its output head")
-        if shift_labels is None:
-            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
-        shift_labels = shift_labels.to(hidden.device)
-        if self.keep_hidden and not self.model.training:
-            self.last_hidden = hidden.detach()[shift_labels != -100]
-
-        self._request = _LossRequest(shift_labels, num_items, self._input_table())
-        try:
-            loss = cast(nn.Module, self.model.get_output_embeddings())(hidden)
-        finally:
             self._request = None
+            if handle is not None:
+                handle.remove()
+        loss = request.loss
+        if loss is None:
+            raise UnsupportedModelError(f"{type(self.model).__name__}.forward never called its output head")
+        if request.returned is not None and not self._wants_logits:
+            loss = request.returned.flatten()[0].clone()  # of a view, FSDP2 would lose the hook at `loss *= n`
         fields = {name: value for name, value in outputs.items() if name != "loss"}
-        if not (self.keep_logits and not self.model.training):
+        if not self._wants_logits:
             fields.pop("logits", None)
         if fields.get("aux_loss") is not None:  # mixture of experts: what the stock forward adds to its loss
             loss = loss + self.model.router_aux_loss_coef * fields["aux_loss"].to(loss.device)
         result = type(outputs)(loss=loss, **fields)
         return result.to_tuple() if as_tuple else result
 
-    def _loss(self, hidden: Tensor) -> Tensor:
+    @property
+    def _wants_logits(self) -> bool:
+        return self.keep_logits and not self.model.training
+
+    def _loss(self, hidden: Tensor, request: _LossRequest) -> Tensor:
         """The head's forward in loss mode; runs where an engine has the head's weight gathered."""
-        request, module = self._request, self._head.module
-        assert request is not None
+        module, labels = self._head.module, request.labels.to(hidden.device)
+        batch = BatchShape.of(hidden, request.attention_mask)
+        if not request.shifted:
+            hidden, labels = hidden[:, :-1], labels[:, 1:]
+        if self.keep_hidden and not self.model.training:
+            self.last_hidden = hidden.detach()[labels != -100]
         config = self.config
         measure_only = config.weight == 0 and not self.model.training and not torch.is_grad_enabled()
         if measure_only:
@@ -162,7 +188,7 @@ class MatrixLossPatch:
         output = linear_matrix_cross_entropy(
             hidden,
             module.weight,
-            request.labels,
+            labels,
             config,
             bias=module.bias,
             embeddings=request.embeddings,
@@ -179,17 +205,51 @@ class MatrixLossPatch:
             matrix_sum=output.matrix_cross_entropy * count if config.weight else None,
             num_tokens=output.num_tokens,
             details=output.details,
+            batch=batch,
         )
+        if self.observer is not None:
+            self._show(hidden, labels, request.embeddings, self.observer)
         return output.cross_entropy if measure_only else output.loss
+
+    # It reads values and branches on them, which no compiled graph can hold.
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _show(self, hidden: Tensor, labels: Tensor, embeddings: Tensor | None, observer: Observer) -> None:
+        """Let the observer see the head's inputs at the unmasked positions."""
+        module = self._head.module
+        labels_T = labels.reshape(-1)
+        kept_N = (labels_T != -100).nonzero().squeeze(-1)
+        weight, device_type = module.weight.detach(), hidden.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        observation = HeadObservation(
+            hidden_ND=hidden.detach().reshape(-1, hidden.shape[-1]).index_select(0, kept_N),
+            labels_N=labels_T.index_select(0, kept_N),
+            weight_VD=weight,
+            bias_V=None if module.bias is None else module.bias.detach(),
+            table_VD=weight if embeddings is None else embeddings.detach(),
+            token_mask=self._token_mask,
+            config=self.config,
+            logit_scale=self._head.logit_scale,
+            softcap=self._head.softcap,
+            dtype=torch.get_autocast_dtype(device_type) if autocast else hidden.dtype,
+        )
+        with autocast_off(device_type):
+            observer(observation)
 
     def _input_table(self) -> Tensor | None:
         if self.config.embeddings == "output":
             return None
-        table = cast(Tensor, self.model.get_input_embeddings().weight)
-        if table.numel() == 0:
+        layer = self.model.get_input_embeddings()
+        if hasattr(layer, "base_layer"):
+            raise UnsupportedModelError(
+                "the input embeddings are wrapped by an adapter: their weight misses the adapter's part; take them out of "
+                "target_modules, or use embeddings='output'"
+            )
+        table = cast(Tensor, layer.weight)
+        if table.numel() == 0 or hasattr(table, "to_local"):
             raise UnsupportedModelError(
                 "the input embeddings are sharded and not at hand where the loss is computed; "
-                "use embeddings='output' with ZeRO-3"
+                "use embeddings='output' with ZeRO-3 and FSDP"
             )
         return table
 
@@ -221,7 +281,7 @@ def patch_model(
     if tokenizer is not None and token_mask is not None:
         raise ValueError("give tokenizer or token_mask, not both")
     if tokenizer is not None:
-        token_mask = token_mask_of(tokenizer, find_head(causal_model(model)).module.out_features)
+        token_mask = token_mask_of(tokenizer, find_head(causal_model(model)).num_rows)
     return MatrixLossPatch(model, config, token_mask)
 
 

@@ -42,14 +42,14 @@ CONFIGS = {
 }
 
 
-def make_model(family="llama", seed=0, **changes):
-    """A causal model whose logits are spread out enough for a softcap to matter."""
+def make_model(family="llama", seed=0, scale=20.0, **changes):
+    """A causal model whose head is `scale` times its initial size: logits spread out enough for a softcap to matter."""
     name, settings = CONFIGS[family]
     torch.manual_seed(seed)
     config = getattr(transformers, name)(**{**settings, **changes})
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(20)
+        model.get_output_embeddings().weight.mul_(scale)
     return model
 
 

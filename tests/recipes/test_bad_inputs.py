@@ -88,7 +88,10 @@ def place(folder, tmp_path):
             },
             "cannot make a model from model_config",
         ),
-        ({"lora_r": 4, "lora_target_modules": "q_proj,lm_head"}, "the head is wrapped by an adapter"),
+        (
+            {"lora_r": 4, "lora_target_modules": "q_proj,lm_head"},
+            "puts an adapter on the output head lm_head",
+        ),
         ({"lora_r": 4, "lora_target_modules": "wq"}, "lora_target_modules 'wq': "),
         ({"output_dir": "{place}/good.jsonl"}, "is a file; name a directory"),
         ({"matrix_weight": -1, "matrix_shrinkage": 1.2}, "shrinkage must be in [0, 1), got 1.2"),

@@ -6,10 +6,14 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
-from accelerate.utils import DistributedType
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from torch.distributed.fsdp import StateDictType
 from transformers import AutoModelForCausalLM
 
+from helpers.models import make_model
 from helpers.recipes import RECIPES, logged, words
 from mce_llm.recipes.finetune import main
 
@@ -21,7 +25,10 @@ PAIRS = [
 LAUNCH = {
     "cpu.yaml": DistributedType.MULTI_GPU,
     "ddp.yaml": DistributedType.MULTI_GPU,
+    "fsdp2.yaml": DistributedType.FSDP,
+    "zero2.yaml": DistributedType.DEEPSPEED,
     "zero3.yaml": DistributedType.DEEPSPEED,
+    "zero3_offload.yaml": DistributedType.DEEPSPEED,
 }
 
 
@@ -102,18 +109,94 @@ def test_hyperparameters_of_metamath(name):
     assert {key: config[key] for key in expected} == expected
 
 
+def launch(name, *more):
+    """What `accelerate launch --config_file name` makes of the file, before it starts anything."""
+    path = RECIPES / "accelerate" / name
+    words = ["--config_file", str(path), "--main_process_port", "0", *more, "script.py"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    return yaml.safe_load(path.read_text(encoding="utf-8")), arguments
+
+
 def test_launch_configurations():
     files = {path.name: path for path in (RECIPES / "accelerate").glob("*.yaml")}
     assert set(files) == set(LAUNCH)
     for name, path in files.items():
         config = load_config_from_file(str(path))  # refuses unknown keys
         assert config.distributed_type == LAUNCH[name]
-        assert config.num_processes > 1
+        assert config.num_processes == (2 if name == "cpu.yaml" else 8)
+        assert config.mixed_precision == "no"  # the recipe says bf16
 
 
-def test_engine_settings_are_known_to_the_launcher():
-    """load_config_from_file looks at the names of the outer level alone, and the launcher passes over the others."""
+@pytest.mark.parametrize("name", LAUNCH)
+def test_every_setting_arrives(name):
+    """load_config_from_file looks at the names of the outer level alone; the launcher passes over names that it does not
+    know, and over values for which it has a default of its own."""
+    settings, arguments = launch(name)
+    del settings["compute_environment"], settings["distributed_type"]
+    settings |= settings.pop("deepspeed_config", {}) | settings.pop("fsdp_config", {})
     known = vars(launch_command_parser().parse_args(["script.py"]))
-    settings = yaml.safe_load((RECIPES / "accelerate" / "zero3.yaml").read_text())["deepspeed_config"]
-    assert settings["zero_stage"] == 3
     assert set(settings) <= set(known)
+    assert {key: getattr(arguments, key) for key in settings} == settings
+
+
+def test_a_setting_that_does_not_arrive(tmp_path):
+    """The comparison above can fail: `same_network` has a default in the launcher, which wins."""
+    (tmp_path / "launch.yaml").write_text(
+        (RECIPES / "accelerate" / "ddp.yaml").read_text() + "same_network: true\n"
+    )
+    settings, arguments = launch(tmp_path / "launch.yaml")
+    assert settings["same_network"]
+    assert not arguments.same_network
+
+
+def test_the_command_line_wins():
+    _, arguments = launch("zero3.yaml", "--num_processes", "4", "--zero_stage", "2")
+    assert (arguments.num_processes, arguments.zero_stage) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "optimizer", "weights"),
+    [
+        ("zero2.yaml", 2, "none", "none"),
+        ("zero3.yaml", 3, "none", "none"),
+        ("zero3_offload.yaml", 3, "cpu", "cpu"),
+    ],
+)
+def test_deepspeed_settings_of_the_processes(monkeypatch, name, stage, optimizer, weights):
+    """From the file through the launcher's environment into the plugin that each process makes."""
+    pytest.importorskip("deepspeed")
+    _, arguments = launch(name)
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    for variable, value in prepare_deepspeed_cmd_env(arguments)[1].items():
+        monkeypatch.setenv(variable, value)
+    plugin = DeepSpeedPlugin()
+    zero = plugin.deepspeed_config["zero_optimization"]
+    assert zero["stage"] == stage
+    assert zero["offload_optimizer"]["device"] == optimizer
+    assert zero["offload_param"]["device"] == weights
+    assert plugin.deepspeed_config["gradient_clipping"] == "auto"
+    assert plugin.deepspeed_config["gradient_accumulation_steps"] == "auto"
+    assert plugin.zero3_init_flag == zero["stage3_gather_16bit_weights_on_model_save"] == (stage == 3)
+
+
+def test_fsdp_settings_of_the_processes(monkeypatch):
+    _, arguments = launch("fsdp2.yaml")
+    for variable, value in prepare_multi_gpu_env(arguments).items():
+        monkeypatch.setenv(variable, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.cpu_ram_efficient_loading is True
+    assert not plugin.cpu_offload
+    assert not plugin.activation_checkpointing
+    assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT
+    plugin.set_auto_wrap_policy(model := make_model("llama"))
+    policy = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    units = {type(module).__name__ for module in model.modules() if policy(module)}
+    assert units == {"LlamaDecoderLayer"}
+
+
+def test_the_final_model_is_whole_whatever_the_checkpoints_are():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+    plugin.set_state_dict_type("FULL_STATE_DICT")  # what the recipe does before it saves
+    assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT

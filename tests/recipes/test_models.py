@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 from helpers.recipes import words
 from mce_llm.data import DataError
-from mce_llm.recipes.settings import ConfigurationError, ModelArguments
 from mce_llm.recipes.finetune import main
-from mce_llm.recipes.models import ModelSourceError, load_model, tokenizer_of, with_lora
+from mce_llm.recipes.models import load_model, tokenizer_of
+from mce_llm.recipes.settings import ConfigurationError, ModelArguments, ModelSourceError
 
 SHAPE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 SHAPE |= {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -134,37 +134,6 @@ def test_padding_without_a_padding_token(folder, tmp_path, capsys):
     source = ModelArguments(model_name_or_path="m", tokenizer_name_or_path=str(tmp_path))
     assert tokenizer_of(source).pad_token == tokenizer.eos_token
     assert "padding with '<|endoftext|>'" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("targets", "pattern"),
-    [
-        ("wq, wk", "lora_target_modules 'wq, wk': .*'w[qk]'.*not found"),
-        ("norm", "lora_target_modules 'norm': .*not supported"),
-        ("", "lora_target_modules '': "),
-    ],
-)
-def test_adapters_that_cannot_be_put_on(new, targets, pattern):
-    settings = ModelArguments(model_name_or_path="m", lora_r=2, lora_target_modules=targets)
-    with pytest.raises(ModelSourceError, match=pattern):
-        with_lora(new(), settings)
-
-
-def test_adapters_leave_out_the_head(new):
-    model = with_lora(new(), ModelArguments(model_name_or_path="m", lora_r=2))
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert len(trained) == 2 * 7  # two matrices for each linear layer of the only block
-    assert not [name for name in trained if "lm_head" in name]
-
-
-@pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_every_adapter_learns(settings, checkpointing):
-    """The frozen embeddings give no gradient to the first checkpointed block, unless asked to."""
-    main(words(settings, lora_r=2, activation_checkpointing=checkpointing))
-    weights = load_file(settings["output_dir"] / "adapter_model.safetensors")
-    learned = {name: bool(weights[name].any()) for name in weights if "lora_B" in name}  # they start at zero
-    assert len(learned) == 2 * 7
-    assert all(learned.values()), learned
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,10 @@ from mce_llm.recipes.finetune import main, run
 EVERY_KIND = {
     "all weights": ({}, 10),
     "adapters with dropout": ({"lora_r": 2, "lora_dropout": 0.2}, 10),
+    "DoRA and a whole head": (
+        {"lora_r": 2, "lora_dropout": 0.2, "use_dora": "true", "lora_modules_to_save": "lm_head"},
+        10,
+    ),
     "packed rows": ({"packing": "true"}, 10),
     "between micro-batches": ({"total_batch_size": 8}, 16),
 }

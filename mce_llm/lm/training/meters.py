@@ -28,6 +28,15 @@ class LossMeter:
         # Σ CE, Σ MCE, Σ details · n, labels, labels with an MCE, labels with details.
         self._sums = torch.zeros(4 + 3, dtype=torch.float64 if self._device.type != "mps" else torch.float32)
         self._sums = self._sums.to(self._device)
+        self.mark()
+
+    def mark(self) -> None:
+        """Remember this moment."""
+        self._marked = self._sums.clone()
+
+    def back(self) -> None:
+        """Forget what came after the latest mark or reset."""
+        self._sums = self._marked.clone()
 
     def add(self, parts: LossParts) -> None:
         """Take in one forward."""

@@ -1,6 +1,6 @@
 """What the matrix loss adds to a trainer, for `Trainer` and for whatever is derived from it.
 
-The model is patched before the trainer sees it and every loop is left alone; what is added is what gets logged: the
+The model is patched before any engine wraps it and every loop is left alone; what is added is what gets logged: the
 two parts of the loss over the logging window, and at evaluation the parts, the cost of the approximations and the
 effective rank of the hidden states.
 """
@@ -8,41 +8,51 @@ effective rank of the hidden states.
 from __future__ import annotations
 
 import functools
-from math import isfinite
+from math import nan
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import get_world_size, group, is_available, is_initialized
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from mce_llm.lm.arguments import MatrixTrainingArguments
+from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
 from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.lm.heads import causal_model, find_head
 from mce_llm.lm.patch import MatrixLossPatch, patch_model
+from mce_llm.lm.training import checkpoints, preemption
+from mce_llm.lm.training.guard import StepGuard
+from mce_llm.lm.training.guard_callback import GuardCallback
 from mce_llm.lm.training.meters import HiddenMeter, LossMeter
+from mce_llm.lm.training.monitoring import add_monitoring
+from mce_llm.lm.training.publishing import PublishingMixin
+from mce_llm.lm.training.row_ids import ROW_IDS, NumberedCollator, NumberedRows
 
 
-class NonFiniteLossError(FloatingPointError):
-    """The loss stopped being a number; the message says when and which part."""
+class UnsupportedTrainerError(TypeError):
+    """The trainer behind `MatrixLossMixin` does not take its loss from the model; the message says what to use."""
 
 
-class MatrixLossMixin:
+class MatrixLossMixin(PublishingMixin):
     """Put it in front of `transformers.Trainer`, or of a class derived from it: `class Mine(MatrixLossMixin, Base)`.
 
     Attributes:
         matrix_patch: The patch on the model; its `config` says which loss is in force.
+        arguments_class: What `args` is made of where none are given.
     """
 
     matrix_patch: MatrixLossPatch
+    arguments_class: type[TrainingArguments] = MatrixTrainingArguments
 
     def __init__(
         self,
-        model: nn.Module | None = None,
-        args: MatrixTrainingArguments | None = None,
+        model: nn.Module | str | None = None,
+        args: TrainingArguments | None = None,
         *positional: Any,
         matrix_loss: MatrixLossConfig | None = None,
         **named: Any,
     ) -> None:
-        """Patch the model, then hand everything to `Trainer`.
+        """Hand everything to `Trainer`, and patch the model that it then has: some trainers load or wrap it themselves.
 
         Args:
             model: A causal language model, or a `peft` model around one.
@@ -56,32 +66,107 @@ class MatrixLossMixin:
             ValueError: A setting of `Trainer` that would put another loss in this one's place.
         """
         if args is None:
-            args = MatrixTrainingArguments(output_dir="trainer_output")
+            args = self.arguments_class(output_dir="trainer_output")
         if matrix_loss is None:
-            if not isinstance(args, MatrixTrainingArguments):
+            if not isinstance(args, MatrixSettings):
                 raise ValueError(
-                    "args must be MatrixTrainingArguments, or pass matrix_loss=MatrixLossConfig(…)"
+                    f"args must be {self.arguments_class.__name__}, or pass matrix_loss=MatrixLossConfig(…)"
                 )
             matrix_loss = args.matrix_loss
-        _refuse_other_losses(args, named)
-        tokenizer = named.get("processing_class")
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer = None
+        _refuse_other_losses(args, named.get("compute_loss_func"))
+        if isinstance(model, nn.Module):
+            find_head(causal_model(model))  # what cannot be trained is said before data are prepared
 
-        def patched(fresh: nn.Module) -> nn.Module:
-            self.matrix_patch = patch_model(fresh, matrix_loss, tokenizer=tokenizer)
+        def patched(fresh: nn.Module, tokenizer: Any) -> nn.Module:
+            known = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+            self.matrix_patch = patch_model(fresh, matrix_loss, tokenizer=known)
             return fresh
 
-        if model is not None:
-            patched(model)
-        elif (init := named.get("model_init")) is not None:
-            named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial)))
+        if model is None and (init := named.get("model_init")) is not None:
+            tokenizer = named.get("processing_class")
+            named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial), tokenizer))
         super().__init__(model, args, *positional, **named)
+        _refuse_other_losses(self.args, self.compute_loss_func)  # which may have come by position
+        if model is not None:
+            patched(self.model, self.processing_class)
         if self.compute_metrics is not None:
             self.matrix_patch.keep_logits = True
         self._train_meter = LossMeter(self.args.device)
         self._eval_meter = LossMeter(self.args.device)
         self._hidden_meter = HiddenMeter()
+        scaled = bool(self.args.fp16)
+        self._guard = StepGuard(
+            getattr(self.args, "on_nonfinite", "stop"),
+            getattr(self.args, "nonfinite_patience", 0),
+            self.args.device,
+            watch_gradients=not scaled,
+            stop_requested=preemption.requested,
+        )
+        self.add_callback(GuardCallback(self._guard, lambda: self.model_wrapped, loss_scaler=scaled))
+        add_monitoring(self)
+        self.add_callback(preemption.PreemptionCallback(lambda: self._guard.stop))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The stock training, from a checkpoint that is whole and holds data alone, where there is one."""
+        with checkpoints.resuming(self, resume_from_checkpoint) as checkpoint, preemption.training():
+            return super().train(checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The stock save, made whole; with what going on needs, where the run is being stopped."""
+        only, self.args.save_only_model = (
+            self.args.save_only_model,
+            self.args.save_only_model and not self._guard.stop,
+        )
+        try:
+            save = functools.partial(super()._save_checkpoint, model, trial)
+            checkpoints.save_whole(self, trial, save)
+        finally:
+            self.args.save_only_model = only
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock batches, and none after the last step: a run that goes on from there has nothing left to train."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        **more: Any,
+    ) -> Any:
+        """The stock loader; the batches of training also tell which rows they hold."""
+        own_collator = self.data_collator
+        if is_training and not isinstance(dataset, torch.utils.data.IterableDataset):
+            rows, collate = dataset, own_collator
+            if hasattr(rows, "remove_columns"):  # of `datasets`
+                rows = self._remove_unused_columns(rows, description=description)
+            else:
+                collate = self._get_collator_with_removed_columns(own_collator, description=description)
+            self.data_collator = NumberedCollator(collate)
+            own_sampler, dataset = sampler_fn, NumberedRows(rows)
+            sampler_fn = None if own_sampler is None else lambda _: own_sampler(rows)
+        try:
+            loader = super()._get_dataloader(
+                dataset, description, batch_size, sampler_fn, is_training, **more
+            )
+            return preemption.shield_workers(loader)
+        finally:
+            self.data_collator = own_collator
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """The stock step; where steps may be left out, a loss that is not finite counts as 0 in the sum of losses."""
+        self._rows = inputs.pop(ROW_IDS, None)
+        if self._guard.step_begins:
+            if self._guard.step_is_bad:
+                self._train_meter.back()
+            self._train_meter.mark()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        return torch.where(torch.isfinite(loss), loss, 0.0) if self._guard.action == "skip" else loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -94,8 +179,20 @@ class MatrixLossMixin:
         patch.keep_hidden = not model.training
         result = super().compute_loss(model, inputs, *args, **kwargs)
         patch.process_group, patch.keep_hidden = None, False
-        if patch.last is not None:
-            (self._train_meter if model.training else self._eval_meter).add(patch.last)
+        if patch.last is None:
+            base = next(
+                c
+                for c in type(self).__mro__
+                if not issubclass(c, MatrixLossMixin) and "compute_loss" in vars(c)
+            )
+            raise UnsupportedTrainerError(
+                f"{base.__name__}.compute_loss never ran the model's own forward with labels, so its loss is another one and "
+                "the matrix loss would have no part in it; MatrixLossMixin goes with Trainer and with what leaves the "
+                "loss to the model (for trl.SFTTrainer: mce_llm.lm.MatrixSFTTrainer)"
+            )
+        if model.training:
+            self._guard.note(result[0] if isinstance(result, tuple) else result, self._rows)
+        (self._train_meter if model.training else self._eval_meter).add(patch.last)
         if patch.last_hidden is not None:
             self._hidden_meter.add(patch.last_hidden)
             patch.last_hidden = None
@@ -111,33 +208,28 @@ class MatrixLossMixin:
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the parts of the loss to the training logs.
-
-        Raises:
-            NonFiniteLossError: The mean over the logging window is not finite, on any rank.
-        """
+        """Add to the training logs the parts of the loss, and how many steps were left out so far, if any."""
         if "loss" in logs:
+            if self._guard.step_is_bad:
+                self._train_meter.back()
             parts = self._train_meter.means_and_reset(self.accelerator)
             logs = {**logs, **{name: parts[name] for name in ("ce_loss", "mce_loss") if name in parts}}
-            self._stop_if_not_finite(logs)
+            if self._guard.skipped_steps:
+                # The stock mean counts what the other micro-batches of these steps brought; the parts do not.
+                logs["loss"] = parts.get("ce_loss", nan)
+                if self.matrix_patch.config.weight:
+                    logs["loss"] += self.matrix_patch.config.weight * parts.get("mce_loss", nan)
+                logs["skipped_steps"] = self._guard.skipped_steps
         super().log(logs, *args, **kwargs)
-
-    def _stop_if_not_finite(self, logs: dict[str, float]) -> None:
-        bad = {
-            name: logs[name] for name in ("loss", "ce_loss", "mce_loss") if not isfinite(logs.get(name, 0.0))
-        }
-        if bad and not self.args.logging_nan_inf_filter:
-            listed = ", ".join(f"{name} {value}" for name, value in bad.items())
-            raise NonFiniteLossError(
-                f"the loss is not finite in the {self.args.logging_steps} steps up to step {self.state.global_step} "
-                f"({listed}); go back to a checkpoint before that, with a lower learning_rate or max_grad_norm"
-            )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The stock loop, with the parts of the loss added to its metrics."""
         self._eval_meter.reset()
         self._hidden_meter.reset()
-        output = super().evaluation_loop(*args, **kwargs)
+        # Loading draws a random number: a run that goes on without this evaluation would not have drawn it.
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
         means = self._eval_meter.means_and_reset(self.accelerator)
         if (rank := self._hidden_meter.effective_rank(self.accelerator)) is not None:
@@ -150,14 +242,14 @@ def _world_size() -> int:
     return get_world_size() if is_available() and is_initialized() else 1
 
 
-def _refuse_other_losses(args: Any, named: dict[str, Any]) -> None:
+def _refuse_other_losses(args: Any, compute_loss_func: Any) -> None:
     """Raise for every setting that would silently bypass the patched forward."""
     problems = []
     if args.label_smoothing_factor:
         problems.append(
             "label_smoothing_factor replaces the model's loss; set it to 0 (matrix_shrinkage smooths the matrix loss)"
         )
-    if named.get("compute_loss_func") is not None:
+    if compute_loss_func is not None:
         problems.append("compute_loss_func replaces the model's loss; leave it out")
     if getattr(args, "use_liger_kernel", False):
         problems.append("use_liger_kernel replaces the forward that computes the loss; set it to false")

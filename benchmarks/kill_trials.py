@@ -1,0 +1,275 @@
+"""Kill real runs of recipes/finetune.py with SIGKILL, start them again, and compare the weights that they end with.
+
+    python benchmarks/kill_trials.py --trials 20 --engine single
+    python benchmarks/kill_trials.py --trials 10 --engine zero2      # two processes; also ddp, zero3
+
+Every trial starts the recipe on a tiny model with dropout, kills all its processes (every other time inside a save, else
+at a random moment between the first step and the end), once or twice, and starts the same command until it is through.
+The weights must be, bit by bit, those of a run that nothing disturbed. The exit code is 0 when all are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
+from mce_llm.lm.training.manifest import INCOMPLETE, MANIFEST
+from mce_llm.recipes import finetune
+
+RECIPE = Path(finetune.__file__).resolve()
+LAUNCH = [
+    sys.executable,
+    "-m",
+    "accelerate.commands.launch",
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+]
+LAUNCHERS = {
+    "single": [sys.executable],
+    "ddp": [*LAUNCH, "--config_file", str(RECIPE.parent / "accelerate" / "cpu.yaml")],
+    "zero2": [*LAUNCH, "--config_file", str(RECIPE.parent / "accelerate" / "zero2.yaml")],
+    "zero3": [*LAUNCH, "--config_file", str(RECIPE.parent / "accelerate" / "zero3.yaml")],
+}
+# What is trained, and how: each trial takes the next.
+KINDS = {
+    "all weights": {},
+    "adapters": {"lora_r": 2, "lora_dropout": 0.2},
+    "packed rows": {"packing": "true", "max_length": 256, "per_device_train_batch_size": 1},
+    "accumulation": {"gradient_accumulation_steps": 3, "save_total_limit": 1},
+}
+STARTS = 12  # of one trial, before it counts as failed
+
+
+@dataclass
+class Outcome:
+    """What happened in one trial."""
+
+    kills: int = 0
+    in_a_save: int = 0
+    skipped: int = 0  # checkpoints that were recognised as torn
+    problem: str | None = None
+    log: list[str] = field(default_factory=list)
+
+
+def make_inputs(folder: Path) -> None:
+    """A model of 15,000 weights with dropout, its tokenizer, and 24 problems."""
+    rows = generate_problems(24, max_number=10)
+    write_jsonl(rows, folder / "data.jsonl")
+    tokenizer = train_tokenizer([f"{row['question']} {row['answer']}" for row in rows], vocab_size=300)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            attention_dropout=0.2,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
+def command(inputs: Path, output: Path, engine: str, kind: str) -> list[str]:
+    """The command line of a run: several epochs of twelve steps, with a save every other one."""
+    settings: dict[str, object] = {
+        "model_name_or_path": inputs / "model",
+        "dataset": inputs / "data.jsonl",
+        "prompt": "plain",
+        "output_dir": output,
+        "max_steps": 12,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 0.01,
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "report_to": "none",
+        "use_cpu": "true",
+        "dataloader_pin_memory": "false",
+        **KINDS[kind],
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [*LAUNCHERS[engine], str(RECIPE), *words]
+
+
+def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a run in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            words, stdout=stream, stderr=stream, env=environment, start_new_session=True, cwd=log.parent
+        )
+
+
+def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> bool:
+    """Kill all processes of a run as soon as `ready`; False where the run ended before."""
+    while not ready():
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
+
+
+def begun(output: Path) -> bool:
+    """Whether training has begun and not come to its end."""
+    return (output / "_UNFINISHED").exists()
+
+
+def saves_begun(output: Path) -> set[str]:
+    """The checkpoints that are being written."""
+    return {folder.parent.name for folder in output.glob(f"checkpoint-*/{INCOMPLETE}")}
+
+
+def torn(output: Path) -> bool:
+    """Whether a save was cut off."""
+    return any(
+        not folder.with_name(MANIFEST).exists() for folder in output.glob(f"checkpoint-*/{INCOMPLETE}")
+    )
+
+
+def moment(output: Path, inside_a_save: bool, length: float, chance: random.Random) -> Callable[[], bool]:
+    """When to kill: a random time after a save has begun, or after training has."""
+    before = saves_begun(output)
+    seen = set(before)
+    saves_to_pass = chance.randrange(3)
+    delay = chance.uniform(0, 0.08 if inside_a_save else length)
+    since: list[float] = []
+    trained_before = begun(output) and output.joinpath("_UNFINISHED").stat().st_mtime_ns
+
+    def ready() -> bool:
+        if not since:
+            if inside_a_save:
+                seen.update(saves_begun(output))
+                if len(seen - before) > saves_to_pass:
+                    since.append(time.monotonic())
+            elif begun(output) and output.joinpath("_UNFINISHED").stat().st_mtime_ns != trained_before:
+                since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] >= delay
+
+    return ready
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """The final weights."""
+    (path,) = output.glob("*.safetensors")
+    return load_file(path)
+
+
+def difference(expected: Path, output: Path) -> str | None:
+    """The first weight that is not the same to the last bit."""
+    ours, theirs = weights(output), weights(expected)
+    if ours.keys() != theirs.keys():
+        return "other weights"
+    for name, value in theirs.items():
+        if not torch.equal(ours[name].view(torch.uint8), value.view(torch.uint8)):
+            return f"{name} differs by up to {(ours[name] - value).abs().max():.3g}"
+    return None
+
+
+def trial(
+    words: list[str], output: Path, expected: Path, length: float, chance: random.Random, inside: bool
+) -> Outcome:
+    """Kill a run, start it until it is through, and compare."""
+    outcome = Outcome()
+    kills = chance.choice((1, 1, 2))
+    for attempt in range(STARTS):
+        log = output.with_suffix(f".{attempt}.log")
+        process = start(words, log)
+        killed = outcome.kills < kills and kill_when(process, moment(output, inside, length, chance))
+        code = process.wait()
+        text = log.read_text(errors="replace")
+        outcome.skipped += text.count("is not whole, so it is skipped")
+        if killed:
+            outcome.kills += 1
+            outcome.in_a_save += torn(output)
+            if not begun(output) and (output / "train_results.json").exists():  # all was done but leaving
+                outcome.problem = difference(expected, output)
+                return outcome
+        elif code == 0:
+            outcome.problem = difference(expected, output)
+            return outcome
+        else:
+            outcome.problem = f"exit code {code}: {text[-600:]}"
+            return outcome
+    outcome.problem = f"not through after {STARTS} starts"
+    return outcome
+
+
+def main() -> int:
+    """Run the trials; the exit code says whether all went well."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--engine", choices=LAUNCHERS, default="single")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument(
+        "--folder", type=Path, help="where the runs go and stay; by default a temporary folder"
+    )
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        make_inputs(folder)
+        lengths: dict[str, float] = {}
+        outcomes = []
+        for index in range(options.trials):
+            kind = list(KINDS)[index % len(KINDS)]
+            expected = folder / f"{kind.replace(' ', '-')}-undisturbed"
+            if kind not in lengths:
+                process = start(command(folder, expected, options.engine, kind), expected.with_suffix(".log"))
+                while process.poll() is None and not begun(expected):
+                    time.sleep(0.005)
+                since = time.monotonic()
+                if process.wait():
+                    print(expected.with_suffix(".log").read_text(errors="replace")[-2000:], file=sys.stderr)
+                    return 2
+                lengths[kind] = time.monotonic() - since
+            output = folder / f"trial-{index}"
+            words = command(folder, output, options.engine, kind)
+            # Both ways for each kind of training: kinds take turns, and so do rounds of them.
+            inside = (index + index // len(KINDS)) % 2 == 0
+            outcome = trial(words, output, expected, lengths[kind], chance, inside)
+            outcomes.append(outcome)
+            print(
+                f"trial {index + 1}/{options.trials}  {kind:12}  kills {outcome.kills}, in a save {outcome.in_a_save}, "
+                f"torn checkpoints skipped {outcome.skipped}: {outcome.problem or 'same weights'}",
+                flush=True,
+            )
+    good = sum(outcome.problem is None and outcome.kills > 0 for outcome in outcomes)
+    print(
+        f"{options.engine}: {good}/{options.trials} ended with the weights of the undisturbed run; "
+        f"{sum(o.kills for o in outcomes)} kills, {sum(o.in_a_save for o in outcomes)} of them in a save, "
+        f"{sum(o.skipped for o in outcomes)} torn checkpoints skipped"
+    )
+    return 0 if good == options.trials else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

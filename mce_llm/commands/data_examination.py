@@ -1,0 +1,164 @@
+"""What the examples of a recipe look like once they are tokens: lengths, labels, what is cut, empty or twice there.
+
+Examples are tokenised by the very code that training uses, without its limit on length, so that the lengths before
+truncation are known; the limit is then applied here to the counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mce_llm.data import (
+    IGNORE_INDEX,
+    PackingReport,
+    get_prompt,
+    load_examples,
+    pack_examples,
+    tokenize_examples,
+)
+from mce_llm.recipes.settings import DataArguments
+
+PERCENTILES = (50, 90, 95, 99, 100)
+_NO_LIMIT = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class DataExamination:
+    """Counts over the examples that were looked at. Lengths are in tokens.
+
+    Attributes:
+        source: Where they are from.
+        examples: How many were looked at.
+        limited: There may be more of them.
+        empty_prompts: Examples with nothing to answer.
+        empty_responses: Examples whose answer is empty: only the end-of-text token is trained.
+        duplicates: Examples that are there before, word for word.
+        truncated: Kept, and cut to `max_length`.
+        dropped_overlong: Left out because they are longer (`overlong: drop`).
+        dropped_untrained: Left out because truncation leaves nothing to train.
+        kept: Rows that are trained on, before packing.
+        tokens: Tokens of these.
+        trained_tokens: Of these, trained.
+        ends_trained: Rows whose last trained token is the one at which generation stops.
+        lengths: Percentile → length before truncation.
+        packing: What packing achieves, or None.
+        rows: The rows themselves.
+        keys: A fingerprint of each example, to compare data sets with.
+    """
+
+    source: str
+    examples: int
+    limited: bool
+    empty_prompts: int
+    empty_responses: int
+    duplicates: int
+    truncated: int
+    dropped_overlong: int
+    dropped_untrained: int
+    kept: int
+    tokens: int
+    trained_tokens: int
+    ends_trained: int
+    lengths: dict[int, int]
+    packing: PackingReport | None
+    rows: datasets.Dataset
+    keys: frozenset[bytes]
+
+    @property
+    def label_share(self) -> float:
+        """Share of the tokens that are trained."""
+        return self.trained_tokens / self.tokens if self.tokens else 0.0
+
+    def record(self) -> dict[str, Any]:
+        """The counts, for JSON."""
+        found = {name: value for name, value in vars(self).items() if name not in ("rows", "keys", "packing")}
+        return {**found, "label_share": self.label_share, "packed_rows": self.packing and self.packing.rows}
+
+
+def examine_data(
+    settings: DataArguments, tokenizer: PreTrainedTokenizerBase, *, role: str, most: int
+) -> DataExamination:
+    """Load, tokenise and count the examples of a recipe.
+
+    Args:
+        settings: Those of the data.
+        tokenizer: The model's.
+        role: train or eval.
+        most: Look at this many examples at most.
+
+    Raises:
+        DataError: They cannot be loaded or used.
+    """
+    training = role == "train"
+    source = settings.dataset if training else str(settings.eval_dataset)
+    wanted = settings.limit if training else settings.eval_limit
+    examples = load_examples(
+        source,
+        split=settings.dataset_split if training else settings.eval_split,
+        name=settings.dataset_name if training else None,
+        columns=settings.column_mapping,
+        format=settings.dataset_format,
+        limit=most if wanted is None else min(wanted, most),
+    )
+    prompt = get_prompt(settings.prompt)
+    encoded, _ = tokenize_examples(examples, tokenizer, prompt, max_length=_NO_LIMIT)
+    lengths, trained, last = _columns(encoded, settings.max_length)
+    too_long = lengths > settings.max_length
+    dropped = too_long if settings.overlong == "drop" else np.zeros_like(too_long)
+    untrained = (trained == 0) & ~dropped
+    keep = ~dropped & ~untrained
+    rows = encoded.select(np.flatnonzero(keep)).map(
+        lambda row: {name: row[name][: settings.max_length] for name in ("input_ids", "labels")},
+        desc="Cutting to max_length",
+    )
+    packing = None
+    if settings.packing and len(rows):
+        rows, packing = pack_examples(rows, settings.max_length)
+    texts = [_texts(example) for example in examples]
+    keys = [blake2b("\0".join(pair).encode(), digest_size=16).digest() for pair in texts]
+    return DataExamination(
+        source=source,
+        examples=len(examples),
+        limited=len(examples) == most and (wanted is None or wanted > most),
+        empty_prompts=sum(not question.strip() for question, _ in texts),
+        empty_responses=sum(not response.strip() for _, response in texts),
+        duplicates=len(keys) - len(set(keys)),
+        truncated=int((too_long & keep).sum()),
+        dropped_overlong=int(dropped.sum()),
+        dropped_untrained=int(untrained.sum()),
+        kept=int(keep.sum()),
+        tokens=int(np.minimum(lengths, settings.max_length)[keep].sum()),
+        trained_tokens=int(trained[keep].sum()),
+        ends_trained=int(np.isin(last[keep], prompt.end_token_ids(tokenizer)).sum()),
+        lengths={q: int(np.percentile(lengths, q, method="higher")) for q in PERCENTILES},
+        packing=packing,
+        rows=rows,
+        keys=frozenset(keys),
+    )
+
+
+def _columns(encoded: datasets.Dataset, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row: length before truncation, trained tokens after it, and the last label after it."""
+    lengths, trained, last = [], [], []
+    for labels in encoded.with_format("numpy")["labels"]:
+        lengths.append(len(labels))
+        kept = labels[:max_length]
+        trained.append(int((kept[1:] != IGNORE_INDEX).sum()))  # the first label is never used
+        last.append(int(kept[-1]))
+    return np.array(lengths), np.array(trained), np.array(last)
+
+
+def _texts(example: dict[str, Any]) -> tuple[str, str]:
+    """(what is asked, what is answered)."""
+    if "messages" not in example:
+        return str(example["question"]), str(example["response"])
+    sides = {True: [], False: []}  # type: dict[bool, list[str]]
+    for message in example["messages"]:
+        sides[message["role"] == "assistant"].append(str(message["content"]))
+    return "\n".join(sides[False]), "\n".join(sides[True])

@@ -1,0 +1,89 @@
+"""What a run would read: files and directories on this machine, hub repositories in the cache or to be downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import constants, try_to_load_from_cache
+
+from mce_llm.data import KNOWN_SOURCES
+from mce_llm.messages import model_path_problem
+from mce_llm.recipes.configuration import Recipe
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """One thing that a run would read.
+
+    Attributes:
+        role: model, tokenizer, dataset or eval_dataset.
+        name: Path, or hub id.
+        state: local, cached, download (from the hub, at the start) or missing.
+        detail: What is there, or what is wrong.
+    """
+
+    role: str
+    name: str
+    state: Literal["local", "cached", "download", "missing"]
+    detail: str
+
+
+def what_is_fetched(recipe: Recipe) -> list[Fetch]:
+    """Everything that the run would read at its start; nothing is downloaded to find out."""
+    model = recipe.model
+    found = []
+    if model.model_name_or_path is not None:
+        found.append(_model("model", model.model_name_or_path, weights=True))
+    if model.tokenizer_name_or_path is not None:
+        found.append(_model("tokenizer", model.tokenizer_name_or_path, weights=False))
+    found.append(_data("dataset", recipe.data.dataset))
+    if recipe.data.eval_dataset is not None:
+        found.append(_data("eval_dataset", recipe.data.eval_dataset))
+    return found
+
+
+def _model(role: str, name: str, *, weights: bool) -> Fetch:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = [file for file in _WEIGHTS if (path / file).is_file()]
+        if weights and not files:
+            return Fetch(role, name, "missing", "has no weights (model.safetensors); the run could not start")
+        return Fetch(role, name, "local", "directory")
+    if problem := model_path_problem(name):
+        return Fetch(role, name, "missing", problem.removeprefix(name).lstrip(": "))
+    wanted = _WEIGHTS if weights else ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    if any(isinstance(try_to_load_from_cache(name, file), str) for file in wanted):
+        return Fetch(role, name, "cached", f"hub id, in {constants.HF_HUB_CACHE}")
+    return _download(role, name)
+
+
+def _data(role: str, name: str) -> Fetch:
+    path = Path(name).expanduser()
+    if name not in KNOWN_SOURCES and path.exists():
+        kind = "directory" if path.is_dir() else f"file, {path.stat().st_size / 2**20:,.1f} MiB"
+        return Fetch(role, name, "local", kind)
+    looks_local = path.suffix in (".json", ".jsonl", ".csv", ".parquet") or name.startswith((".", "/", "~"))
+    if name not in KNOWN_SOURCES and (looks_local or name.count("/") > 1):
+        return Fetch(role, name, "missing", "there is no such file")
+    hub_id = KNOWN_SOURCES.get(name, (name, None))[0]
+    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{hub_id.replace('/', '--')}"
+    if folder.is_dir():
+        return Fetch(role, hub_id, "cached", f"hub data set, in {constants.HF_HUB_CACHE}")
+    return _download(role, hub_id)
+
+
+def _download(role: str, name: str) -> Fetch:
+    if constants.HF_HUB_OFFLINE:
+        return Fetch(
+            role, name, "missing", "is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it"
+        )
+    return Fetch(role, name, "download", "from the hub")

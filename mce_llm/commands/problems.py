@@ -1,0 +1,16 @@
+"""The exceptions whose message tells the user all there is to know: they are printed, without a traceback."""
+
+from mce_llm.data.errors import DataError
+from mce_llm.lm import GeometryError, MatrixLossConfigError, UnsupportedModelError
+from mce_llm.planning import PlanningError
+from mce_llm.recipes.settings import ConfigurationError, ModelSourceError
+
+EXPLAINED = (
+    ConfigurationError,
+    DataError,
+    GeometryError,
+    MatrixLossConfigError,
+    ModelSourceError,
+    PlanningError,
+    UnsupportedModelError,
+)

@@ -1,0 +1,128 @@
+"""What the model card can know: about the data, the base model, the measurements and the versions of one run."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+FILE = "README.md"
+_PACKAGES = ("mce-llm", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "deepspeed")
+METRICS = {
+    "loss": "total loss, mean over batches",
+    "ce_loss": "cross-entropy, nats per label",
+    "mce_loss": "matrix cross-entropy, nats per label",
+    "entropy": "entropy of the predictions, nats",
+    "mean_token_accuracy": "share of labels that are the most probable token",
+    "effective_rank": "effective rank of the covariance of the hidden states",
+    "tail_mass": "mean probability outside the k kept tokens",
+    "quadrature_gap": "mean difference between Lanczos orders m and m−1, nats",
+}
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What the card says about one data set.
+
+    Attributes:
+        role: `train` or `eval`.
+        source: A hub id, or a local path, of which the card shows the last component alone.
+        split: Its split.
+        examples: How many examples were used, None where unknown.
+        prompt: Name of the prompt that they were put into.
+        trained_tokens: Labels in all, None where unknown.
+    """
+
+    role: str
+    source: str
+    split: str | None = None
+    examples: int | None = None
+    prompt: str | None = None
+    trained_tokens: int | None = None
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name, where it can be a hub id and is nothing on this machine's disk."""
+    if not name or Path(name).expanduser().exists():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def shown(name: str) -> str:
+    """A hub id, or of a path the last component alone."""
+    return hub_id(name) or Path(name).expanduser().absolute().name or "local"
+
+
+def final_evaluation(trainer: Any) -> dict[str, Any]:
+    """The logged evaluation of the weights that are saved, with its `step`; empty where they were not evaluated."""
+    history, state = trainer.state.log_history, trainer.state
+    done = [index for index, entry in enumerate(history) if any(k.startswith("eval_") for k in entry)]
+    if not done:
+        return {}
+    ends = [index for index, entry in enumerate(history) if "train_runtime" in entry]
+    best = getattr(state, "best_global_step", None)
+    if trainer.args.load_best_model_at_end and best and ends and done[-1] < ends[-1]:
+        done = [index for index in done if history[index].get("step") == best]
+    elif history[done[-1]].get("step") != state.global_step:
+        return {}  # trained on since
+    # Several evaluation sets have an entry each.
+    step = history[done[-1]].get("step") if done else None
+    return {k: v for index in done if history[index].get("step") == step for k, v in history[index].items()}
+
+
+def base_name(trainer: Any) -> str | None:
+    """What the model, or the model under the adapters, was loaded from."""
+    if hasattr(trainer.model, "peft_config"):
+        adapter = next(iter(trainer.model.peft_config.values()))
+        if adapter.base_model_name_or_path:
+            return str(adapter.base_model_name_or_path)
+    return getattr(trainer.model.config, "_name_or_path", None) or None
+
+
+def data_id(source: str) -> str | None:
+    """A hub id with its owner: a single word is more likely a name that somebody gave to a file."""
+    return hub_id(source) if source.count("/") == 1 else None
+
+
+def license_of(base: str | None) -> str | None:
+    """The licence in the base model's own card, where that is on this machine."""
+    if base is None:
+        return None
+    if hub_id(base) is None:
+        path: Any = Path(base).expanduser() / FILE
+    else:
+        path = try_to_load_from_cache(base, FILE)
+    if not isinstance(path, (str, Path)) or not Path(path).is_file():
+        return None
+    try:
+        found = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
+    except (ValueError, OSError):  # a card without readable metadata names no licence
+        return None
+    return found if isinstance(found, str) else None
+
+
+def versions(trainer: Any) -> list[tuple[str, str]]:
+    """Of the packages that had a part in it."""
+    used = {
+        "peft": hasattr(trainer.model, "peft_config"),
+        "trl": any(base.__module__.startswith("trl.") for base in type(trainer).__mro__),
+        "deepspeed": trainer.is_deepspeed_enabled,
+    }
+    found = [("python", platform.python_version())]
+    for name in _PACKAGES:
+        if used.get(name, True):
+            try:
+                found.append((name, version(name)))
+            except PackageNotFoundError:
+                found.append((name, "not installed as a package"))
+    return found

@@ -1,0 +1,138 @@
+"""The sections of the model card as Markdown, each from what one run knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.lm.training.card_facts import METRICS, DataRecord, shown
+from mce_llm.lm.training.card_text import LOSS_TEXT, SETTING_MEANINGS, code, fenced, number, table
+
+
+def what_it_is(source: str | None, *, adapters: bool, trainer: Any) -> str:
+    """One sentence: from what, and with which loss."""
+    architecture = trainer.matrix_patch.model.config.model_type
+    kind = "Adapters for" if adapters else "A fine-tuned version of"
+    subject = f"{kind} {code(shown(source))}" if source else "A language model trained from random weights"
+    weight = trainer.matrix_patch.config.weight
+    loss = "matrix cross-entropy beside cross-entropy" if weight else "cross-entropy alone (λ = 0)"
+    return f"{subject} (architecture {code(architecture)}), trained with {loss} by mce-llm."
+
+
+def loss_text(config: MatrixLossConfig) -> str:
+    """The formula, and every setting."""
+    rows = [
+        (code(name), code(json.dumps(value)), SETTING_MEANINGS[name])
+        for name, value in config.to_dict().items()
+    ]
+    head = LOSS_TEXT[config.kind] if config.weight else LOSS_TEXT["none"]
+    return f"{head}\n\n{table(('setting', 'value', 'meaning'), rows)}"
+
+
+def training_text(trainer: Any) -> str:
+    """How it was trained."""
+    args, state = trainer.args, trainer.state
+    processes, rows, steps = (
+        args.world_size,
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+    )
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "off"
+    facts = [
+        ("optimizer steps", f"{state.global_step} of {state.max_steps}"),
+        ("epochs", number(state.epoch or 0.0)),
+        ("rows an optimizer step", f"{processes * rows * steps} = {processes} × {rows} × {steps}"),
+        ("processes × rows each × accumulation", f"engine {trainer.accelerator.distributed_type.value}"),
+        ("optimizer", f"{getattr(args.optim, 'value', args.optim)} {args.optim_args or ''}".strip()),
+        (
+            "learning rate",
+            f"{number(args.learning_rate)}, schedule {schedule}, warm-up {number(args.warmup_steps)}",
+        ),
+        ("weight decay", number(args.weight_decay)),
+        ("gradient norm limited to", number(args.max_grad_norm) if args.max_grad_norm else "no limit"),
+        ("dtype of the weights", str(next(trainer.model.parameters()).dtype).removeprefix("torch.")),
+        ("mixed precision", precision),
+        ("seed", str(args.seed)),
+    ]
+    if hasattr(trainer.model, "peft_config"):
+        adapter = next(iter(trainer.model.peft_config.values()))
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        facts.append(("adapters", f"{kind}, rank {getattr(adapter, 'r', '–')}"))
+    return table(("", ""), [(name, code(value)) for name, value in facts])
+
+
+def data_text(records: Sequence[DataRecord]) -> str:
+    """What on."""
+    if not records:
+        return "Not recorded."
+    head = ("use", "source", "split", "examples", "trained tokens", "prompt")
+    return table(
+        head,
+        [
+            (
+                record.role,
+                code(shown(record.source)),
+                code(record.split) if record.split else "–",
+                "–" if record.examples is None else f"{record.examples:,}",
+                "–" if record.trained_tokens is None else f"{record.trained_tokens:,}",
+                code(record.prompt) if record.prompt else "–",
+            )
+            for record in records
+        ],
+    )
+
+
+def results_text(trainer: Any, measured: dict[str, Any], records: Sequence[DataRecord]) -> str:
+    """What was measured in this run."""
+    last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), None)
+    texts = []
+    if last is not None:
+        seen = {name: last[name] for name in ("loss", "ce_loss", "mce_loss") if name in last}
+        texts.append(
+            f"Training, mean over the logging window that ended at step {last.get('step')}: "
+            + ", ".join(f"{name} {number(value)}" for name, value in seen.items())
+            + "."
+        )
+    if not measured:
+        return "\n\n".join([*texts, "The saved weights were not evaluated in this run."])
+    on = next((record for record in records if record.role == "eval"), None)
+    where = (
+        "the evaluation data"
+        if on is None
+        else code(shown(on.source) + (f" ({on.split})" if on.split else ""))
+    )
+    rows = [
+        (code(name), number(value), METRICS.get(name.split("_", 1)[1], ""))
+        for name, value in measured.items()
+        if name.startswith("eval_")
+        and isinstance(value, (int, float))
+        and not name.endswith(("_runtime", "_second"))
+    ]
+    texts.append(f"Evaluation on {where} after step {measured['step']}:")
+    return "\n\n".join([*texts, table(("metric", "value", "what it is"), rows)])
+
+
+def loading_text(trainer: Any, base: str | None, source: str | None, *, adapters: bool) -> str:
+    """Code that loads it without this package."""
+    place = json.dumps(trainer.args.hub_model_id or "path/to/this/folder")
+    if not adapters:
+        lines = [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f"model = AutoModelForCausalLM.from_pretrained({place})",
+            f"tokenizer = AutoTokenizer.from_pretrained({place})",
+        ]
+        return f"{fenced(chr(10).join(lines), 'python')}\n\nNothing of mce-llm is needed."
+    root = json.dumps(base or f"path/to/{shown(source or '')}")
+    lines = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({root})",
+        f"model = PeftModel.from_pretrained(base, {place})",
+        f"tokenizer = AutoTokenizer.from_pretrained({place})",
+    ]
+    return f"{fenced(chr(10).join(lines), 'python')}\n\nNothing of mce-llm is needed."

@@ -1,0 +1,223 @@
+"""Stop, or leave out, an optimizer step whose loss or gradient is not a number, on all ranks and before the optimizer.
+
+Every rank watches its own losses and gradients without waiting for the device. Before an optimizer step all ranks
+share one small vector, so that they do the same thing; only where something is wrong do they also share who saw it, in
+which micro-batch, and on which training rows. The same vector carries a request to stop (preemption), since that too
+has to reach all ranks at the same step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import (
+    ReduceOp,
+    all_gather_object,
+    all_reduce,
+    get_rank,
+    get_world_size,
+    is_available,
+    is_initialized,
+)
+
+_ROWS_SHOWN = 16
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss or a gradient was not finite; the message says at which step, on which rank and in which rows."""
+
+
+@dataclass
+class _MicroBatch:
+    """What one forward and backward left behind, still on the device."""
+
+    rows: Tensor | None
+    loss: Tensor
+    gradients: Tensor  # the running sum at its end: not finite from the first bad gradient on
+
+
+class StepGuard:
+    """Watches one training run.
+
+    Args:
+        action: `stop` raises `NonFiniteLossError` on all ranks; `skip` leaves the step out on all ranks.
+        patience: With `skip`, how many steps in a row may be left out before the run is stopped after all.
+        device: Where losses and gradients are.
+        watch_gradients: Off where a loss scaler deals with gradients that overflow (float16).
+        stop_requested: Asked on every rank before each optimizer step; any rank's yes counts for all.
+
+    Attributes:
+        stop: Whether all ranks have agreed to stop after this step.
+        skipped_steps: How many steps were left out so far.
+        step_is_bad: Whether the latest step was left out.
+        last_report: What was found in the latest step that was left out.
+    """
+
+    def __init__(
+        self,
+        action: str,
+        patience: int,
+        device: torch.device,
+        *,
+        watch_gradients: bool = True,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.action, self.patience = action, patience
+        self.watch_gradients = watch_gradients
+        self.stop_requested = stop_requested
+        self.stop = False
+        self.step_is_bad = False
+        self.skipped_steps = 0
+        self.last_report = ""
+        self._in_a_row = 0
+        self._device = device
+        self._handles: list[Any] = []
+        self._sharded: list[nn.Parameter] = []
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._micro_batches: list[_MicroBatch] = []
+        self._gradients = torch.zeros((), device=self._device)
+
+    @property
+    def step_begins(self) -> bool:
+        """Whether no micro-batch of the coming step was seen yet."""
+        return not self._micro_batches
+
+    def watch(self, model: nn.Module) -> None:
+        """Look at every gradient of `model` as the backward pass of this rank yields it, before ranks are summed.
+
+        FSDP2 hides these; there, the gradient that reaches the embeddings is looked at on this rank, and the sums over
+        ranks are looked at before the step.
+
+        Args:
+            model: As the engine has prepared it.
+        """
+        self.unwatch()
+        if not self.watch_gradients:
+            return
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._sharded = [p for p in trained if hasattr(p, "to_local")]
+        if self._sharded:
+            embeddings = model.get_input_embeddings()  # type: ignore[operator]
+
+            def watch_output(_: nn.Module, __: Any, output: Tensor) -> None:
+                if output.requires_grad:
+                    output.register_hook(self._note_gradient)
+
+            self._handles.append(embeddings.register_forward_hook(watch_output))
+        plain = [p for p in trained if not hasattr(p, "to_local")]
+        self._handles += [p.register_hook(self._note_gradient) for p in plain]
+
+    def unwatch(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._sharded = [], []
+
+    def _note_gradient(self, gradient: Tensor) -> None:
+        # One reduction: a sum of numbers with one that is not finite among them is not finite. In float32, since
+        # sums of float16 overflow.
+        self._gradients += gradient.detach().sum(dtype=torch.float32)
+
+    def note(self, loss: Tensor, rows: Tensor | None) -> None:
+        """Take in the loss of one micro-batch, before its backward pass.
+
+        Args:
+            loss: A scalar.
+            rows: Ids of its training rows, where known.
+        """
+        # The running sum is one tensor, added to in place: the copy for the one before is made here.
+        if self._micro_batches:
+            self._micro_batches[-1].gradients = self._gradients.clone()
+        self._micro_batches.append(_MicroBatch(rows, loss.detach().float(), self._gradients))
+
+    def agree(self, step: int) -> bool:
+        """Decide with all ranks, before the optimizer, whether it may step; every rank calls.
+
+        Args:
+            step: The number of this optimizer step, the first being 1.
+
+        Returns:
+            True to take the step, False to leave it out (action `skip`).
+
+        Raises:
+            NonFiniteLossError: Action `stop`, or as many steps were left out in a row as patience allows.
+        """
+        sums = self._gradients + sum(
+            (p.grad.to_local().sum(dtype=torch.float32) for p in self._sharded if p.grad is not None),
+            start=torch.zeros((), device=self._device),
+        )
+        losses = torch.stack([batch.loss for batch in self._micro_batches] or [torch.zeros_like(sums)])
+        bad = ~torch.isfinite(losses).all() | ~torch.isfinite(sums)
+        stop = torch.full_like(sums, float(self.stop_requested()))
+        flags = torch.stack([bad.to(sums), stop])
+        several = is_available() and is_initialized() and get_world_size() > 1
+        if several:
+            all_reduce(flags, op=ReduceOp.MAX)
+        anything_bad, stop_everywhere = (bool(flag) for flag in flags.tolist())
+        self.stop = self.stop or stop_everywhere
+        self.step_is_bad = anything_bad
+        if not anything_bad:
+            self._in_a_row = 0
+            self._begin_step()
+            return True
+
+        reports: list[Any] = [self._report()]
+        if several:
+            reports = [None] * get_world_size()
+            all_gather_object(reports, self._report())
+        self._begin_step()
+        found = "; ".join(line for lines in reports for line in lines)
+        if not found:
+            found = "the gradients summed over ranks are not finite (no rank's own part was seen to be)"
+        if self.action == "skip" and self._in_a_row < self.patience:
+            self._in_a_row += 1
+            self.skipped_steps += 1
+            self.last_report = f"step {step} left out on all ranks: {found}"
+            return False
+        reason = f", skipped steps in a row: {self.patience}" if self.action == "skip" else ""
+        raise NonFiniteLossError(
+            f"step {step}{reason}: {found}. Training stopped on all ranks before the optimizer; the weights are those "
+            f"of step {step - 1}. Look at these rows; go back to a checkpoint, with a lower learning_rate or "
+            "max_grad_norm; on_nonfinite: skip leaves such steps out"
+        )
+
+    def _report(self) -> list[str]:
+        """What was bad on this rank."""
+        rank = get_rank() if is_available() and is_initialized() else 0
+        lines = []
+        count = len(self._micro_batches)
+        if count:
+            self._micro_batches[-1].gradients = self._gradients
+        for index, batch in enumerate(self._micro_batches):
+            loss, gradients = float(batch.loss), float(batch.gradients)
+            before = float(self._micro_batches[index - 1].gradients) if index else 0.0
+            if not math.isfinite(loss):
+                what = f"the loss is {loss}"
+            elif not math.isfinite(gradients) and math.isfinite(before):
+                what = f"the gradient is not finite (its loss is {loss:.4g})"
+            else:
+                continue
+            where = f"rank {rank}, micro-batch {index + 1} of {count}, {_rows_text(batch.rows)}"
+            lines.append(f"{what} on {where}")
+        return lines
+
+
+def _rows_text(rows: Tensor | None) -> str:
+    if rows is None:
+        return "training rows unknown (the data set cannot be indexed)"
+    ids = rows.flatten().tolist()
+    more = f" and {len(ids) - _ROWS_SHOWN} more" if len(ids) > _ROWS_SHOWN else ""
+    return f"training rows {', '.join(map(str, ids[:_ROWS_SHOWN]))}{more}"
+
+
+def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Leave an optimizer nothing to do: without gradients it changes neither weights nor moments."""
+    for parameter in parameters:
+        parameter.grad = None

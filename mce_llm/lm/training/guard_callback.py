@@ -1,0 +1,108 @@
+"""Ties a `StepGuard` to the loops of a `Trainer`, and to the step that DeepSpeed takes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.distributed import get_rank, is_available, is_initialized
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from mce_llm.lm.training.guard import StepGuard, forget_gradients
+
+_logger = logging.get_logger(__name__)
+
+
+class GuardCallback(TrainerCallback):
+    """Asks the guard before every optimizer step, and saves and stops where the ranks agreed to.
+
+    Args:
+        guard: Of the run.
+        engine: Returns what the engine made of the model, once training has begun.
+        loss_scaler: Whether gradients are scaled (float16): what is not finite is then left to the scaler.
+    """
+
+    def __init__(self, guard: StepGuard, engine: Callable[[], Any], *, loss_scaler: bool) -> None:
+        self._guard, self._engine, self._loss_scaler = guard, engine, loss_scaler
+        self._asked_by_engine = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at gradients from here on."""
+        self._guard.watch(kwargs["model"])
+        engine = self._engine()
+        self._asked_by_engine = hasattr(engine, "is_gradient_accumulation_boundary")
+        if self._asked_by_engine:
+            guard_deepspeed(engine, self._guard, lambda: state.global_step + 1)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Agree on the step, unless DeepSpeed has taken or left it already."""
+        # What accumulates float16 gradients has to find them; it sees itself that they are not finite.
+        if (
+            not self._asked_by_engine
+            and not self._guard.agree(state.global_step + 1)
+            and not self._loss_scaler
+        ):
+            forget_gradients(kwargs["model"].parameters())
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say what was left out; save and stop where that was agreed."""
+        if self._guard.step_is_bad and not (is_available() and is_initialized() and get_rank()):
+            _logger.warning(self._guard.last_report)
+        if self._guard.stop:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look no longer."""
+        self._guard.unwatch()
+
+
+def guard_deepspeed(engine: Any, guard: StepGuard, step_number: Callable[[], int]) -> None:
+    """Make `engine.step`, which accelerate calls inside its backward, ask the guard first.
+
+    Args:
+        engine: A `DeepSpeedEngine`.
+        guard: Of the run.
+        step_number: The number of the optimizer step that is coming.
+    """
+    if hasattr(engine.step, "_is_guarded"):
+        return
+    own_step, own_optimizer_step = engine.step, engine.optimizer.step
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        if not engine.is_gradient_accumulation_boundary() or guard.agree(step_number()):
+            own_step(*args, **kwargs)
+            return
+        # DeepSpeed's counters and buffers go through a step that a loss scaler would have discarded.
+        optimizer = engine.optimizer
+        optimizer.step = lambda *_, **__: _discard(optimizer)
+        try:
+            own_step(*args, **kwargs)
+        finally:
+            optimizer.step = own_optimizer_step
+        optimizer.overflow = False  # so that the schedule of the learning rate goes on, as with other engines
+
+    step._is_guarded = True  # type: ignore[attr-defined]
+    engine.step = step
+
+
+def _discard(optimizer: Any) -> None:
+    """What ZeRO's optimizers do when a loss scaler discards a step."""
+    optimizer.overflow = True
+    optimizer.zero_grad(set_to_none=True)
+    if getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False):
+        optimizer.reset_cpu_buffers()
+        return
+    for name in ("averaged_gradients", "all_grad_tensors"):
+        for key in getattr(optimizer, name, {}):
+            getattr(optimizer, name)[key] = None
+    if hasattr(optimizer, "_release_preflattened_grad_buffers"):
+        optimizer._release_preflattened_grad_buffers()

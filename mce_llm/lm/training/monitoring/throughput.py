@@ -1,0 +1,188 @@
+"""Tokens a second, model FLOPs utilisation and memory over each logging window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mce_llm.lm.patch import MatrixLossPatch
+from mce_llm.lm.training.monitoring.flops import ModelFlops, peak_flops
+from mce_llm.lm.training.monitoring.spectra import patch_of
+from mce_llm.lm.training.monitoring.trackers import log_scalars
+from mce_llm.processes import say
+
+_GIB = 2.0**30
+
+
+class ThroughputCallback(TrainerCallback):
+    """Logs, beside each logged loss and over all ranks, what the steps since the last one came to.
+
+    `tokens_per_second` (tokens that went through the model, padding left out), `trained_tokens_per_second` (labels that
+    are not ignored), `samples_per_second` (rows), `step_time` (seconds an optimizer step) and, on a GPU whose peak is
+    known, `mfu`: model FLOPs over elapsed time, divided by the peak dense bfloat16 FLOPs of all GPUs. Memory is that
+    of the rank with the most: `gpu_memory_gib` and `gpu_memory_reserved_gib` are the allocator's peaks since the start,
+    `cpu_memory_gib` is the resident set of the process at this moment.
+
+    Time is wall-clock time between two logs, at which the trainer waits for the device anyway; steps are not
+    synchronised. Evaluation, saving and sample generation are taken off; waiting for data is not.
+
+    Args:
+        trainer: Whose training is measured.
+        patch: The patch on its model; by default the trainer's own `matrix_patch`.
+
+    Raises:
+        ValueError: The trainer has no patch and none was given.
+    """
+
+    def __init__(self, trainer: Trainer, patch: MatrixLossPatch | None = None) -> None:
+        self._trainer, self._patch = trainer, patch
+        _ = patch_of(trainer, patch)
+        self._flops: ModelFlops | None = None
+        self._peak: float | None = None
+        self._device = trainer.args.device
+        self._reset(time.perf_counter())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find out what the device and the model are, and start the clock."""
+        if self._device.type == "cuda":
+            name = torch.cuda.get_device_name(self._device)
+            self._peak, self._flops = peak_flops(name), ModelFlops.of(self._trainer.model)
+            if self._peak is None:
+                say(f"no mfu is logged: the peak bfloat16 FLOP/s of {name} is not in the table")
+            elif self._flops is None:
+                say("no mfu is logged: the model's config does not tell layers, heads and width")
+        self._reset(time.perf_counter())
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count a micro-batch."""
+        self._count()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the last micro-batch of a step."""
+        self._count()
+        self._steps += 1
+        if control.should_evaluate or control.should_save:
+            self.mark()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """An evaluation or a checkpoint may follow."""
+        if control.should_evaluate or control.should_save:
+            self.mark()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the evaluation off."""
+        self.exclude_since_mark()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take the saving off."""
+        self.exclude_since_mark()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """After the loss of a window, log what the window came to."""
+        if logs is None or "loss" not in logs or not self._steps:
+            return
+        now = time.perf_counter()
+        figures = self._window(now - self._begin - self._excluded)
+        self._reset(now)
+        log_scalars(self._trainer, control, figures)
+        self._mark = time.perf_counter()
+
+    def mark(self) -> None:
+        """Remember when training stopped for something else; nothing of it may still be in the device's queue then."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._mark = time.perf_counter()
+
+    def exclude_since_mark(self) -> None:
+        """Take the time since the latest mark, step, log, evaluation or checkpoint off the window."""
+        now = time.perf_counter()
+        self._excluded += now - self._mark
+        self._mark = now
+
+    def _reset(self, now: float) -> None:
+        self._begin = self._mark = now
+        self._excluded = 0.0
+        self._steps = self._rows = self._trained = 0
+        self._tokens: Tensor | float = 0.0
+        self._positions: Tensor | float = 0.0
+
+    def _count(self) -> None:
+        last = patch_of(self._trainer, self._patch).last
+        if last is None:
+            return
+        batch = last.batch
+        self._rows += batch.rows
+        self._trained += last.num_tokens
+        self._tokens = self._tokens + batch.tokens
+        self._positions = self._positions + batch.tokens * batch.length
+
+    def _window(self, seconds: float) -> dict[str, float]:
+        """The figures of the window, the same on every rank."""
+        gpu = self._device.type == "cuda"
+        own = [
+            float(self._rows),
+            float(self._tokens),
+            float(self._positions),
+            float(self._trained),
+            seconds,
+            psutil.Process().memory_info().rss / _GIB,
+            torch.cuda.max_memory_allocated(self._device) / _GIB if gpu else 0.0,
+            torch.cuda.max_memory_reserved(self._device) / _GIB if gpu else 0.0,
+        ]
+        accelerator = self._trainer.accelerator
+        exact = torch.float32 if self._device.type == "mps" else torch.float64
+        gathered: Any = accelerator.gather(torch.tensor([own], dtype=exact, device=self._device))
+        rows, tokens, positions, trained = gathered[:, :4].sum(dim=0).tolist()
+        seconds, resident, allocated, reserved = gathered[:, 4:].amax(dim=0).tolist()
+        seconds = max(seconds, 1e-9)
+        figures = {
+            "tokens_per_second": tokens / seconds,
+            "trained_tokens_per_second": trained / seconds,
+            "samples_per_second": rows / seconds,
+            "step_time": seconds / self._steps,
+        }
+        if self._peak is not None and self._flops is not None:
+            done = self._flops.of_tokens(tokens, positions)
+            figures["mfu"] = done / seconds / (self._peak * accelerator.num_processes)
+        if gpu:
+            figures |= {"gpu_memory_gib": allocated, "gpu_memory_reserved_gib": reserved}
+        return {**figures, "cpu_memory_gib": resident}
+
+
+@contextmanager
+def paused(trainer: Trainer) -> Iterator[None]:
+    """Take what happens inside the block off the throughput of a trainer, where that is measured."""
+    clocks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ThroughputCallback)]
+    for clock in clocks:
+        clock.mark()
+    try:
+        yield
+    finally:
+        for clock in clocks:
+            clock.exclude_since_mark()

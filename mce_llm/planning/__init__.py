@@ -1,0 +1,42 @@
+"""How much memory a training run needs, worked out before it starts: pure arithmetic on sizes.
+
+Nothing here knows of recipes; `mce_llm.commands.plan` translates one into these shapes.
+"""
+
+from mce_llm.planning.engines import ENGINES, Engine, Phase, Term
+from mce_llm.planning.inspection import shape_of
+from mce_llm.planning.plan import EnginePlan, MemoryPlan, Remedy, plan_memory
+from mce_llm.planning.shapes import (
+    GIB,
+    LayerShape,
+    LinearShape,
+    LossShape,
+    ModelShape,
+    NormShape,
+    ParameterGroup,
+    PlanningError,
+    TrainingShape,
+    with_lora,
+)
+
+__all__ = [
+    "ENGINES",
+    "GIB",
+    "Engine",
+    "EnginePlan",
+    "LayerShape",
+    "LinearShape",
+    "LossShape",
+    "MemoryPlan",
+    "ModelShape",
+    "NormShape",
+    "ParameterGroup",
+    "Phase",
+    "PlanningError",
+    "Remedy",
+    "Term",
+    "TrainingShape",
+    "plan_memory",
+    "shape_of",
+    "with_lora",
+]

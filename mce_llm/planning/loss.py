@@ -1,0 +1,104 @@
+"""What the fused loss (`mce_llm.lm.linear_loss`) allocates at the end of the forward pass.
+
+Logits exist for one chunk of positions; the gradients of head and hidden states are formed there and then, that of the
+head in float32. The kinds marginal and expected add d × d matrices in float64. Each line follows the code's own buffers,
+and the tests hold it against the bytes that the code really allocates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mce_llm.planning.shapes import ModelShape, TrainingShape
+from mce_llm.planning.states import Precision
+
+# Rows gathered at a time for the kind token, in elements: as in `token_kernel`.
+_GATHERED_ELEMENTS = 2**27
+# d × d float64 matrices alive at once in value and gradient of tr(−P log Q + Q): 14 and 16 counted, of which `expected`
+# has two for its second moments, and a workspace of two for the eigendecomposition.
+_MATRICES = {"marginal": 16, "expected": 18}
+# Positions × vocabulary float32 buffers beside the Krylov products of the full vocabulary.
+_FULL_VOCABULARY_EXTRA = 5
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Bytes with their arithmetic."""
+
+    bytes: float
+    formula: str
+
+
+def loss_allocations(
+    model: ModelShape, training: TrainingShape, precision: Precision
+) -> dict[str, Allocation]:
+    """Name → what the loss allocates, all of it alive at once.
+
+    Args:
+        model: The model; V rows of the head and width d are read.
+        training: N positions of a micro-batch, as if all of them were trained, and the loss settings.
+        precision: Bytes under the engine.
+    """
+    loss, p, stream = training.loss, precision.product, precision.stream
+    rows, width, tokens = model.vocabulary, model.hidden_size, training.tokens
+    table, chunk = rows * width, min(loss.chunk, training.tokens)
+    found: dict[str, Allocation] = {}
+
+    def add(name: str, size: float, formula: str) -> None:
+        if size:
+            found[name] = Allocation(size, formula)
+
+    if model.head_trained:
+        add("dW", 4 * table, f"V {rows:,} × d {width:,} × 4 B, gradient of the head in float32")
+    add(
+        "dH",
+        2 * stream * tokens * width,
+        f"{tokens:,} tokens × d {width:,} × {stream} B × 2, hidden states and gradient",
+    )
+    if precision.casts:
+        add(
+            "casts",
+            p * (table + tokens * width),
+            f"({rows:,} + {tokens:,}) × d × {p} B, head and hidden states cast",
+        )
+
+    # After the statistics, or in turn with them: whichever is larger.
+    logits = chunk * rows * (4 + (p if p < 4 else 0) + (4 if model.softcap else 0))
+    text = f"{chunk:,} positions × V × {logits // (chunk * rows)} B"
+    if model.head_trained and p < 4:
+        logits += p * table
+        text += f" + V × d × {p} B, one chunk's share of dW"
+    kernel, kernel_text = _kernel(model, training, chunk, p if precision.casts or stream < 4 else 4)
+    if kernel > logits:
+        logits, text = kernel, kernel_text
+    add("logits of a chunk", logits, text)
+    return found
+
+
+def _kernel(model: ModelShape, training: TrainingShape, chunk: int, p: int) -> tuple[int, str]:
+    """(bytes, arithmetic) at the fullest moment of the matrix loss, the chunk's logits included."""
+    loss = training.loss
+    rows, width, tokens = model.vocabulary, model.hidden_size, training.tokens
+    buffer = 4 * chunk * rows
+    if loss.weight == 0:
+        return 0, ""
+    if loss.kind == "token":
+        if loss.support is None or loss.support >= rows:
+            count = loss.order + _FULL_VOCABULARY_EXTRA
+            return (
+                count * buffer,
+                f"{chunk:,} positions × V × 4 B × ({loss.order} + {_FULL_VOCABULARY_EXTRA})",
+            )
+        frame = loss.support + 1
+        gathered = min(chunk * frame * width, _GATHERED_ELEMENTS)
+        size = buffer + gathered * (4 + (p if p < 4 else 0)) + 8 * chunk * frame**2
+        return size, (
+            f"{chunk:,} positions × V × 4 B + {gathered:,} elements of gathered rows × {4 + (p if p < 4 else 0)} B + "
+            f"{chunk:,} × {frame}² × 8 B"
+        )
+    count = _MATRICES[loss.kind]
+    size, text = buffer + count * 8 * width**2, f"{chunk:,} × V × 4 B + {count} × d² × 8 B"
+    if loss.kind == "expected":
+        size += 12 * tokens * width + buffer
+        text += f" + {tokens:,} × d × 12 B + {chunk:,} × V × 4 B"
+    return size, text

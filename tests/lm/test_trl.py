@@ -1,0 +1,464 @@
+"""MatrixSFTTrainer: MatrixTrainer's losses on the same tokens, TRL's own at weight 0, metrics, adapters, refusals."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import transformers
+from packaging.version import Version
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mce_llm.lm
+from mce_llm.data import train_tokenizer
+
+trl = pytest.importorskip("trl", minversion="1.0")
+
+from mce_llm.lm import (  # noqa: E402
+    MatrixLossConfig,
+    MatrixLossMixin,
+    MatrixSFTConfig,
+    MatrixSFTTrainer,
+    MatrixTrainer,
+    MatrixTrainingArguments,
+    UnsupportedModelError,
+    UnsupportedTrainerError,
+    patch_model,
+)
+
+# TRL sets this one under its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+
+# Completions of 1 to 8 words, so that wrong averaging shows.
+ROWS = [
+    {
+        "prompt": f"what is {i} and {i * 7 % 5} ?",
+        "completion": " " + " ".join(["so", "it", "is", "now"] * 2)[: 2 + 3 * i],
+    }
+    for i in range(8)
+]
+CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}it is {% generation %}{{ m['content'] }}"
+    "{% endgeneration %} now {% else %}what {{ m['content'] }} ? {% endif %}{% endfor %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def make_tokenizer():
+    tokenizer = train_tokenizer([row["prompt"] + row["completion"] for row in ROWS] * 3, vocab_size=300)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def make_model(tokenizer):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer) + 3,  # rows that are no tokens
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+        )
+    )
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)
+    return model
+
+
+def common(folder, **changes):
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-2,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        **changes,
+    }
+
+
+def trained(*args, **changes):
+    trainer = made(*args, **changes)
+    trainer.train()
+    return trainer
+
+
+def made(
+    tokenizer,
+    folder,
+    rows=ROWS,
+    trainer_class=MatrixSFTTrainer,
+    config=MatrixSFTConfig,
+    model=None,
+    **changes,
+):
+    named = {name: changes.pop(name) for name in ("peft_config", "eval_dataset") if name in changes}
+    return trainer_class(
+        model=model if model is not None else make_model(tokenizer),
+        args=config(**common(folder, **changes)),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tokenizer,
+        **named,
+    )
+
+
+def reference(tokenizer, folder, mask_prompt=True, rows=ROWS, model=None, **changes):
+    """MatrixTrainer on the same ids, with one padded row for each example."""
+    examples = []
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + [tokenizer.eos_token_id]
+        examples.append((ids, len(prompt) if mask_prompt else 0))
+
+    def collate(batch):
+        width = max(len(ids) for ids, _ in batch)
+        pad = tokenizer.pad_token_id
+        return {
+            "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
+            "labels": torch.tensor(
+                [[-100] * masked + ids[masked:] + [-100] * (width - len(ids)) for ids, masked in batch]
+            ),
+        }
+
+    settings = common(folder, remove_unused_columns=False, **changes)
+    settings.pop("gradient_checkpointing")
+    trainer = MatrixTrainer(
+        model=model if model is not None else make_model(tokenizer),
+        args=MatrixTrainingArguments(**settings),
+        train_dataset=examples,
+        data_collator=collate,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    return trainer
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def assert_same(ours, other, names=("loss", "ce_loss", "mce_loss")):
+    for name in names:
+        assert logged(ours, name) == pytest.approx(logged(other, name), rel=1e-5), name
+        assert len(logged(ours, name)) == 3
+    assert_same_weights(ours.model, other.model)
+
+
+def assert_same_weights(a, b):
+    for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    """MatrixTrainer with every row in every step."""
+    return reference(tokenizer, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "gradient_checkpointing": True},
+        {"padding_free": True, "max_length": None},
+        {"packing": True, "max_length": 64},
+        {"token_metrics": False},
+    ],
+    ids=lambda changes: ",".join(changes) or "plain",
+)
+def test_completion_only_is_the_matrix_trainer_on_the_same_tokens(tokenizer, tmp_path, whole, changes):
+    ours = trained(tokenizer, tmp_path, **changes)
+    assert_same(ours, whole)
+    assert bool(logged(ours, "entropy")) == changes.get("token_metrics", True)
+
+
+def test_packed_rows_are_fewer_and_a_label_across_their_boundaries_would_show(tokenizer, tmp_path, whole):
+    """Negative control for packing: with the first label of each sequence left in, the loss is another."""
+    trainer = trained(tokenizer, tmp_path / "a", packing=True, max_length=64)
+    assert len(trainer.train_dataset) < len(ROWS)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(trainer.train_dataset))])
+    starts = batch["position_ids"] == 0
+    assert int(starts.sum()) == len(ROWS)
+    assert (batch["labels"][starts] == -100).all()
+    leaky = {**batch, "labels": torch.where(starts, batch["input_ids"], batch["labels"])}
+    model = make_model(tokenizer)
+    patch_model(model, MatrixLossConfig(), tokenizer=tokenizer)
+    with torch.no_grad():
+        right, wrong = (model(**b, use_cache=False).loss.item() for b in (batch, leaky))
+        # Without the positions, every sequence sees those before it.
+        mixed = model(input_ids=batch["input_ids"], labels=batch["labels"], use_cache=False).loss.item()
+    expected = logged(whole, "loss")[0]
+    assert right == pytest.approx(expected, rel=1e-5)
+    assert abs(wrong - expected) > 1e-3 * expected
+    assert abs(mixed - expected) > 1e-3 * expected
+
+
+def test_whole_sequences(tokenizer, tmp_path):
+    rows = [{"text": row["prompt"] + row["completion"]} for row in ROWS]
+    assert_same(
+        trained(tokenizer, tmp_path / "a", rows), reference(tokenizer, tmp_path / "b", mask_prompt=False)
+    )
+
+
+def test_assistant_only(tokenizer, tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"].strip()},
+            ]
+        }
+        for row in ROWS
+    ]
+    ours = trained(tokenizer, tmp_path, rows, assistant_only_loss=True, max_steps=1)
+    encoded = [
+        tokenizer.apply_chat_template(
+            row["messages"], return_assistant_tokens_mask=True, return_dict=True, tokenize=True
+        )
+        for row in rows
+    ]
+    model = make_model(tokenizer)
+    patch = patch_model(model, MatrixLossConfig(), tokenizer=tokenizer)
+    sums, count = torch.zeros(2), 0
+    with torch.no_grad():
+        for row in encoded:
+            ids, mask = torch.tensor([row["input_ids"]]), torch.tensor([row["assistant_masks"]])
+            model(input_ids=ids, labels=torch.where(mask == 1, ids, -100))
+            sums += torch.stack([patch.last.cross_entropy_sum, patch.last.matrix_sum])
+            count += patch.last.num_tokens
+    assert 0 < count < sum(len(row["input_ids"]) for row in encoded) / 2
+    assert [*logged(ours, "ce_loss"), *logged(ours, "mce_loss")] == pytest.approx(
+        (sums / count).tolist(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_weight_zero_is_the_stock_sft_trainer(tokenizer, tmp_path, accumulation):
+    changes = {"per_device_train_batch_size": 8 // accumulation, "gradient_accumulation_steps": accumulation}
+    evaluated = datasets.Dataset.from_list(ROWS[3:])
+    over_labels = Version(trl.__version__) >= Version("1.12")
+    ours = trained(tokenizer, tmp_path / "a", matrix_weight=0.0, eval_dataset=evaluated, **changes)
+    stock = trained(
+        tokenizer,
+        tmp_path / "b",
+        trainer_class=trl.SFTTrainer,
+        config=trl.SFTConfig,
+        eval_dataset=evaluated,
+        loss_type="nll",
+        **changes,
+    )
+    assert_same(ours, stock, ["loss", "num_tokens"])
+    # TRL once took the entropy over all positions, and it weighs micro-batches alike, whatever their number of tokens.
+    comparable = ["mean_token_accuracy"] + ["entropy"] * over_labels
+    for name in comparable if accumulation == 1 else []:
+        assert logged(ours, name) == pytest.approx(logged(stock, name), rel=1e-4)
+    assert not logged(ours, "mce_loss")
+    mine, theirs = ours.evaluate(), stock.evaluate()
+    for name in ("eval_loss", *(["eval_entropy", "eval_mean_token_accuracy"] if over_labels else [])):
+        assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_metrics_are_means_over_all_trained_tokens(tokenizer, tmp_path):
+    ours = trained(
+        tokenizer, tmp_path, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=4
+    )
+    model, entropies, right = make_model(tokenizer).eval(), [], []
+    for row in ROWS:
+        prompt = len(tokenizer(row["prompt"])["input_ids"])
+        ids = torch.tensor(
+            tokenizer(row["prompt"] + row["completion"])["input_ids"] + [tokenizer.eos_token_id]
+        )
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0, prompt - 1 : -1]
+        entropies += torch.distributions.Categorical(logits=logits).entropy().tolist()
+        right += (logits.argmax(-1) == ids[prompt:]).tolist()
+    assert logged(ours, "entropy") == pytest.approx([sum(entropies) / len(entropies)], rel=1e-4)
+    assert logged(ours, "mean_token_accuracy") == pytest.approx([sum(right) / len(right)], rel=1e-5)
+
+
+@pytest.mark.parametrize("modules_to_save", [None, ["lm_head"]])
+def test_adapters_made_by_the_trainer(tokenizer, tmp_path, modules_to_save):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=4, target_modules=["q_proj", "v_proj"], modules_to_save=modules_to_save, task_type="CAUSAL_LM"
+    )
+    ours = made(tokenizer, tmp_path / "a", peft_config=config)
+    wrapped = peft.get_peft_model(make_model(tokenizer), config)
+    before = {name: value.clone() for name, value in ours.model.state_dict().items()}
+    wrapped.load_state_dict(before)
+    ours.train()
+    assert_same(ours, reference(tokenizer, tmp_path / "b", model=wrapped))
+    moved = {n for n, p in ours.model.named_parameters() if not torch.equal(p, before[n])}
+    assert any("lora_B" in name for name in moved)
+    assert any("lm_head.modules_to_save" in name for name in moved) == bool(modules_to_save)
+
+
+def test_an_adapter_on_the_head_is_refused(tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    with pytest.raises((UnsupportedModelError, ValueError), match="adapter"):
+        trained(tokenizer, tmp_path, peft_config=config)
+
+
+def test_a_model_by_name(tokenizer, tmp_path, whole):
+    make_model(tokenizer).save_pretrained(tmp_path / "model")
+    assert_same(trained(tokenizer, tmp_path / "run", model=str(tmp_path / "model")), whole)
+
+
+def test_batch_kinds(tokenizer, tmp_path):
+    changes = {"matrix_kind": "expected", "matrix_weight": 0.5}
+    assert_same(
+        trained(tokenizer, tmp_path / "a", **changes), reference(tokenizer, tmp_path / "b", **changes)
+    )
+
+
+def test_stock_config_with_a_matrix_loss(tokenizer, tmp_path, whole):
+    trainer = MatrixSFTTrainer(
+        make_model(tokenizer),
+        trl.SFTConfig(**common(tmp_path)),
+        train_dataset=datasets.Dataset.from_list(ROWS),
+        processing_class=tokenizer,
+        matrix_loss=MatrixLossConfig(),
+    )
+    trainer.train()
+    assert_same(trainer, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss_type": "dft"}, "loss_type 'dft' is another loss in the place of cross-entropy"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor replaces the model's loss"),
+        ({"use_liger_kernel": True}, "use_liger_kernel replaces the forward"),
+        ({"matrix_kind": "tokn"}, "did you mean 'token'"),
+    ],
+)
+def test_settings_that_would_put_another_loss_in_place(tokenizer, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        trained(tokenizer, tmp_path, **changes)
+
+
+@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated")
+@pytest.mark.parametrize("by_position", [True, False])
+def test_another_loss_function_is_refused(tokenizer, tmp_path, by_position):
+    rows = datasets.Dataset.from_list(ROWS)
+    positional = (None, rows, None, tokenizer, _zero) if by_position else ()
+    named = (
+        {}
+        if by_position
+        else {"train_dataset": rows, "processing_class": tokenizer, "compute_loss_func": _zero}
+    )
+    with pytest.raises(ValueError, match="compute_loss_func replaces the model's loss"):
+        MatrixSFTTrainer(make_model(tokenizer), MatrixSFTConfig(**common(tmp_path)), *positional, **named)
+
+
+def _zero(*_, **__):
+    return torch.zeros(())
+
+
+def test_a_trainer_that_never_runs_the_model_forward_with_labels_is_an_error(tokenizer, tmp_path):
+    class FromLogits(transformers.Trainer):
+        def compute_loss(self, model, inputs, *_, **__):
+            return model(input_ids=inputs["input_ids"]).logits.square().mean()
+
+    class Mixed(MatrixLossMixin, FromLogits):
+        pass
+
+    trainer = Mixed(
+        make_model(tokenizer),
+        MatrixTrainingArguments(**common(tmp_path)),
+        train_dataset=[{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 8,
+        data_collator=transformers.default_data_collator,
+    )
+    with pytest.raises(
+        UnsupportedTrainerError, match=r"FromLogits.compute_loss never ran the model's own forward"
+    ):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("installed", "message"),
+    [
+        (None, r"MatrixSFTTrainer needs TRL, which is not installed: pip install 'mce-llm\[trl\]'"),
+        ("0.24.0", r"MatrixSFTTrainer needs TRL 1.0 or newer, 0.24.0 is installed: pip install"),
+    ],
+)
+def test_a_trl_that_is_missing_or_too_old(monkeypatch, installed, message):
+    def version(name):
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.delitem(sys.modules, "mce_llm.lm.trl")
+    with pytest.raises(ImportError, match=message):
+        _ = mce_llm.lm.MatrixSFTTrainer
+
+
+WORKER = """
+import json, sys
+sys.path[:0] = {folders!r}
+import torch
+from test_trl import logged, make_tokenizer, trained
+from mce_llm.processes import leave_processes
+
+out, rows = sys.argv[1:]
+trainer = trained(make_tokenizer(), out, per_device_train_batch_size=int(rows))
+if trainer.is_world_process_zero():
+    torch.save(dict(trainer.model.state_dict()), out + "/weights.pt")
+    names = ("loss", "ce_loss", "mce_loss", "entropy", "mean_token_accuracy", "num_tokens")
+    log = {{name: logged(trainer, name) for name in names}}
+    json.dump({{"world": trainer.accelerator.num_processes, "log": log}}, open(out + "/log.json", "w"))
+leave_processes()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tokenizer, tmp_path):
+    """Four rows on each of two ranks, with unequal numbers of trained tokens, are eight rows on one."""
+    (tmp_path / "worker.py").write_text(
+        WORKER.format(folders=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "worker.py"), str(tmp_path), "4"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "log.json").read_text())
+    assert two["world"] == 2
+    one = trained(tokenizer, tmp_path / "one")
+    for name, values in two["log"].items():
+        assert values == pytest.approx(logged(one, name), rel=1e-5), name
+    weights = torch.load(tmp_path / "weights.pt")
+    for name, value in one.model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6, msg=name)
