@@ -1,6 +1,6 @@
 # make demo   make its own environment, install, and run the quickstart (two fine-tunes, evaluated)
 # make test   install what is missing, then linters, type checker and tests
-# make test-slow   heavy trials: DeepSpeed ZeRO-3 over two processes
+# make test-slow   heavy trials: every engine against one process, kill trials, launches
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

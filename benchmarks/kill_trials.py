@@ -4,7 +4,7 @@
     python benchmarks/kill_trials.py --trials 10 --engine zero2      # two processes; also ddp, zero3
 
 Every trial starts the recipe on a tiny model with dropout, kills all its processes (every other time inside a save, else
-at a random moment between the first step and the end), once or twice, and starts the same command until it is through.
+at a random moment after the first step), once or twice, and starts the same command until it is through.
 The weights must be, bit by bit, those of a run that nothing disturbed. The exit code is 0 when all are.
 """
 
@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -53,6 +55,7 @@ KINDS = {
     "packed rows": {"packing": "true", "max_length": 256, "per_device_train_batch_size": 1},
     "accumulation": {"gradient_accumulation_steps": 3, "save_total_limit": 1},
 }
+STEPS = 12
 STARTS = 12  # of one trial, before it counts as failed
 
 
@@ -64,7 +67,6 @@ class Outcome:
     in_a_save: int = 0
     skipped: int = 0  # checkpoints that were recognised as torn
     problem: str | None = None
-    log: list[str] = field(default_factory=list)
 
 
 def make_inputs(folder: Path) -> None:
@@ -99,7 +101,7 @@ def command(inputs: Path, output: Path, engine: str, kind: str) -> list[str]:
         "dataset": inputs / "data.jsonl",
         "prompt": "plain",
         "output_dir": output,
-        "max_steps": 12,
+        "max_steps": STEPS,
         "per_device_train_batch_size": 2,
         "learning_rate": 0.01,
         "lr_scheduler_type": "cosine",
@@ -129,7 +131,7 @@ def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> bo
     while not ready():
         if process.poll() is not None:
             return False
-        time.sleep(0.0005)
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return True
@@ -152,24 +154,28 @@ def torn(output: Path) -> bool:
     )
 
 
-def moment(output: Path, inside_a_save: bool, length: float, chance: random.Random) -> Callable[[], bool]:
-    """When to kill: a random time after a save has begun, or after training has."""
+def moment(output: Path, log: Path, inside_a_save: bool, chance: random.Random) -> Callable[[], bool]:
+    """When to kill: a random time after a save has begun, or after a step has been logged."""
     before = saves_begun(output)
     seen = set(before)
     saves_to_pass = chance.randrange(3)
-    delay = chance.uniform(0, 0.08 if inside_a_save else length)
+    step = chance.randint(1, STEPS)
+    delay = chance.uniform(0, 0.1 if inside_a_save else 0.4)
     since: list[float] = []
-    trained_before = begun(output) and output.joinpath("_UNFINISHED").stat().st_mtime_ns
 
     def ready() -> bool:
-        if not since:
-            if inside_a_save:
-                seen.update(saves_begun(output))
-                if len(seen - before) > saves_to_pass:
-                    since.append(time.monotonic())
-            elif begun(output) and output.joinpath("_UNFINISHED").stat().st_mtime_ns != trained_before:
-                since.append(time.monotonic())
-        return bool(since) and time.monotonic() - since[0] >= delay
+        if since:
+            return time.monotonic() - since[0] >= delay
+        seen.update(saves_begun(output))
+        if inside_a_save:
+            reached = len(seen - before) > saves_to_pass
+        else:
+            reached = any(
+                int(number) >= step for number in re.findall(r"step (\d+)/", log.read_text(errors="replace"))
+            )
+        if reached:
+            since.append(time.monotonic())
+        return False
 
     return ready
 
@@ -191,29 +197,31 @@ def difference(expected: Path, output: Path) -> str | None:
     return None
 
 
-def trial(
-    words: list[str], output: Path, expected: Path, length: float, chance: random.Random, inside: bool
-) -> Outcome:
+def trial(words: list[str], output: Path, expected: Path, chance: random.Random, inside: bool) -> Outcome:
     """Kill a run, start it until it is through, and compare."""
     outcome = Outcome()
     kills = chance.choice((1, 1, 2))
     for attempt in range(STARTS):
         log = output.with_suffix(f".{attempt}.log")
         process = start(words, log)
-        killed = outcome.kills < kills and kill_when(process, moment(output, inside, length, chance))
-        code = process.wait()
+        try:
+            killed = outcome.kills < kills and kill_when(process, moment(output, log, inside, chance))
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         text = log.read_text(errors="replace")
         outcome.skipped += text.count("is not whole, so it is skipped")
         if killed:
             outcome.kills += 1
             outcome.in_a_save += torn(output)
-            if not begun(output) and (output / "train_results.json").exists():  # all was done but leaving
-                outcome.problem = difference(expected, output)
-                return outcome
-        elif code == 0:
+        through = code == 0 or (killed and not begun(output) and (output / "train_results.json").exists())
+        if through and not outcome.kills:  # it was quicker than the moment
+            shutil.rmtree(output)
+        elif through:
             outcome.problem = difference(expected, output)
             return outcome
-        else:
+        elif not killed:
             outcome.problem = f"exit code {code}: {text[-600:]}"
             return outcome
     outcome.problem = f"not through after {STARTS} starts"
@@ -237,32 +245,27 @@ def main() -> int:
         folder = (options.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         make_inputs(folder)
-        lengths: dict[str, float] = {}
-        outcomes = []
+        outcomes: list[Outcome] = []
         for index in range(options.trials):
             kind = list(KINDS)[index % len(KINDS)]
             expected = folder / f"{kind.replace(' ', '-')}-undisturbed"
-            if kind not in lengths:
-                process = start(command(folder, expected, options.engine, kind), expected.with_suffix(".log"))
-                while process.poll() is None and not begun(expected):
-                    time.sleep(0.005)
-                since = time.monotonic()
-                if process.wait():
-                    print(expected.with_suffix(".log").read_text(errors="replace")[-2000:], file=sys.stderr)
+            if not expected.exists():
+                log = expected.with_suffix(".log")
+                if start(command(folder, expected, options.engine, kind), log).wait():
+                    print(log.read_text(errors="replace")[-2000:], file=sys.stderr)
                     return 2
-                lengths[kind] = time.monotonic() - since
             output = folder / f"trial-{index}"
             words = command(folder, output, options.engine, kind)
             # Both ways for each kind of training: kinds take turns, and so do rounds of them.
             inside = (index + index // len(KINDS)) % 2 == 0
-            outcome = trial(words, output, expected, lengths[kind], chance, inside)
+            outcome = trial(words, output, expected, chance, inside)
             outcomes.append(outcome)
             print(
                 f"trial {index + 1}/{options.trials}  {kind:12}  kills {outcome.kills}, in a save {outcome.in_a_save}, "
                 f"torn checkpoints skipped {outcome.skipped}: {outcome.problem or 'same weights'}",
                 flush=True,
             )
-    good = sum(outcome.problem is None and outcome.kills > 0 for outcome in outcomes)
+    good = sum(outcome.problem is None for outcome in outcomes)
     print(
         f"{options.engine}: {good}/{options.trials} ended with the weights of the undisturbed run; "
         f"{sum(o.kills for o in outcomes)} kills, {sum(o.in_a_save for o in outcomes)} of them in a save, "

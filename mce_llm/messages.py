@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def model_path_problem(name: str) -> str | None:
     path = Path(name).expanduser()
     if path.is_dir():
         if (path / "config.json").is_file():
-            return None
+            return _shard_problem(path)
         inside = ", ".join(sorted(item.name for item in path.iterdir())[:6]) or "nothing"
         return (
             f"{name} is not a model: it has no config.json (found: {inside}); give the directory that "
@@ -44,4 +45,17 @@ def model_path_problem(name: str) -> str | None:
         return f"{name} is a file; give the directory of a model, or a hub id"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{name}: there is no such directory"
+    return None
+
+
+def _shard_problem(folder: Path) -> str | None:
+    """An index of weight shards may name files beside it and nothing else."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{index} is no index of weight shards: {cause(error)}"
+        outside = sorted(str(n) for n in names if not isinstance(n, str) or Path(n).name != n or "\\" in n)
+        if outside:
+            return f"{index} names {outside[0]!r}, which is not a file in its own folder; the checkpoint is not to be trusted"
     return None

@@ -19,7 +19,7 @@ from mce_llm.lm.reference import (
 if TYPE_CHECKING:
     from mce_llm.lm.arguments import MatrixTrainingArguments
     from mce_llm.lm.heads import UnsupportedModelError
-    from mce_llm.lm.patch import MatrixLossPatch, patch_model, token_mask_of
+    from mce_llm.lm.patch import BypassedLossError, MatrixLossPatch, patch_model, token_mask_of
     from mce_llm.lm.trainer import MatrixTrainer
     from mce_llm.lm.training.guard import NonFiniteLossError
     from mce_llm.lm.training.mixin import MatrixLossMixin, UnsupportedTrainerError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "MatrixTrainingArguments": "arguments",
     "UnsupportedModelError": "heads",
+    "BypassedLossError": "patch",
     "MatrixLossPatch": "patch",
     "patch_model": "patch",
     "token_mask_of": "patch",
@@ -41,6 +42,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BypassedLossError",
     "GeometryError",
     "LossInputError",
     "LossOutput",

@@ -77,7 +77,7 @@ class MatrixSettings:
         default=False,
         metadata={"help": "Leave losses that are not finite out of the logged mean (hides divergence)."},
     )
-    report_to: None | str | list[str] = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser takes the second of these
         default="tensorboard",
         metadata={"help": "Where curves go: tensorboard (OUTPUT_DIR/runs), wandb, trackio, …, all or none."},
     )

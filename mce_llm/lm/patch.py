@@ -28,6 +28,10 @@ from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
 from mce_llm.matrix.precision import autocast_off
 
 
+class BypassedLossError(RuntimeError):
+    """A patched model is trained in a way that never computes its loss; the message says what to use instead."""
+
+
 @dataclass(frozen=True)
 class LossParts:
     """The parts of one forward's loss, detached; sums over its unmasked labels, in nats.
@@ -91,12 +95,14 @@ class MatrixLossPatch:
             raise ValueError(f"token_mask has shape {tuple(token_mask.shape)}, the head has {rows} rows")
         self._token_mask = token_mask
         self._request: _LossRequest | None = None
+        self._running = False
         self._install()
 
     def remove(self) -> None:
         """Give the model its own forward back."""
         del self.model.forward
         del self._head.module.forward
+        self._bypass_check.remove()
 
     def _install(self) -> None:
         patch, own_forward = self, type(self.model).forward
@@ -107,10 +113,23 @@ class MatrixLossPatch:
             if args:  # name the positional ones, so that labels are found wherever they stand
                 bound = signature.bind_partial(model, *args).arguments
                 kwargs = {**{k: v for k, v in bound.items() if v is not model}, **kwargs}
-            if kwargs.get("labels") is None and kwargs.get("shift_labels") is None:
-                return own_forward(model, **kwargs)
-            return patch._forward_with_loss(own_forward, kwargs)
+            patch._running = True
+            try:
+                if kwargs.get("labels") is None and kwargs.get("shift_labels") is None:
+                    return own_forward(model, **kwargs)
+                return patch._forward_with_loss(own_forward, kwargs)
+            finally:
+                patch._running = False
 
+        def refuse_bypass(*_: Any) -> None:
+            if not patch._running and patch.model.training and torch.is_grad_enabled():
+                raise BypassedLossError(
+                    f"the layers of {type(patch.model).__name__} are being trained past its own forward, so the matrix "
+                    "loss would have no part in it; trl.SFTTrainer does so (use mce_llm.lm.MatrixSFTTrainer). Where it is "
+                    "meant, call remove() on the patch first"
+                )
+
+        self._bypass_check = cast(nn.Module, self.model.base_model).register_forward_pre_hook(refuse_bypass)
         forward._matrix_loss_patch = self  # type: ignore[attr-defined]
         self.model.forward = types.MethodType(forward, self.model)
         own_head_forward = type(self._head.module).forward
@@ -159,7 +178,9 @@ class MatrixLossPatch:
         if loss is None:
             raise UnsupportedModelError(f"{type(self.model).__name__}.forward never called its output head")
         if request.returned is not None and not self._wants_logits:
-            loss = request.returned.flatten()[0].clone()  # of a view, FSDP2 would lose the hook at `loss *= n`
+            loss = request.returned.flatten()[
+                0
+            ].clone()  # of a view, FSDP2 would lose the hook at `loss *= n`
         fields = {name: value for name, value in outputs.items() if name != "loss"}
         if not self._wants_logits:
             fields.pop("logits", None)

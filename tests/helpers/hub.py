@@ -6,6 +6,9 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub.constants
+import transformers
+
 
 class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
@@ -74,8 +77,12 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_hub(token="hf_right"):
+def running_hub(monkeypatch, token="hf_right"):
+    """A hub that this process's client talks to."""
     hub = Hub(token)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made anew, for this endpoint
     thread = threading.Thread(target=hub.serve_forever, daemon=True)
     thread.start()
     try:
@@ -84,3 +91,4 @@ def running_hub(token="hf_right"):
         hub.shutdown()
         hub.server_close()
         thread.join(timeout=10)
+        transformers.utils.hub._hf_api = None

@@ -2,7 +2,7 @@
 
 A micro-step of two processes with two rows each is compared with one of four rows in one process. Three SGD steps;
 what is compared are the losses of each step and the final weights, which differ from the first ones by nothing but
-gradients. `benchmarks/engine_parity.py` prints the whole table.
+gradients. With `-m slow -s` the whole table is printed.
 """
 
 import pytest
@@ -62,6 +62,8 @@ def compare(engine, got, expected, runs):
         for part in ("loss", "ce_loss", "mce_loss"):
             assert logs[0][part] == pytest.approx(whole[0][part], rel=LOSS), (name, part)
         of_weight, of_change = deviations(weights, whole_weights, start_weights(run["family"]))
+        of_loss = max(abs(a / b - 1) for a, b in zip(logs[0]["loss"], whole[0]["loss"], strict=True))
+        print(f"{engine:6} {name:16} loss {of_loss:.1e} weights {of_weight:.1e} change {of_change:.1e}")
         assert of_weight < WEIGHT, name
         assert of_change < CHANGE, name
 

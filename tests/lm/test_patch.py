@@ -11,6 +11,7 @@ from torch import nn
 
 from helpers.models import CONFIGS, VOCABULARY, make_batch, make_model
 from mce_llm.lm import (
+    BypassedLossError,
     MatrixLossConfig,
     TokenGeometry,
     UnsupportedModelError,
@@ -321,3 +322,19 @@ def test_phantom_rows_do_not_change_the_loss():
     torch.testing.assert_close(values[0], values[1])
     with pytest.raises(ValueError, match="the head has 61 rows"):
         patch_model(model, EXACT, token_mask=mask[:-1])
+
+
+def test_training_past_the_patched_forward_is_an_error():
+    model = make_model()
+    patch = patch_model(model, MatrixLossConfig())
+    batch = make_batch()
+    model.train()
+    model(**batch).loss.backward()
+    model(input_ids=batch["input_ids"])
+    with pytest.raises(BypassedLossError, match="trained past its own forward"):
+        model.model(input_ids=batch["input_ids"])
+    with torch.no_grad():
+        model.model(input_ids=batch["input_ids"])
+    model.eval().model(input_ids=batch["input_ids"])
+    patch.remove()
+    model.train().model(input_ids=batch["input_ids"])

@@ -20,6 +20,7 @@ from mce_llm.data import train_tokenizer
 trl = pytest.importorskip("trl", minversion="1.0")
 
 from mce_llm.lm import (  # noqa: E402
+    BypassedLossError,
     MatrixLossConfig,
     MatrixLossMixin,
     MatrixSFTConfig,
@@ -399,6 +400,23 @@ def test_a_trainer_that_never_runs_the_model_forward_with_labels_is_an_error(tok
         UnsupportedTrainerError, match=r"FromLogits.compute_loss never ran the model's own forward"
     ):
         trainer.train()
+
+
+def test_a_patched_model_in_the_stock_trainer_is_an_error_and_not_plain_cross_entropy(tokenizer, tmp_path):
+    model = make_model(tokenizer)
+    patch_model(model, MatrixLossConfig(), tokenizer=tokenizer)
+    # By version: TRL trains past the model's forward, or looks for logits in what it returns.
+    with pytest.raises((BypassedLossError, TypeError, AttributeError)):
+        trained(tokenizer, tmp_path, trainer_class=trl.SFTTrainer, config=trl.SFTConfig, model=model)
+
+
+def test_checkpoints_and_the_model_card(tokenizer, tmp_path):
+    trainer = trained(tokenizer, tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    assert_same_weights(loaded, trainer.model)
+    card = (tmp_path / "README.md").read_text()
+    assert "matrix-cross-entropy" in card
+    assert f"| trl | {trl.__version__} |" in card
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ zero = {{
 }}
 args = arguments(out, max_steps=3, per_device_train_batch_size=int(rows), gradient_accumulation_steps=2,
                  matrix_order=16, seed=3, **({{"deepspeed": zero}} if engine == "zero3" else {{}}))
-torch.manual_seed(3)
 model = AutoModelForCausalLM.from_pretrained(out + "/base")
+torch.manual_seed(3)  # the engines draw other numbers while they load a model
 model = with_lora(model, lora_settings(**VARIANTS[variant], **HEADS[head][1]))
 if engine != "zero3":
     model.save_pretrained(out + "/start")

@@ -1,6 +1,7 @@
 """Every variant of adapters on every kind of head: what is trained, the value of the loss, and what is refused."""
 
 import copy
+import re
 
 import peft
 import pytest
@@ -12,7 +13,8 @@ from helpers.recipes import words
 from mce_llm.lm import MatrixLossConfig, TokenGeometry, patch_model, reference_matrix_cross_entropy
 from mce_llm.recipes import finetune
 from mce_llm.recipes.adapters import with_lora
-from mce_llm.recipes.settings import ModelSourceError
+from mce_llm.recipes.configuration import parse_recipe
+from mce_llm.recipes.settings import ConfigurationError, ModelArguments, ModelSourceError
 
 EXACT = MatrixLossConfig(weight=0.7, support=None, order=16)
 
@@ -137,6 +139,54 @@ def test_what_is_trained_is_float32_on_a_bfloat16_model(family, saved):
     assert (
         model(input_ids=make_batch()["input_ids"]).logits.isfinite().all()
     )  # generation runs without autocast
+
+
+@pytest.mark.parametrize(
+    ("changed", "patterns"),
+    [
+        ({"lora_alpha": 32}, ["lora_alpha without lora_r: set lora_r to the rank .* leave it out"]),
+        (
+            {
+                "use_dora": True,
+                "quantization": "4bit",
+                "merge_adapters": True,
+                "lora_modules_to_save": "lm_head",
+            },
+            [
+                "quantization, lora_modules_to_save, use_dora, merge_adapters without lora_r: .* leave them out"
+            ],
+        ),
+        (
+            {"lora_r": 4, "lora_alpha": 0, "lora_dropout": 1.0, "quantization": "4bits"},
+            [
+                "lora_alpha must be positive, got 0",
+                r"lora_dropout must be in \[0, 1\)",
+                "got '4bits' .did you mean '4bit'",
+            ],
+        ),
+        ({"lora_r": 4, "quantization": "8bit", "dtype": "auto"}, ["quantization needs a dtype"]),
+        (
+            {"lora_r": 4, "model_name_or_path": None, "model_config": "{model_type: llama}"}
+            | {"tokenizer_name_or_path": "t"},
+            ["lora_r with model_config: adapters would train beside random weights"],
+        ),
+    ],
+)
+def test_settings_that_cannot_be_used(changed, patterns):
+    with pytest.raises(ConfigurationError) as caught:
+        ModelArguments(**{"model_name_or_path": "m", **changed})
+    for pattern in patterns:
+        assert re.search(pattern, str(caught.value)), str(caught.value)
+
+
+def test_layers_may_be_lists_in_yaml(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model_name_or_path: m\ndataset: d\noutput_dir: o\nuse_cpu: true\nlora_r: 4\n"
+        "lora_target_modules: [q_proj, v_proj]\nlora_modules_to_save: [lm_head, norm]\n"
+    )
+    model = parse_recipe(["--config", str(path)]).model
+    assert (model.lora_target_modules, model.lora_modules_to_save) == ("q_proj,v_proj", "lm_head,norm")
 
 
 REFUSED = [

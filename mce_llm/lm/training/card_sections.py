@@ -10,12 +10,22 @@ from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.training.card_facts import METRICS, DataRecord, shown
 from mce_llm.lm.training.card_text import LOSS_TEXT, SETTING_MEANINGS, code, fenced, number, table
 
+_ENGINES = {
+    "NO": "one process",
+    "MULTI_CPU": "DDP on CPUs",
+    "MULTI_GPU": "DDP",
+    "FSDP": "FSDP",
+    "DEEPSPEED": "DeepSpeed",
+}
+
 
 def what_it_is(source: str | None, *, adapters: bool, trainer: Any) -> str:
     """One sentence: from what, and with which loss."""
     architecture = trainer.matrix_patch.model.config.model_type
     kind = "Adapters for" if adapters else "A fine-tuned version of"
-    subject = f"{kind} {code(shown(source))}" if source else "A language model trained from random weights"
+    subject = (
+        f"{kind} {code(shown(source))}" if source else "A language model that was not loaded from a named one"
+    )
     weight = trainer.matrix_patch.config.weight
     loss = "matrix cross-entropy beside cross-entropy" if weight else "cross-entropy alone (λ = 0)"
     return f"{subject} (architecture {code(architecture)}), trained with {loss} by mce-llm."
@@ -34,6 +44,7 @@ def loss_text(config: MatrixLossConfig) -> str:
 def training_text(trainer: Any) -> str:
     """How it was trained."""
     args, state = trainer.args, trainer.state
+    engine = trainer.accelerator.distributed_type.value
     processes, rows, steps = (
         args.world_size,
         args.per_device_train_batch_size,
@@ -44,12 +55,15 @@ def training_text(trainer: Any) -> str:
     facts = [
         ("optimizer steps", f"{state.global_step} of {state.max_steps}"),
         ("epochs", number(state.epoch or 0.0)),
-        ("rows an optimizer step", f"{processes * rows * steps} = {processes} × {rows} × {steps}"),
-        ("processes × rows each × accumulation", f"engine {trainer.accelerator.distributed_type.value}"),
+        (
+            "batch of an optimizer step",
+            f"{processes * rows * steps} rows = {processes} processes × {rows} rows × {steps} accumulation steps",
+        ),
+        ("engine", _ENGINES.get(engine, engine)),
         ("optimizer", f"{getattr(args.optim, 'value', args.optim)} {args.optim_args or ''}".strip()),
         (
             "learning rate",
-            f"{number(args.learning_rate)}, schedule {schedule}, warm-up {number(args.warmup_steps)}",
+            f"{number(args.learning_rate)}, schedule {schedule}, warm-up {args.get_warmup_steps(state.max_steps)} steps",
         ),
         ("weight decay", number(args.weight_decay)),
         ("gradient norm limited to", number(args.max_grad_norm) if args.max_grad_norm else "no limit"),

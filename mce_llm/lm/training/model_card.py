@@ -36,6 +36,10 @@ from mce_llm.lm.training.card_sections import (
 )
 from mce_llm.lm.training.card_text import CITATION, code, fenced, listed, table
 
+_BLANK, _BLANKS = (
+    "[More Information Needed]",
+    30,
+)  # in the form that peft leaves; fewer, and somebody has filled it in
 MARKER = "<!-- Written by mce-llm on every save. Without this line, the file is left alone. -->"
 
 
@@ -64,7 +68,7 @@ def is_foreign(path: Path) -> bool:
     if not path.is_file():
         return False
     text = path.read_text(encoding="utf-8", errors="replace")
-    return MARKER not in text and "# Model Card for Model ID" not in text
+    return MARKER not in text and text.count(_BLANK) < _BLANKS
 
 
 @contextmanager

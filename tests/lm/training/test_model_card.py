@@ -82,7 +82,7 @@ def test_loss_settings_training_data_and_versions(trained):
     for name, value in trained.args.matrix_loss.to_dict().items():
         assert f"| `{name}` | `{json.dumps(value)}` |" in text
     for fact in (
-        "`4 = 1 × 2 × 2`",
+        "`4 rows = 1 processes × 2 rows × 2 accumulation steps`",
         "| seed | `11` |",
         "`2 of 2`",
         "| `acme/sums`",
@@ -198,7 +198,7 @@ def test_somebody_elses_card_stays(tmp_path, user_text):
 
 def test_somebody_elses_card_comes_back_after_a_save_that_was_killed(tmp_path):
     (tmp_path / "_README.md.kept").write_text("# Mine\n")
-    (tmp_path / "README.md").write_text("# Model Card for Model ID\n")  # of peft, from that save
+    (tmp_path / "README.md").write_text("[More Information Needed]\n" * 40)  # of peft, from that save
     make_trainer(tmp_path).save_model()
     assert (tmp_path / "README.md").read_text() == "# Mine\n"
     assert not (tmp_path / "_README.md.kept").exists()

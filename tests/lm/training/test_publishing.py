@@ -18,12 +18,8 @@ TOKEN = "hf_right"
 
 @pytest.fixture
 def hub(monkeypatch):
-    with running_hub(TOKEN) as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)  # made anew, for this endpoint
+    with running_hub(monkeypatch, TOKEN) as hub:
         yield hub
-    transformers.utils.hub._hf_api = None
 
 
 def make_trainer(folder, **changes):

@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_said_when_the_trainer_is_made(tmp_path, tokenizer,
         sampled(tmp_path, tokenizer, talker(max_position_embeddings=8), sample_prompts=["apples " * 30])
     trainer = trainer_for(tmp_path, model=talker(), tokenizer=tokenizer)
     trainer.eval_dataset = trainer.train_dataset = None
-    with pytest.raises(ValueError, match="found no prompts in the data .* give sample_prompts"):
+    with pytest.raises(ValueError, match=r"found no prompts in the data .* give sample_prompts"):
         SamplesCallback(trainer, sample_steps=1)
 
 
