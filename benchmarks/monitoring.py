@@ -3,25 +3,29 @@
     python benchmarks/monitoring.py --shape 2m --batch 4 --length 256
     python benchmarks/monitoring.py --device cuda --shape 7b --batch 1 --length 4096 --dtype bfloat16 --repeats 5
 
-One `MatrixTrainer` trains throughout; every few steps other callbacks are in force. Each callback has some cost in every step
-and some each time that it measures (a log, a measurement of spectra); the second is spread over as many steps
-as lie between two of them at the default settings. Ratios are medians over the rounds of (with) / (without, in the
-same round), so that a machine whose speed drifts is unfair to none.
+One `MatrixTrainer` trains throughout; every two steps other callbacks are in force. A callback costs something in
+every step and more in the steps in which it has something to do (a log, a measurement of spectra); the second is spread over as
+many steps as lie between two of them at the default settings. "Inside" is the time between entering and leaving the
+callbacks and the observer in the model's head, device included, against the step without monitoring. "On/off" compares
+whole steps, as the median over the rounds of the difference to the step without in the same round; it would also show
+what a callback slows down elsewhere, and is as uncertain as two whole steps are.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import DTYPES, device_argument, machine, milliseconds, positive, progress, table
+from measuring import DTYPES, device_argument, machine, milliseconds, positive, progress, synchronize, table
 from torch.utils.data import Dataset
 from training_step import SHAPES, build
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -34,6 +38,7 @@ from mce_llm.lm.training.monitoring import (
     SpectraCallback,
     ThroughputCallback,
 )
+from mce_llm.lm.training.monitoring.head_sample import HeadSample
 
 LOGGING_STEPS = 10  # as in the recipes; the callbacks that log do so at each
 CASES = {
@@ -44,6 +49,8 @@ CASES = {
     "all": (ThroughputCallback, SpectraCallback, PlainLinesCallback, ChartsCallback),
 }
 ALL = CASES["all"]
+# Optimizer steps between two times that something is due; LOGGING_STEPS for all others.
+APART = {"spectra": MatrixSettings.monitor_steps}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -63,40 +70,82 @@ class Rows(Dataset):
         return {"input_ids": ids, "labels": labels}
 
 
+class Stopwatch:
+    """Time spent inside of wrapped functions, however they call one another.
+
+    Args:
+        clock: A name in `CLOCKS`.
+        device: Which has to be done before either end.
+    """
+
+    def __init__(self, clock: str, device: torch.device) -> None:
+        self._read, self._device, self._depth, self._inside = CLOCKS[clock], device, 0, 0.0
+
+    def now(self) -> float:
+        """The time, when the device is done."""
+        synchronize(self._device)
+        return self._read()
+
+    def take(self) -> float:
+        """Seconds inside since the last call."""
+        inside, self._inside = self._inside, 0.0
+        return inside
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = self.now() if self._depth == 0 else 0.0
+            self._depth += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._inside += self.now() - begin
+
+        return timed
+
+
 class Switch(TrainerCallback):
     """Puts one case after another in force and times its steps; comes before the callbacks that it switches.
 
-    A block of a case has two steps: one in which everything is due that can be, and one in which nothing is. Each is
-    timed from its beginning to that of the next one, device included.
+    Each case is in force for two steps: one in which nothing is due, and one in which everything is that can be.
     """
 
     def __init__(self, trainer: MatrixTrainer, rounds: int, clock: str) -> None:
-        self._trainer, self._rounds, self._now = trainer, rounds, CLOCKS[clock]
+        self._trainer, self._rounds = trainer, rounds
+        self._watch = Stopwatch(clock, trainer.args.device)
         self._callbacks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ALL)]
-        self.seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
+        for callback in self._callbacks:
+            for event in (name for name in dir(TrainerCallback) if name.startswith("on_")):
+                setattr(callback, event, self._watch.around(getattr(callback, event)))
+        HeadSample.__call__ = self._watch.around(HeadSample.__call__)  # type: ignore[method-assign]
+        # (case, due) → seconds of whole steps, and of those inside the callbacks.
+        self.steps: dict[tuple[str, bool], list[float]] = defaultdict(list)
+        self.inside: dict[tuple[str, bool], list[float]] = defaultdict(list)
         self._begun: tuple[str, bool, float] | None = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the time of the step before and choose what is in force in this one."""
-        if self._trainer.args.device.type == "cuda":
-            torch.cuda.synchronize(self._trainer.args.device)
+        """Note the times of the step before and choose what is in force in this one."""
+        now, inside = self._watch.now(), self._watch.take()
         if self._begun is not None:
             name, due, begin = self._begun
-            self.seconds[name, due].append(self._now() - begin)
+            self.steps[name, due].append(now - begin)
+            self.inside[name, due].append(inside)
         block, offset = divmod(state.global_step, 2)
         round_number, case = divmod(block, len(CASES))
         name = list(CASES)[case]
-        # Steps count from 1, and measurements are due at even ones: monitor_steps and logging_steps are 2 here.
-        due = (state.global_step + 1) % 2 == 0
         progress(f"round {round_number}/{self._rounds}: {name}")
         handler = self._trainer.callback_handler
         if offset == 0:
             others = [c for c in handler.callbacks if not isinstance(c, ALL)]
-            wanted = [c for c in self._callbacks if isinstance(c, CASES[name])]
-            handler.callbacks[:] = others + wanted
-        self._begun = (name, due, self._now())
+            handler.callbacks[:] = others + [c for c in self._callbacks if isinstance(c, CASES[name])]
+        # Steps count from 1, and what is logged and measured is due at even ones: see `measure`.
+        self._begun = (name, offset == 1, self._watch.now())
 
 
 def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
@@ -117,35 +166,44 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        rows = Rows(model.config.vocab_size, options.length)
-        trainer = MatrixTrainer(model=model, args=args, train_dataset=rows)
+        trainer = MatrixTrainer(
+            model=model, args=args, train_dataset=Rows(model.config.vocab_size, options.length)
+        )
         switch = Switch(trainer, options.repeats, options.clock)
         trainer.callback_handler.callbacks.insert(0, switch)
         trainer.train()
     progress("")
-    # The first round warms everything up. What is due beside a step without anything is the trainer's own log.
-    seen = {key: times[1:] for key, times in switch.seconds.items()}
-    idle, logging = seen["off", False], seen["off", True]
-    step = statistics.median(idle)
-    found = []
-    for name, members in CASES.items():
+    for times in (switch.steps, switch.inside):
+        for seconds in times.values():
+            del seconds[0]  # the first round warms everything up
+    step = statistics.median(switch.steps["off", False])
+    rows = []
+    for name in CASES:
         if name == "off":
             continue
-        every_step = statistics.median(b - a for a, b in zip(idle, seen[name, False], strict=False))
-        when_due = (
-            statistics.median(b - a for a, b in zip(logging, seen[name, True], strict=False)) - every_step
-        )
-        # With everything on, most of what is due is the spectra, measured less often than the others log.
-        apart = MatrixSettings.monitor_steps if SpectraCallback in members else LOGGING_STEPS
-        found.append({"case": name, "every_step": every_step, "when_due": when_due, "apart": apart})
-    by_name = {row["case"]: row for row in found}
-    logs = sum(by_name[name]["when_due"] for name in ("throughput", "lines in the terminal"))
-    for row in found:
-        added = row["every_step"] + row["when_due"] / row["apart"]
-        if row["case"] == "all":
-            added += logs * (1 / LOGGING_STEPS - 1 / row["apart"])
-        row["ratio"] = 1 + added / step
-    return found, step
+        inside = [statistics.median(switch.inside[name, due]) for due in (False, True)]
+        outside = [
+            statistics.median(
+                b - a for a, b in zip(switch.steps["off", due], switch.steps[name, due], strict=False)
+            )
+            for due in (False, True)
+        ]
+        rows.append({"case": name, "inside": inside, "outside": outside})
+    return [{**row, **ratios(row, rows, step)} for row in rows], step
+
+
+def ratios(row: dict[str, Any], rows: list[dict[str, Any]], step: float) -> dict[str, float]:
+    """What a case makes of a step at the default settings, from (nothing due, everything due)."""
+    found = {}
+    for key in ("inside", "outside"):
+        each, due = row[key][0], row[key][1] - row[key][0]
+        added = each + due / APART.get(row["case"], LOGGING_STEPS)
+        if row["case"] == "all":  # its spectra are due less often than the rest
+            (spectra,) = (other[key] for other in rows if other["case"] == "spectra")
+            of_spectra = spectra[1] - spectra[0]
+            added = each + (due - of_spectra) / LOGGING_STEPS + of_spectra / APART["spectra"]
+        found[f"{key}_ratio"] = 1 + added / step
+    return found
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -189,14 +247,14 @@ def main(arguments: list[str] | None = None) -> None:
     cells = [
         [
             row["case"],
-            milliseconds(row["every_step"]),
-            milliseconds(row["when_due"]),
-            str(row["apart"]),
-            f"{row['ratio']:.4f}",
+            f"{1e3 * row['inside'][0]:.2f}",
+            f"{1e3 * row['inside'][1]:.2f}",
+            f"{row['inside_ratio']:.4f}",
+            f"{row['outside_ratio']:.3f}",
         ]
         for row in rows
     ]
-    print(table(["callback", "ms every step", "ms when due", "steps apart", "× step"], cells))
+    print(table(["callback", "ms inside", "ms inside when due", "× step", "× step, on/off"], cells))
     if options.json:
         settings = {key: str(value) for key, value in vars(options).items()}
         record = {"machine": about, "settings": settings, "step_seconds": step, "rows": rows}

@@ -43,9 +43,11 @@ def check_adapters(
     quantized_loading(settings, unquantized_layers(settings, tokenizer))
     if (model := without_weights(settings, tokenizer)) is None:
         return
-    with torch.device("meta"):  # draws no random numbers, so that what is trained later starts where it would without
+    with torch.device(
+        "meta"
+    ):  # draws no random numbers, so that what is trained later starts where it would without
         adapted = with_lora(model, settings)
-    if embeddings == "input" and has_adapters(adapted.get_base_model().get_input_embeddings()):
+    if embeddings == "input" and has_adapters(adapted.get_base_model().get_input_embeddings()):  # type: ignore[operator]
         raise ModelSourceError(
             f"{_targets(settings)} puts an adapter on the input embeddings, whose weight matrix_embeddings: input reads "
             "without the adapter's part; take them out, or use matrix_embeddings: output"
@@ -76,8 +78,8 @@ def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelSourceError(f"{_targets(settings)}: {cause(error)}") from error
-    _check_ends(adapted.get_base_model(), settings, tied)
-    _train_copies_in_float32(adapted.get_base_model())
+    _check_ends(adapted.get_base_model(), settings, tied)  # type: ignore[arg-type]
+    _train_copies_in_float32(adapted.get_base_model())  # type: ignore[arg-type]
     return adapted
 
 

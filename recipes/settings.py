@@ -81,7 +81,8 @@ class ModelArguments:
         },
     )
     use_dora: bool = field(
-        default=False, metadata={"help": "DoRA: train the length of each output's weight vector apart from its direction."}
+        default=False,
+        metadata={"help": "DoRA: train the length of each output's weight vector apart from its direction."},
     )
     use_rslora: bool = field(
         default=False, metadata={"help": "rsLoRA: adapters count lora_alpha / √lora_r times."}

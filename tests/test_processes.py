@@ -74,5 +74,5 @@ def test_an_engine_that_does_not_run(monkeypatch, variable, engine):
 def test_the_first_version_of_fsdp(plugin):
     """Also where accelerate is too old to know another."""
     state = SimpleNamespace(fsdp_plugin=plugin)
-    with pytest.raises(LaunchError, match="FSDP1 was asked for.*set fsdp_version: 2"):
+    with pytest.raises(LaunchError, match=r"FSDP1 was asked for.*set fsdp_version: 2"):
         check_engine(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state))

@@ -96,7 +96,7 @@ def recipe_shapes(recipe: Recipe) -> tuple[ModelShape, TrainingShape]:
         mixed="bfloat16" if training.bf16 else "float16" if training.fp16 else None,
         optim=str(getattr(training.optim, "value", training.optim)),
         momentum=_momentum(training.optim_args),
-        checkpointing=training.gradient_checkpointing,
+        checkpointing=training.gradient_checkpointing,  # type: ignore[arg-type]
         attention=attention,
         loss=LossShape(
             kind=loss.kind,

@@ -42,9 +42,9 @@ def marked(
         for is_trained, run in groupby(part, key=lambda place: trained[place]):
             words = tokenizer.decode([input_ids[place] for place in run], skip_special_tokens=False)
             if is_trained:
-                text.append(OPENING, style=_TRAINED).append(words, style=_TRAINED).append(
+                text.append(OPENING, style=_TRAINED).append(words, style=_TRAINED).append(  # type: ignore[arg-type]
                     CLOSING, style=_TRAINED
                 )
             else:
-                text.append(words, style=_MASKED)
+                text.append(words, style=_MASKED)  # type: ignore[arg-type]
     return text

@@ -182,7 +182,7 @@ def _judge_tokenizer(
     if model is None:
         return
     largest = max(tokenizer.get_vocab().values())
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
     if largest >= rows:
         findings.problem(
             "tokenizer",

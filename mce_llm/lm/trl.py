@@ -156,7 +156,7 @@ class _ModelLossSFTTrainer(SFTTrainer):
         return output._replace(metrics=metrics)
 
 
-class MatrixSFTTrainer(MatrixLossMixin, _ModelLossSFTTrainer):
+class MatrixSFTTrainer(MatrixLossMixin, _ModelLossSFTTrainer):  # type: ignore[misc]
     """Drop-in `SFTTrainer`: same arguments, same preparation of data and adapters, same checkpoints.
 
     It logs what `MatrixTrainer` does, and TRL's `entropy` (nats), `mean_token_accuracy` (both means over the unmasked

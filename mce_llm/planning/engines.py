@@ -178,7 +178,8 @@ def _adam_scratch(engine: Engine, training: TrainingShape, trained: int, devices
         terms.append(
             Term("float32 gradient", 4 * at_once, f"{at_once:,.0f} × 4 B, cast for the update", "step")
         )
-    scratch = optimizer_memory(training.optim, training.momentum).scratch
+    widths = engine.precision(training)
+    scratch = optimizer_memory(training.optim, training.momentum).scratch * (widths.master or widths.gradient)
     if scratch:
         text = f"{at_once:,.0f} × {scratch} B, {training.optim} updates all at once"
         terms.append(Term("update", scratch * at_once, text, "step"))

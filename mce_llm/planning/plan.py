@@ -221,6 +221,10 @@ def _activation_terms(engine: Engine, model: ModelShape, training: TrainingShape
         text = f"{at} × {one.total:,.0f} B ({one.text})"
         terms.append(Term("recomputed layer", tokens * one.total, text, "backward"))
 
+    end = tokens * model.hidden_size * (4 + 2 * widths.stream)
+    text = f"{at} × d {model.hidden_size:,} × {4 + 2 * widths.stream} B, last normalisation and its output"
+    terms.append(Term("hidden states", end, text, "forward"))
+
     casts = _autocast_copies(model, training, widths.product) if widths.casts else 0
     if casts:
         text = f"{casts // widths.product:,} × {widths.product} B, weights cast by autocast"

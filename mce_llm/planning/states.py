@@ -29,7 +29,7 @@ class OptimizerMemory:
         bits: 32 for the dtype of the weights it updates (float32 in each engine's masters), 8 for quantised states.
         factored: Row and column statistics of matrices in place of whole tensors.
         paged: Kept in unified memory, which moves to the host when the device is full.
-        scratch: Bytes a trained parameter that an update needs besides, 0 where it is done in one kernel.
+        scratch: Further tensors as large as the weights while it updates them, 0 where that is done in one kernel.
     """
 
     states: int
@@ -41,7 +41,7 @@ class OptimizerMemory:
 
 # `adamw_torch` is PyTorch's multi-tensor form, which holds √v for all parameters of a group at once.
 OPTIMIZERS = {
-    "adamw_torch": OptimizerMemory(2, scratch=4),
+    "adamw_torch": OptimizerMemory(2, scratch=1),
     "adamw_torch_fused": OptimizerMemory(2),
     "adamw_bnb_8bit": OptimizerMemory(2, bits=8),
     "adamw_8bit": OptimizerMemory(2, bits=8),
@@ -51,9 +51,9 @@ OPTIMIZERS = {
     "lion_8bit": OptimizerMemory(1, bits=8),
     "paged_lion_32bit": OptimizerMemory(1, paged=True),
     "paged_lion_8bit": OptimizerMemory(1, bits=8, paged=True),
-    "adafactor": OptimizerMemory(0, factored=True, scratch=4),
-    "adagrad": OptimizerMemory(1, scratch=4),
-    "rmsprop": OptimizerMemory(1, scratch=4),
+    "adafactor": OptimizerMemory(0, factored=True, scratch=1),
+    "adagrad": OptimizerMemory(1, scratch=1),
+    "rmsprop": OptimizerMemory(1, scratch=1),
     "sgd": OptimizerMemory(0),
 }
 

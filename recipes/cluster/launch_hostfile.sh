@@ -4,6 +4,7 @@
 set -euo pipefail
 
 SECONDS_TO_END=60
+node=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/node.sh
 
 usage() {
     cat <<'TEXT'
@@ -12,8 +13,8 @@ usage: recipes/cluster/launch_hostfile.sh --hostfile FILE --config_file FILE [OP
   recipes/cluster/launch_hostfile.sh --hostfile hosts --config_file recipes/accelerate/zero3.yaml -- \
     recipes/finetune.py --config recipes/llemma7b_metamath_mce.yaml
 
-Run it on a machine that reaches all of them by ssh without a password; it may be one of them. This folder and the Python
-environment have to lie at the same path on every machine, and output_dir has to be one that all of them share.
+Run it on a machine that reaches all of them by ssh without a password; it may be one of them. The folder where you are and
+the Python environment have to lie at the same path on every machine, and output_dir has to be one that all of them share.
 
   --hostfile FILE           a line for each machine, `HOST slots=GPUS`; as many slots on each; # begins a comment
   --config_file FILE        the engine: one of recipes/accelerate/*.yaml
@@ -132,7 +133,7 @@ run_on() { # RANK: the machine's share of the run; its exit code goes to a file
     for control in "${controls[@]}"; do
         exec {control}>&- # held by the launcher alone, so that they end with it
     done
-    local words=(env "${environment[@]}" "$PWD/recipes/cluster/node.sh" "$accelerate" launch
+    local words=(env "${environment[@]}" bash "$node" "$accelerate" launch
         --config_file "$config" --num_machines "${#hosts[@]}" --machine_rank "$rank"
         --num_processes $((${#hosts[@]} * slots)) --main_process_ip "$main_ip" --main_process_port "$port"
         "${script[@]}")
@@ -174,7 +175,7 @@ end_all() {
 trap stop_all TERM
 trap 'code=130; end_all' INT HUP
 
-declare -A seen
+declare -A seen=()
 while [[ ${#seen[@]} -lt ${#hosts[@]} ]]; do
     wait -n && status=0 || status=$?
     for rank in "${!hosts[@]}"; do

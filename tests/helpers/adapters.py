@@ -25,22 +25,23 @@ def lora_settings(base="base", **changed):
     return ModelArguments(model_name_or_path=str(base), **{"lora_r": 2, "lora_alpha": 3, **changed})
 
 
-def adapted_model(variant="lora", head="plain", base=None, **changed):
+def adapted_model(variant="lora", head="plain", base=None, size=2.0, **changed):
     """A model whose adapters, magnitudes and whole layers all differ from where they start."""
     family, saved = HEADS[head]
     settings = lora_settings(**VARIANTS[variant], **saved, **changed)
     model = with_lora(base or make_model(family), settings)
-    disturb(model)
+    disturb(model, size)
     return model
 
 
 @torch.no_grad()
-def disturb(model, seed=4):
-    generator = torch.Generator().manual_seed(seed)
+def disturb(model, size=2.0):
+    """Noise on all that is trained; `size` is that of what starts at zero."""
+    generator = torch.Generator().manual_seed(4)
     for parameter in model.parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-            parameter.add_(0.3 * noise * (parameter.abs().mean() if parameter.any() else 2.0))
+            parameter.add_(0.3 * noise * (parameter.abs().mean() if parameter.any() else size))
 
 
 def trained_names(model):

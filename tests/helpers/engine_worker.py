@@ -5,7 +5,6 @@ then wraps the model, clips and steps is accelerate's and torch's own code, over
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -111,7 +110,10 @@ def arguments(run):
             "train_micro_batch_size_per_gpu": settings["per_device_train_batch_size"],
             "gradient_accumulation_steps": settings.get("gradient_accumulation_steps", 1),
             "gradient_clipping": "auto",
-            "zero_optimization": {"stage": int(ENGINE[-1]), "stage3_gather_16bit_weights_on_model_save": True},
+            "zero_optimization": {
+                "stage": int(ENGINE[-1]),
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
             "zero_allow_untested_optimizer": True,
             "torch_adam": True,
         }

@@ -21,13 +21,13 @@ def logged(output, name):
     return [entry[name] for entry in history if name in entry]
 
 
-def run_script(arguments, launcher=(), script=RECIPES / "finetune.py", **environment):
+def run_script(arguments, launcher=(), script=RECIPES / "finetune.py", timeout=300, **environment):
     """`python [launcher] recipes/finetune.py arguments` in a process of its own."""
     return subprocess.run(
         [sys.executable, *launcher, str(script), *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
-        timeout=300,
+        timeout=timeout,
         check=False,
     )

@@ -37,7 +37,10 @@ def cases(rows):
 
 
 def few(rows):
-    return {"token-2": case("token", 2, rows=rows), "marginal-1": case("marginal", 1, "llama-tied", rows=rows)}
+    return {
+        "token-2": case("token", 2, rows=rows),
+        "marginal-1": case("marginal", 1, "llama-tied", rows=rows),
+    }
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from test_trainer import InOrder, Rows, arguments, collate
 variant, head, rows, out, engine = sys.argv[1:]
 zero = {{
     "zero_optimization": {{"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}},
+    "gradient_clipping": "auto",  # max_grad_norm; accelerate clips at 1 where nothing is said
     "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
     "train_micro_batch_size_per_gpu": int(rows), "gradient_accumulation_steps": 2,
 }}

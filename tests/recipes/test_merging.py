@@ -26,7 +26,6 @@ from mce_llm.recipes import merging
 from mce_llm.recipes.finetune import main, run
 from mce_llm.recipes.merging import MergeError, merge_adapters
 
-TOLERANCE = 1e-5  # times the size of the largest logits, about 5
 IDS = torch.arange(3, 40).view(1, -1)
 
 # Importing this package, or peft, is made impossible; then the merged models are read and their logits saved.
@@ -78,7 +77,7 @@ Case = namedtuple("Case", "adapter merged result logits")
 
 def save_adapted(bases, variant, head, folder):
     base = AutoModelForCausalLM.from_pretrained(bases / HEADS[head][0])
-    model = adapted_model(variant, head, base).eval()
+    model = adapted_model(variant, head, base, size=0.2).eval()
     model.save_pretrained(folder)
     with torch.no_grad():
         return model(input_ids=IDS).logits
@@ -118,7 +117,8 @@ def test_stock_transformers_reads_the_merged_models(case, pairs, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     read = torch.load(tmp_path / "logits.pt")
     for one in made:
-        torch.testing.assert_close(read[str(one.merged)], one.logits, rtol=1e-5, atol=TOLERANCE)
+        largest = one.logits.abs().max().item()
+        torch.testing.assert_close(read[str(one.merged)], one.logits, rtol=1e-5, atol=1e-5 * largest)
         assert one.result.deviation < 1e-5
         assert {path.suffix for path in one.merged.iterdir()} <= {".json", ".safetensors", ".jinja"}
 

@@ -5,15 +5,16 @@ import json
 import pytest
 import yaml
 
-from mce_llm.recipes.outputs import OutputError, prepare_output, remove_earlier, write_record
+from mce_llm.lm.training.manifest import INCOMPLETE, MANIFEST, create, read_manifest, vouch
+from mce_llm.recipes.outputs import OutputError, mark_finished, prepare_output, remove_earlier, write_record
 
 
 @pytest.fixture
 def prepare(tmp_path, capsys):
     """prepare_output on tmp_path; returns the checkpoint and what was said."""
 
-    def call(given=(), *, resume=True, overwrite=False, output=tmp_path):
-        found, stale = prepare_output(output, dict(given), resume=resume, overwrite=overwrite)
+    def call(given=(), *, resume=True, overwrite=False, output=tmp_path, engine="plain"):
+        found, stale = prepare_output(output, dict(given), resume=resume, overwrite=overwrite, engine=engine)
         assert all(path.exists() for path in stale)
         remove_earlier(stale)
         return found, capsys.readouterr().out.rstrip()
@@ -26,6 +27,15 @@ def checkpoint(output, step, *files):
     folder.mkdir()
     for name in files or ("model.safetensors", "optimizer.pt", "trainer_state.json"):
         (folder / name).write_text("{}")
+    vouch(folder)
+    return folder
+
+
+def interrupted(output, step):
+    """What a kill in the middle of a save leaves behind."""
+    folder = output / f"checkpoint-{step}"
+    create(folder, {"owner": 0})
+    (folder / "model.safetensors").write_text("{}")
     return folder
 
 
@@ -34,23 +44,77 @@ def test_a_new_folder(tmp_path, prepare):
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_the_newest_complete_checkpoint(tmp_path, prepare):
+def test_the_newest_whole_checkpoint(tmp_path, prepare):
     write_record(tmp_path, {})
     checkpoint(tmp_path, 90)
     newest = checkpoint(tmp_path, 100)
-    checkpoint(tmp_path, 110, "model.safetensors", "optimizer.pt")  # interrupted while it was written
+    (checkpoint(tmp_path, 105) / "optimizer.pt").write_text("{")
+    interrupted(tmp_path, 110)
     (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / ".removed-checkpoint-80-1").mkdir()
+    (tmp_path / ".new-checkpoint-120-1").mkdir()
     found, said = prepare()
     assert found == str(newest)
-    assert "checkpoint-110 is incomplete" in said
+    assert "checkpoint-110 is not whole, so it is skipped: its save was interrupted" in said
+    assert "checkpoint-105 is not whole, so it is skipped: optimizer.pt has 1 bytes instead of 2" in said
     assert "settings that differ" not in said
+    there = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert there == ["checkpoint-100", "checkpoint-90", "checkpoint-best"]
+
+
+def test_interrupted_in_the_very_first_save(tmp_path, prepare):
+    write_record(tmp_path, {})
+    folder = interrupted(tmp_path, 10)
+    found, said = prepare()
+    assert found is None
+    assert "training starts from the beginning" in said
+    assert not folder.exists()
+
+
+def test_interrupted_in_the_last_save(tmp_path, prepare):
+    """The results are there, but nobody knows how much of them."""
+    write_record(tmp_path, {})
+    newest = checkpoint(tmp_path, 10)
+    for name in ("train_results.json", "model.safetensors"):
+        (tmp_path / name).write_text("{")
+    assert prepare()[0] == str(newest)
+    mark_finished(tmp_path)
+    with pytest.raises(OutputError, match="holds a finished run"):
+        prepare()
+
+
+def test_an_interrupted_removal(tmp_path, prepare, monkeypatch):
+    """What is left of a finished run is never taken for a run to go on with."""
+    checkpoint(tmp_path, 7)
+    checkpoint(tmp_path, 9)
+    (tmp_path / "train_results.json").write_text("{}")
+    _, stale = prepare_output(tmp_path, {}, resume=True, overwrite=True)
+    for count in range(len(stale)):
+        remove_earlier(stale[count : count + 1])
+        found, left = prepare_output(tmp_path, {}, resume=True, overwrite=True)
+        assert found is None
+        assert left == stale[count + 1 :]
+
+
+def test_another_engine(tmp_path, prepare):
+    folder = checkpoint(tmp_path, 7)
+    facts = read_manifest(folder)
+    (folder / MANIFEST).write_text(json.dumps({**facts, "engine": "deepspeed zero 2", "world_size": 2}))
+    with pytest.raises(OutputError, match="was saved by 'deepspeed zero 2', and this launch is 'plain'"):
+        prepare()
+    with pytest.raises(OutputError, match="in 2 shards, one a process, and this launch has 1 processes"):
+        prepare(engine="deepspeed zero 2")
 
 
 def test_deepspeed_checkpoints_have_a_folder_of_states(tmp_path, prepare):
     write_record(tmp_path, {})
     folder = checkpoint(tmp_path, 5, "trainer_state.json")
     (folder / "global_step5").mkdir()
-    assert prepare()[0] == str(folder)
+    (folder / "global_step5" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_text("")
+    vouch(folder)
+    assert prepare(engine="deepspeed zero 2")[0] == str(folder)
+    with pytest.raises(OutputError, match="was saved by 'deepspeed', and this launch is 'plain'"):
+        prepare()
 
 
 def test_changed_settings_are_said(tmp_path, prepare):
@@ -63,7 +127,6 @@ def test_changed_settings_are_said(tmp_path, prepare):
 @pytest.mark.parametrize(
     ("files", "pattern"),
     [
-        (["notes.txt"], "none of the 1 checkpoints .* is complete; .*--resume false"),
         (["model.safetensors", "trainer_state.json"], r"without the optimizer's state \(save_only_model\)"),
     ],
 )
@@ -71,6 +134,18 @@ def test_checkpoints_to_no_use(tmp_path, prepare, files, pattern):
     checkpoint(tmp_path, 7, *files)
     with pytest.raises(OutputError, match=pattern):
         prepare()
+
+
+def test_checkpoints_without_a_manifest(tmp_path, prepare):
+    folder = checkpoint(tmp_path, 7)
+    (folder / MANIFEST).unlink()
+    pattern = (
+        rf"(?s)none of the 1 checkpoints .* is whole:\n  checkpoint-7: it has no {MANIFEST}.*--resume false"
+    )
+    with pytest.raises(OutputError, match=pattern):
+        prepare()
+    (folder / INCOMPLETE).write_text("{}")
+    assert prepare()[0] is None
 
 
 @pytest.mark.parametrize("marker", ["train_results.json", "model.safetensors"])

@@ -1,14 +1,20 @@
 """A run that is interrupted and started again ends where one without interruption ends, to the last bit."""
 
+import contextlib
 import json
-import shutil
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.recipes import logged, words
+from helpers.recipes import RECIPES, logged, run_script, words
 from mce_llm.lm import MatrixTrainer
+from mce_llm.lm.training.manifest import problem_of, read_manifest, vouch, write_manifest
 from mce_llm.recipes.finetune import main, run
 
 # The settings, and the micro-step that is interrupted: after optimizer step 9, in an epoch after the first.
@@ -92,6 +98,7 @@ def test_another_start_is_another_end(settings, tmp_path, interrupt):
     for moments in state["state"].values():
         moments["exp_avg"].zero_()
     torch.save(state, path)
+    vouch(path.parent)
     interrupt(None)
     assert run(words(settings)) == 0
     expected, resumed = weights(tmp_path / "whole"), weights(settings["output_dir"])
@@ -118,7 +125,7 @@ def test_an_empty_checkpoint_is_passed_over(settings, interrupt, capsys):
     interrupt(None)
     assert run(words(settings)) == 0
     said = capsys.readouterr().out
-    assert "checkpoint-5 is incomplete" in said
+    assert "checkpoint-5 is not whole, so it is skipped" in said
     assert f"resuming from {settings['output_dir'] / 'checkpoint-3'}" in said
 
 
@@ -149,9 +156,194 @@ def test_a_damaged_checkpoint(settings, interrupt, capsys, name):
     assert run(words(settings)) == 130
     interrupt(None)
     path = settings["output_dir"] / "checkpoint-4" / name
+    size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:1000])
-    assert run(words(settings)) == 2
-    assert f"{path.parent} is damaged" in capsys.readouterr().err
-    shutil.rmtree(path.parent)
+    capsys.readouterr()
     assert run(words(settings)) == 0
-    assert "resuming from" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{path.parent} is not whole, so it is skipped: {name} has 1000 bytes instead of {size}" in said
+    assert f"resuming from {settings['output_dir'] / 'checkpoint-2'}" in said
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_a_checkpoint_with_code(settings, interrupt, tmp_path, capsys):
+    settings |= {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+    interrupt(5)
+    assert run(words(settings)) == 130
+    interrupt(None)
+    path = settings["output_dir"] / "checkpoint-4" / "optimizer.pt"
+    torch.save(Attack(tmp_path / "executed"), path)
+    vouch(path.parent)
+    assert run(words(settings)) == 2
+    assert f"{path} holds posix.mkdir" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_disk_is_full_in_a_save(settings, tmp_path):
+    """On a real file system with room for one checkpoint, not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small file system")
+    try:
+        output = disk / "out"
+        settings |= {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "output_dir": output}
+        full = run_script(words(settings))
+        assert full.returncode == 2, full.stderr
+        assert "error: the disk is full" in full.stderr
+        assert not (output / "model.safetensors").exists()
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        rest = run_script(words(settings))
+        assert rest.returncode == 0, rest.stderr
+        assert "is not whole, so it is skipped: its save was interrupted" in rest.stdout
+        assert f"resuming from {output}/checkpoint-" in rest.stdout
+        main(words(settings, output_dir=tmp_path / "whole"))
+        expected = weights(tmp_path / "whole")
+        assert all(torch.equal(value, expected[name]) for name, value in weights(output).items())
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def wait_for(process, path, log):
+    until = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def started(settings, tmp_path):
+    """Start the recipe as a process of its own; returns it with its log."""
+    processes = []
+
+    def start(launcher=(), **changed):
+        log = tmp_path / "log"
+        command = [sys.executable, *launcher, str(RECIPES / "finetune.py"), *words(settings, **changed)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        with log.open("w") as stream:
+            processes.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=stream, stderr=stream, start_new_session=True
+                )
+            )
+        return processes[-1], log
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+# How it is started, what the launcher's exit code is, and whether a signal reaches it alone or every process.
+LAUNCH = ("-m", "accelerate.commands.launch", "--main_process_port", "0")
+TWO = (*LAUNCH, "--num_processes", "2", "--config_file")
+STARTED = {
+    "python": ((), 143, False),
+    "accelerate": ((*LAUNCH, "--num_processes", "1"), -signal.SIGTERM, False),
+    "ddp": ((*TWO, str(RECIPES / "accelerate" / "cpu.yaml")), 1, False),
+    "ddp, all processes": ((*TWO, str(RECIPES / "accelerate" / "cpu.yaml")), 1, True),
+    "zero2": ((*TWO, str(RECIPES / "accelerate" / "zero2.yaml")), 1, False),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["python", *(pytest.param(kind, marks=pytest.mark.slow) for kind in STARTED if kind != "python")]
+)
+def test_preempted(settings, started, tmp_path, kind):
+    launcher, code, to_all = STARTED[kind]
+    settings |= {"max_steps": 300, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 1}
+    settings |= {"per_device_train_batch_size": 2}
+    process, log = started(launcher)
+    output = settings["output_dir"]
+    wait_for(process, output / "checkpoint-5" / "manifest.json", log)
+    if to_all:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=200) == code
+    until = time.monotonic() + 100
+    while "the same command goes on from" not in (
+        said := log.read_text()
+    ):  # a child may outlive its launcher
+        assert time.monotonic() < until, said
+        time.sleep(0.1)
+    assert said.count("stopped by SIGTERM; the run is not finished, and the same command goes on from") == 1
+    assert not (output / "train_results.json").exists()
+    assert not (output / "model.safetensors").exists()
+    assert (output / "UNFINISHED").exists()
+    (newest,) = output.glob("checkpoint-*")
+    assert problem_of(newest) is None
+    assert str(newest) in said
+    step = int(newest.name.rpartition("-")[2])
+    assert step < 300
+
+    settings["max_steps"] = step + 1
+    settings["lr_scheduler_type"] = "constant"
+    settings["warmup_steps"] = 0
+    result = run_script(words(settings), launcher, DS_ACCELERATOR="cpu")
+    assert result.returncode == 0, result.stderr
+    assert f"resuming from {newest}" in result.stdout
+    assert not (output / "UNFINISHED").exists()
+
+
+def test_preempted_before_training(settings, started, tmp_path):
+    """While data and model are loaded there is nothing to save."""
+    process, log = started(dataset_format="gsm8k", max_steps=3)
+    wait_for(process, settings["output_dir"], log)  # made before anything is loaded
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=100) == 143
+    assert not list(settings["output_dir"].glob("checkpoint-*"))
+    assert "stopped by SIGTERM; the run is not finished" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "trials"), [("single", 4), ("ddp", 2), ("zero2", 2)])
+def test_kill_trials(engine, trials):
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    words = ["--trials", str(trials), "--engine", engine]
+    result = run_script(words, script=RECIPES.parent / "benchmarks" / "kill_trials.py", timeout=1800)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"{engine}: {trials}/{trials} ended with the weights of the undisturbed run" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("name", ["zero_pp_rank_1_mp_rank_00_optim_states.pt", "rng_state_1.pth"])
+def test_a_deepspeed_checkpoint_with_code(settings, tmp_path, stage, name):
+    pytest.importorskip("deepspeed")
+    launcher = (*TWO, str(RECIPES / "accelerate" / f"zero{stage}.yaml"), "--mixed_precision", "no")
+    settings |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    assert run_script(words(settings), launcher, DS_ACCELERATOR="cpu").returncode == 0
+    for result in ("train_results.json", "model.safetensors"):
+        (settings["output_dir"] / result).unlink()
+    settings |= {"max_steps": 3}
+    folder = settings["output_dir"] / "checkpoint-2"
+    (path,) = folder.rglob(name)
+    own = path.read_bytes()
+    torch.save(Attack(tmp_path / "executed"), path)
+    facts = read_manifest(folder)
+    write_manifest(folder, {key: facts[key] for key in ("step", "world_size", "engine")})
+    refused = run_script(words(settings), launcher, DS_ACCELERATOR="cpu")
+    assert refused.returncode != 0
+    assert f"{path} holds posix.mkdir" in refused.stderr
+    assert not (tmp_path / "executed").exists()
+
+    path.write_bytes(own)
+    vouch(folder)  # whose shards they are is not known any more: taken on the user's word
+    alone = run_script(words(settings))
+    assert alone.returncode == 2
+    assert "was saved by 'deepspeed', and this launch is 'plain'" in alone.stderr
+    assert run_script(words(settings), launcher, DS_ACCELERATOR="cpu").returncode == 0

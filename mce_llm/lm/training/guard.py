@@ -150,7 +150,7 @@ class StepGuard:
             NonFiniteLossError: Action `stop`, or as many steps were left out in a row as patience allows.
         """
         sums = self._gradients + sum(
-            (p.grad.to_local().sum(dtype=torch.float32) for p in self._sharded if p.grad is not None),
+            (p.grad.to_local().sum(dtype=torch.float32) for p in self._sharded if p.grad is not None),  # type: ignore[attr-defined]
             start=torch.zeros((), device=self._device),
         )
         losses = torch.stack([batch.loss for batch in self._micro_batches] or [torch.zeros_like(sums)])

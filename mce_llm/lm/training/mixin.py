@@ -85,10 +85,10 @@ class MatrixLossMixin(PublishingMixin):
         if model is None and (init := named.get("model_init")) is not None:
             tokenizer = named.get("processing_class")
             named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial), tokenizer))
-        super().__init__(model, args, *positional, **named)
+        super().__init__(model, args, *positional, **named)  # type: ignore[arg-type]
         _refuse_other_losses(self.args, self.compute_loss_func)  # which may have come by position
         if model is not None:
-            patched(self.model, self.processing_class)
+            patched(self.model, self.processing_class)  # type: ignore[arg-type]
         if self.compute_metrics is not None:
             self.matrix_patch.keep_logits = True
         self._train_meter = LossMeter(self.args.device)
@@ -130,7 +130,7 @@ class MatrixLossMixin(PublishingMixin):
             return [], None
         return super().get_batch_samples(*args, **kwargs)
 
-    def _get_dataloader(
+    def _get_dataloader(  # type: ignore[override]
         self,
         dataset: Any,
         description: str,

@@ -102,7 +102,9 @@ def shield_workers(loader: Any) -> Any:
         The same loader.
     """
     if getattr(loader, "num_workers", 0):
-        loader.worker_init_fn = partial(_ignore_signals, loader.worker_init_fn)
+        begin = partial(_ignore_signals, loader.worker_init_fn)
+        # accelerate puts its own loader around the one that starts the workers.
+        loader.worker_init_fn = getattr(loader, "base_dataloader", loader).worker_init_fn = begin
     return loader
 
 

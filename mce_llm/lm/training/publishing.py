@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
@@ -27,7 +27,13 @@ class HubError(RuntimeError):
     """The hub could not be reached, or refused; the message says what to do, and that the model is saved."""
 
 
-class PublishingMixin:
+if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object  # it stands in front of any class derived from Trainer
+
+
+class PublishingMixin(_Trainer):
     """In front of `Trainer`: writes the model card, and explains what goes wrong with the hub.
 
     Attributes:
@@ -44,7 +50,7 @@ class PublishingMixin:
         tags: str | list[str] | None = None,
         model_name: str | None = None,
         finetuned_from: str | None = None,
-        tasks: str | None = None,
+        tasks: str | None = None,  # type: ignore[override]
         dataset_tags: str | list[str] | None = None,
         dataset: str | list[str] | None = None,
         dataset_name: str | list[str] | None = None,
@@ -74,16 +80,16 @@ class PublishingMixin:
         }
         # What was said once holds for later saves too.
         self._stated = {**(self._stated or {}), **{name: value for name, value in stated.items() if value}}
-        write_model_card(self, self.args.output_dir, **self._stated)  # type: ignore[attr-defined]
+        write_model_card(self, self.args.output_dir, **self._stated)  # type: ignore[arg-type]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The stock save, and the model card beside it where a caller asked for the save."""
-        folder = output_dir or self.args.output_dir  # type: ignore[attr-defined]
-        main = self.is_world_process_zero()  # type: ignore[attr-defined]
-        with kept(folder) if main else nullcontext():
-            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+        folder = output_dir or self.args.output_dir
+        main = self.is_world_process_zero()
+        with kept(folder) if main else nullcontext():  # type: ignore[arg-type]
+            super().save_model(output_dir, _internal_call)
         if not _internal_call:
-            write_model_card(self, folder, **(self._stated or {}))
+            write_model_card(self, folder, **(self._stated or {}))  # type: ignore[arg-type]
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """The stock call, which makes the repository.
@@ -91,9 +97,9 @@ class PublishingMixin:
         Raises:
             HubError: The hub could not be reached, or refused.
         """
-        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))  # type: ignore[attr-defined]
+        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))  # type: ignore[type-var]
         with _explained(f"cannot make the repository {name!r} on the hub"):
-            super().init_hf_repo(*args, **kwargs)  # type: ignore[misc]
+            super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """The stock push of the output folder.
@@ -101,18 +107,18 @@ class PublishingMixin:
         Raises:
             HubError: The hub could not be reached, or refused; what was saved stays where it is.
         """
-        folder = self.args.output_dir  # type: ignore[attr-defined]
+        folder = self.args.output_dir
         with _explained(f"the model was not pushed to the hub; it is saved in {str(folder)!r}"):
-            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
+            return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The stock push while training goes on, with a card that says how far it is."""
         self.create_model_card()
-        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:
         """The stock wait for a push in the background; one that failed is said, for nobody else looks."""
-        super()._finish_current_push()  # type: ignore[misc]
+        super()._finish_current_push()
         progress = getattr(self, "push_in_progress", None)
         for job in progress.jobs if progress is not None else ():
             if job.done() and (error := job.exception()) is not None:
@@ -123,7 +129,7 @@ class PublishingMixin:
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except _HUB_ERRORS as error:
+    except _HUB_ERRORS as error:  # type: ignore[misc]
         raise HubError(
             f"{what}: {cause(error)}. Log in with `hf auth login` or set HF_TOKEN to a token that may write, check "
             "hub_model_id (OWNER/NAME) and that HF_HUB_OFFLINE is unset; or leave push_to_hub out, and upload the folder "

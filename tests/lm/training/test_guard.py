@@ -103,7 +103,12 @@ def test_a_request_to_stop_is_heard():
 
 
 def run(fault, where, **arguments):
-    settings = {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "report_to": "none", "monitor_steps": 0}
+    settings = {
+        "gradient_accumulation_steps": 2,
+        "optim": "adamw_torch",
+        "report_to": "none",
+        "monitor_steps": 0,
+    }
     return {"fault": fault, "where": where, "arguments": {**settings, **arguments}}
 
 

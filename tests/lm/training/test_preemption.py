@@ -131,10 +131,10 @@ def test_worker_processes_outlive_a_signal_to_the_group(tmp_path):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 1:
                 signalled.extend(multiprocessing.active_children())
-                for process in signalled:
-                    os.kill(process.pid, signal.SIGTERM)
+                # By another process, as a scheduler does: a worker takes a signal of its parent's otherwise.
+                pids = [str(pid) for pid in (*(process.pid for process in signalled), os.getpid())]
+                subprocess.run(["kill", "-TERM", *pids], check=True, timeout=20)
                 time.sleep(0.5)  # a worker that ends is noticed, and breaks off the step
-                os.kill(os.getpid(), signal.SIGTERM)
 
     settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     run = make_trainer(tmp_path, [SignalAll()], **settings)

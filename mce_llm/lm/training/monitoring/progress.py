@@ -138,7 +138,7 @@ class ProgressLinesCallback(_Lines, ProgressCallback):
         if state.is_world_process_zero and (where := curves(args)) is not None:
             self._write(where)
 
-    def on_prediction_step(
+    def on_prediction_step(  # type: ignore[override]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """An evaluation has begun."""

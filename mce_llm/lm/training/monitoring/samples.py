@@ -71,7 +71,7 @@ class SamplesCallback(TrainerCallback):
             with same_random_state():
                 self._prompts = _prompts_of_data(trainer)
         config: Any = (
-            trainer.model.config.get_text_config(decoder=True) if trainer.model is not None else None
+            trainer.model.config.get_text_config(decoder=True) if trainer.model is not None else None  # type: ignore[operator, union-attr]
         )
         places = getattr(config, "max_position_embeddings", None)
         longest = max(map(len, self._prompts))
@@ -109,7 +109,7 @@ class SamplesCallback(TrainerCallback):
             }
             self._log(args).append(state.global_step, record)
             rows.append([record["prompt"], record["completion"]])
-        add_texts(self._trainer, "samples", ("prompt", "completion"), rows, state.global_step)
+        add_texts(self._trainer, "samples", ("prompt", "completion"), rows, state.global_step)  # type: ignore[arg-type]
 
     def _generate(self) -> list[list[int]]:
         """The new tokens of each prompt, EOS included."""
@@ -129,7 +129,7 @@ class SamplesCallback(TrainerCallback):
             use_cache=True,
         )
         with _plainly_generating(model), torch.no_grad():
-            output = model.generate(
+            output = model.generate(  # type: ignore[operator, union-attr]
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
             )
         answers = output[:, longest:].tolist()

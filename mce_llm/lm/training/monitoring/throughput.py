@@ -55,7 +55,7 @@ class ThroughputCallback(TrainerCallback):
         """Find out what the device and the model are, and start the clock."""
         if self._device.type == "cuda":
             name = torch.cuda.get_device_name(self._device)
-            self._peak, self._flops = peak_flops(name), ModelFlops.of(self._trainer.model)
+            self._peak, self._flops = peak_flops(name), ModelFlops.of(self._trainer.model)  # type: ignore[arg-type]
             if self._peak is None:
                 say(f"no mfu is logged: the peak bfloat16 FLOP/s of {name} is not in the table")
             elif self._flops is None:
@@ -105,10 +105,10 @@ class ThroughputCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """After the loss of a window, log what the window came to."""
-        if logs is None or "loss" not in logs or not self._steps:
+        if logs is None or "loss" not in logs or not self._steps:  # type: ignore[has-type]
             return
         now = time.perf_counter()
-        figures = self._window(now - self._begin - self._excluded)
+        figures = self._window(now - self._begin - self._excluded)  # type: ignore[has-type]
         self._reset(now)
         log_scalars(self._trainer, control, figures)
         self._mark = time.perf_counter()

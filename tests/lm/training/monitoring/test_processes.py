@@ -37,9 +37,10 @@ trainer = trainer_for(out, model=model, rows=48, tokenizer=tokenizer, matrix_kin
                       report_to="tensorboard", seed=3, sample_steps=2, sample_max_new_tokens=6,
                       sample_prompts=["Tom has 3 apples.", "A box"], **changes)
 if engine == "fsdp2":  # what accelerate does on GPUs; without one it would train on as if nothing had been asked for
+    from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
     shared = trainer.accelerator.state._shared_state
-    shared["distributed_type"] = DistributedType.FSDP
+    PartialState._shared_state["distributed_type"] = shared["distributed_type"] = DistributedType.FSDP
     shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
         transformer_cls_names_to_wrap=["LlamaDecoderLayer"], cpu_ram_efficient_loading=False)
@@ -52,7 +53,9 @@ trainer.train()
 if trainer.is_world_process_zero():
     state = trainer.accelerator.state
     flops = ModelFlops.of(trainer.model).fixed
-    about = [trainer.accelerator.num_processes, state.distributed_type.value, flops, trainer.state.log_history]
+    sharded = sum(hasattr(p, "to_local") or hasattr(p, "ds_id") for p in trainer.model.parameters())
+    about = [trainer.accelerator.num_processes, state.distributed_type.value, sharded, flops]
+    about.append(trainer.state.log_history)
     json.dump(about, open(out + "/about.json", "w"))
 leave_processes()
 """
@@ -72,9 +75,10 @@ def launch(folder, processes, kind, rows, masked="none", engine="plain"):
         environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    world, used, flops, history = json.loads((folder / "about.json").read_text())
+    world, used, sharded, flops, history = json.loads((folder / "about.json").read_text())
     named = {"plain": "NO" if processes == 1 else "MULTI_CPU", "zero3": "DEEPSPEED", "fsdp2": "FSDP"}
     assert (world, used) == (processes, named[engine])
+    assert (sharded > 0) == (engine != "plain")
     values = {name: [entry[name] for entry in history if name in entry] for name in (*NAMES, "tail_mass")}
     values["flops"] = [flops]
     trained = [
