@@ -14,7 +14,8 @@ from helpers.engines import deviations, run_engine, start_weights
 LOSS, WEIGHT, CHANGE = 1e-5, 1e-6, 2e-4
 
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
-SHARDED = {"zero3": "DEEPSPEED", "zero2": "DEEPSPEED", "fsdp2": "FSDP", "ddp": "MULTI_CPU"}
+# On the CPU accelerate goes on naming the processes of FSDP2 by their kind; that weights are shards is asserted below.
+NAMES = {"zero3": "DEEPSPEED", "zero2": "DEEPSPEED", "fsdp2": "MULTI_CPU", "ddp": "MULTI_CPU"}
 
 
 def case(kind, accumulation, family="llama", rows=2, **more):
@@ -59,7 +60,7 @@ def one_process(tmp_path_factory):
 def compare(engine, got, expected, runs):
     for name, run in runs.items():
         (logs, weights), (whole, whole_weights) = got[name], expected[name]
-        assert logs[0]["engine"] == SHARDED[engine], name
+        assert logs[0]["engine"] == NAMES[engine], name
         assert (logs[0]["processes"], whole[0]["processes"]) == (2, 1), name
         assert bool(logs[0]["sharded"]) == (engine in ("fsdp2", "zero3")), name
         for part in ("loss", "ce_loss", "mce_loss"):
@@ -71,7 +72,7 @@ def compare(engine, got, expected, runs):
         assert of_change < CHANGE, name
 
 
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_processes_are_one(tmp_path, engine, one_process):
     runs = few(rows=2)
     compare(engine, run_engine(tmp_path, engine, 2, runs), one_process(few(rows=4)), runs)

@@ -299,7 +299,10 @@ def deviation(a, b):
     )
 
 
-@pytest.mark.parametrize(("kind", "accumulation"), [("token", 2), ("marginal", 1), ("expected", 1)])
+@pytest.mark.parametrize(
+    ("kind", "accumulation"),
+    [("token", 2), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("marginal", "expected"))],
+)
 def test_two_processes_with_unequal_tokens_are_one_process(tmp_path, kind, accumulation):
     """A micro-step of two processes with two rows each is one micro-step of four rows."""
     two, two_log = launch(tmp_path / "two", 2, kind, accumulation, 2)
@@ -310,6 +313,7 @@ def test_two_processes_with_unequal_tokens_are_one_process(tmp_path, kind, accum
     assert deviation(two, one) < 1e-4
 
 
+@pytest.mark.slow
 def test_statistics_that_are_not_shared_would_be_caught(tmp_path):
     """Negative control: each rank with its own covariance is another training run."""
     broken, _ = launch(tmp_path / "two", 2, "marginal", 1, 2, broken="no-reduce")
