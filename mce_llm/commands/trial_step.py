@@ -154,7 +154,7 @@ def try_step(
             model = with_lora(model, settings)
         patch = patch_model(model, training.matrix_loss, tokenizer=tokenizer)
         if training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint(model)
             if settings.lora_r:
                 model.enable_input_require_grads()
         model.train()
@@ -174,6 +174,12 @@ def try_step(
         without_gradient=[name for name, p in trained if p.grad is None],
         not_finite=[name for name, p in trained if p.grad is not None and not p.grad.isfinite().all()],
     )
+
+
+def _checkpoint(model: Any) -> None:
+    """Recompute activations, under the name that this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _cut(row: dict[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,11 @@ def _attention(layer: LayerShape, training: TrainingShape, p: int) -> float:
 def _network(layer: LayerShape, p: int) -> float:
     """What the activation saves, and the input of the last matrix; gated, both branches of the product besides."""
     tensors = layer.activation + (3 if layer.gated else 1)
+    last = [
+        linear for linear in layer.linears if _is_last(linear.name) and linear.inputs == layer.inner_width
+    ]
+    if last and not any(linear.trained for linear in last):
+        tensors -= 1  # a frozen matrix does not save its input
     return float(p * layer.inner_width * tensors * max(layer.experts, 1))
 
 

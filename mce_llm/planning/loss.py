@@ -55,7 +55,7 @@ def loss_allocations(
         2 * stream * tokens * width,
         f"{tokens:,} tokens × d {width:,} × {stream} B × 2, hidden states and gradient",
     )
-    if precision.casts:
+    if precision.casts or (model.head_trained and training.adapter_rank and p < 4):
         add(
             "casts",
             p * (table + tokens * width),
@@ -68,15 +68,15 @@ def loss_allocations(
     if model.head_trained and p < 4:
         logits += p * table
         text += f" + V × d × {p} B, one chunk's share of dW"
-    kernel, kernel_text = _kernel(model, training, chunk, p if precision.casts or stream < 4 else 4)
+    kernel, kernel_text = _kernel(model, training, chunk, stream)
     if kernel > logits:
         logits, text = kernel, kernel_text
     add("logits of a chunk", logits, text)
     return found
 
 
-def _kernel(model: ModelShape, training: TrainingShape, chunk: int, p: int) -> tuple[int, str]:
-    """(bytes, arithmetic) at the fullest moment of the matrix loss, the chunk's logits included."""
+def _kernel(model: ModelShape, training: TrainingShape, chunk: int, table: int) -> tuple[int, str]:
+    """(bytes, arithmetic) at the fullest moment of the matrix loss, the chunk's logits included; `table` bytes an element of the head."""
     loss = training.loss
     rows, width, tokens = model.vocabulary, model.hidden_size, training.tokens
     buffer = 4 * chunk * rows
@@ -90,11 +90,12 @@ def _kernel(model: ModelShape, training: TrainingShape, chunk: int, p: int) -> t
                 f"{chunk:,} positions × V × 4 B × ({loss.order} + {_FULL_VOCABULARY_EXTRA})",
             )
         frame = loss.support + 1
+        row = 4 + (table if table < 4 else 0)  # a 16-bit row is gathered as it is, then made float32
         gathered = min(chunk * frame * width, _GATHERED_ELEMENTS)
-        size = buffer + gathered * (4 + (p if p < 4 else 0)) + 8 * chunk * frame**2
+        size = buffer + gathered * row + 4 * chunk * frame * (frame + 2 * loss.order)
         return size, (
-            f"{chunk:,} positions × V × 4 B + {gathered:,} elements of gathered rows × {4 + (p if p < 4 else 0)} B + "
-            f"{chunk:,} × {frame}² × 8 B"
+            f"{chunk:,} positions × V × 4 B + {gathered:,} elements of gathered rows × {row} B + "
+            f"{chunk:,} × {frame} × ({frame} + 2 × {loss.order}) × 4 B"
         )
     count = _MATRICES[loss.kind]
     size, text = buffer + count * 8 * width**2, f"{chunk:,} × V × 4 B + {count} × d² × 8 B"

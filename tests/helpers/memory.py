@@ -52,3 +52,9 @@ class LiveBytes(TorchDispatchMode):
 
     def _gone(self, key):
         self.live -= self._sizes.pop(key)
+
+
+def checkpoint_activations(model):
+    """Turn gradient checkpointing on, under the name that this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch.autograd.graph import saved_tensors_hooks
 
+from helpers.memory import checkpoint_activations
 from helpers.models import CONFIGS
 from mce_llm.planning import shape_of
 from mce_llm.planning.activations import layer_activations
@@ -107,7 +108,7 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(mode, run_of):
     added = []
     for layers in (2, 3):
         model = model_of("llama", layers, mode)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
         added.append(saved_bytes(model, mode))
     dtype, mixed = PRECISIONS[mode]
     run = run_of(micro_batch=ROWS, length=LENGTH, dtype=dtype, mixed=mixed)

@@ -140,7 +140,7 @@ def test_padding_without_a_padding_token(folder, tmp_path, capsys):
     ("changed", "pattern"),
     [
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor replaces the model's loss"),
-        ({"report_to": "nobody"}, "nobody is not supported"),
+        ({"report_to": "nobody"}, "unknown tracker 'nobody'"),
     ],
 )
 def test_settings_that_the_trainer_refuses(settings, changed, pattern):

@@ -215,6 +215,7 @@ def test_our_own_card_is_renewed(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Could not find a config file in acme/tiny")
+@pytest.mark.filterwarnings("ignore:Unable to fetch remote file")  # peft asks the hub for the base's config
 def test_adapters_say_what_they_go_on(tmp_path):
     peft = pytest.importorskip("peft")
     make_model().save_pretrained(tmp_path / "base")
