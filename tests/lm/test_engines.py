@@ -72,7 +72,7 @@ def compare(engine, got, expected, runs):
         assert of_change < CHANGE, name
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_processes_are_one(tmp_path, engine, one_process):
     runs = few(rows=2)
     compare(engine, run_engine(tmp_path, engine, 2, runs), one_process(few(rows=4)), runs)
