@@ -8,6 +8,7 @@ happen to. Legend: S positions of the sample, C of a chunk, V vocabulary, D widt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -135,6 +136,8 @@ class HeadSample:
         hidden = rows_spectrum(hidden_SD) if len(hidden_SD) > 1 else None
         if hidden is not None and not bool(hidden.trace > 0):
             hidden, problem = None, "all hidden states are equal"
+        if density is not None and not isfinite(density.effective_rank):
+            density, problem = None, "predicted probabilities are not finite"
         return Measurement(self._config, len(hidden_SD), hidden, density, problem)
 
 
@@ -189,12 +192,15 @@ class _TokenDensities(_Predicted):
         config, vocabulary = seen.config, seen.weight_VD.shape[0]
         buffers = config.order + 2 if is_full_vocabulary(config, vocabulary) else 1
         chosen = torch.zeros_like(positions_S, dtype=torch.bool)
-        left = max(0, self._with_spectrum - int(self._spectra[3]))
+        left = max(0, self._with_spectrum - int(self._spectra[3].nan_to_num()))
         chosen[spread(len(positions_S), left, positions_S.device)] = True
         start = 0
         for positions_C, q_CV in seen.probabilities(
             positions_S, max(1, _CHUNK_ELEMENTS // (buffers * vocabulary))
         ):
+            if not bool(torch.isfinite(q_CV).all()):
+                self._spectra += torch.nan  # reaches `pooled` on every rank
+                return
             chosen_C = chosen[start : start + len(positions_C)]
             start += len(positions_C)
             if bool(chosen_C.any()):
@@ -213,8 +219,11 @@ class _TokenDensities(_Predicted):
     def pooled(self, accelerator: Accelerator) -> DensityMeasurement | None:
         sums: Any = accelerator.reduce(torch.cat([self._report_3, self._spectra]), reduction="sum")
         tail_mass, gap, count, rank, share, background, spectra, *eigenvalues = sums.tolist()
-        if not count or not spectra:
+        if not spectra:
             return None
+        if not isfinite(spectra):
+            unknown = torch.full((self._leading,), torch.nan, dtype=torch.float64)
+            return DensityMeasurement(Spectrum(unknown, unknown[0], self._width), torch.nan, torch.nan, 0)
         mean = Spectrum(
             torch.tensor(eigenvalues, dtype=torch.float64) / spectra,
             torch.tensor(background / spectra, dtype=torch.float64),

@@ -116,7 +116,9 @@ def spread(count: int, wanted: int, device: torch.device) -> Tensor:
 
 
 def _eigenvalues(matrices: Tensor) -> Tensor:
-    """Eigenvalues in descending order, negative ones (rounding) as zero; float64, on the CPU."""
+    """Eigenvalues in descending order, negative ones (rounding) as zero; float64, on the CPU; NaN for no numbers."""
+    if not bool(torch.isfinite(matrices).all()):
+        return torch.full(matrices.shape[:-1], torch.nan, dtype=torch.float64)
     stays = matrices.device.type == "cuda" and matrices.shape[-1] > _LARGEST_ON_CPU
     placed = matrices.double() if stays else matrices.cpu().double()
     return torch.linalg.eigvalsh(placed).flip(-1).clamp_min(0).cpu()

@@ -119,6 +119,16 @@ def test_states_that_are_not_finite_are_named_and_not_decomposed(accelerator):
     assert (seen.hidden, seen.density, seen.problem) == (None, None, "hidden states are not finite")
 
 
+@pytest.mark.parametrize("kind", ["token", "marginal", "expected"])
+def test_predictions_that_are_not_finite_are_named_too(accelerator, kind):
+    model = make_model("phi-bias")
+    with torch.no_grad():
+        model.lm_head.bias[3] = float("inf")  # softmax subtracts ∞ from ∞; states and table are finite
+    seen = measure(model, MatrixLossConfig(kind=kind, weight=0.0), accelerator, [make_batch()])
+    assert seen.hidden is not None
+    assert (seen.density, seen.problem) == (None, "predicted probabilities are not finite")
+
+
 def test_a_table_without_geometry_does_not_end_a_run_without_matrix_loss(accelerator):
     model = make_model()
     with torch.no_grad():
