@@ -84,7 +84,9 @@ def recipe_shapes(recipe: Recipe) -> tuple[ModelShape, TrainingShape]:
     settings, training = recipe.model, recipe.training
     base = model_without_weights(settings)
     attention = attention_of(settings.attn_implementation or base.config._attn_implementation)
-    model: Any = with_lora(base, settings) if settings.lora_r else base
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for old names
+        model: Any = with_lora(base, settings) if settings.lora_r else base
     shape = shape_of(model, settings.model_name_or_path or f"{base.config.model_type} from scratch")
     rows, length = training.per_device_train_batch_size, recipe.data.max_length
     loss = training.matrix_loss

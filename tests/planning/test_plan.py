@@ -148,7 +148,7 @@ def test_remedies_name_numbers_and_what_fits(llemma, recipe):
     lora, quantized = found["lora_r: 16, dtype: bfloat16"], found["… and quantization: 4bit"]
     assert lora.fits
     assert quantized.peak < lora.peak < 24 * GIB
-    assert 13 * GIB < lora.peak  # the frozen weights alone are 12.6 GiB
+    assert lora.peak > 13 * GIB  # the frozen weights alone are 12.6 GiB
     assert quantized.peak < 8 * GIB
     assert found["engine zero3_offload"].fits
     assert plan.remedies[-1].change.endswith("GPUs")
