@@ -31,3 +31,11 @@ def unwritable(tmp_path):
         return Path("/proc/out")
     (tmp_path / "locked").mkdir(mode=0o500)
     return tmp_path / "locked" / "out"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests that build whole models for the memory plan take minutes together."""
+    for item in items:
+        if {"planning", "commands"} & set(item.path.parts):
+            item.add_marker(pytest.mark.slow)

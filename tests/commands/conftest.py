@@ -18,9 +18,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("commands")
     rows = generate_problems(40, max_number=10)
     write_jsonl(rows, place / "data.jsonl")
-    write_jsonl(
-        [*rows[:2], *generate_problems(6, split="test", max_number=10)], place / "held_out.jsonl"
-    )
+    write_jsonl([*rows[:2], *generate_problems(6, split="test", max_number=10)], place / "held_out.jsonl")
     tokenizer = train_tokenizer([f"{row['question']} {row['answer']}" for row in rows], vocab_size=300)
     torch.manual_seed(0)
     config = LlamaConfig(

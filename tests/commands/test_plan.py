@@ -57,7 +57,9 @@ def test_overrides_of_the_recipe_change_the_plan(command, place):
     after = planned(command, *words, "--engine", "zero3", "--per_device_train_batch_size", 8)
     assert after["batch"]["accumulation"] == 2
     assert after["engines"][0]["peak_bytes"] >= before["engines"][0]["peak_bytes"]
-    long = planned(command, *words, "--engine", "zero3", "--max_length", 4096, "--gradient_checkpointing", "false")
+    long = planned(
+        command, *words, "--engine", "zero3", "--max_length", 4096, "--gradient_checkpointing", "false"
+    )
     assert long["engines"][0]["peak_bytes"] > before["engines"][0]["peak_bytes"] + 80 * GIB
 
 
@@ -75,9 +77,7 @@ def test_a_model_from_scratch(command, place):
     shape = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     shape |= {"num_attention_heads": 4, "vocab_size": 1000}
     words = [RECIPES / "quickstart_pretrain.yaml", "--model_config", json.dumps(shape)]
-    found = planned(
-        command, *words, "--tokenizer_name_or_path", place / "none", "--gpus", 1, "--memory", 8
-    )
+    found = planned(command, *words, "--tokenizer_name_or_path", place / "none", "--gpus", 1, "--memory", 8)
     assert found["model"]["parameters"] == 2 * 1000 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
     assert found["recommended"] == "ddp"
     assert "--config_file" not in found["launch"]
