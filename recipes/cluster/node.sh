@@ -37,8 +37,15 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 setsid "$@" < /dev/null &
 command=$!
 
-stop() { pkill -TERM --parent "$command" || true; }
-end() { kill -TERM "$command" 2> /dev/null || true; }
+caught=
+stop() {
+    caught=1
+    pkill -TERM --parent "$command" || true
+}
+end() {
+    caught=1
+    kill -TERM "$command" 2> /dev/null || true
+}
 trap stop TERM
 trap end INT HUP
 
@@ -55,12 +62,15 @@ exec 3<&0
 listener=$!
 exec 3<&- < /dev/null
 
-# A trapped signal ends `wait` before its time.
+# A trapped signal ends `wait` before its time, with a status of its own. COMMAND may be gone by then; its status is kept
+# for the next `wait`, and for one alone (127 after that).
 code=0
 wait "$command" || code=$?
-while kill -0 "$command" 2> /dev/null; do
-    code=0
-    wait "$command" || code=$?
+while [[ -n $caught ]]; do
+    caught=
+    again=0
+    wait "$command" || again=$?
+    [[ $again -eq 127 ]] || code=$again
 done
 kill "$listener" 2> /dev/null || true
 exit "$code"

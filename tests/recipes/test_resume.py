@@ -282,7 +282,7 @@ def test_preempted(settings, started, tmp_path, kind):
     assert said.count("stopped by SIGTERM; the run is not finished, and the same command goes on from") == 1
     assert not (output / "train_results.json").exists()
     assert not (output / "model.safetensors").exists()
-    assert (output / "UNFINISHED").exists()
+    assert (output / "_UNFINISHED").exists()
     (newest,) = output.glob("checkpoint-*")
     assert problem_of(newest) is None
     assert str(newest) in said
@@ -295,7 +295,7 @@ def test_preempted(settings, started, tmp_path, kind):
     result = run_script(words(settings), launcher, DS_ACCELERATOR="cpu")
     assert result.returncode == 0, result.stderr
     assert f"resuming from {newest}" in result.stdout
-    assert not (output / "UNFINISHED").exists()
+    assert not (output / "_UNFINISHED").exists()
 
 
 def test_preempted_before_training(settings, started, tmp_path):
