@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
 
 test: lint typecheck
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow

@@ -48,6 +48,7 @@ def test_losses_side_by_side(tmp_path):
     assert all(case in result.stdout for case in by_case)
 
 
+@pytest.mark.slow
 def test_sweep_draws_every_axis(tmp_path):
     result = run(
         "linear_losses.py", *TINY, "--sweep", "--plot", tmp_path / "p.png", "--json", tmp_path / "p.json"

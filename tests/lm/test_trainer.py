@@ -300,9 +300,10 @@ def deviation(a, b):
     )
 
 
+@pytest.mark.slow  # tests/lm/test_engines.py has fast ones
 @pytest.mark.parametrize(
     ("kind", "accumulation"),
-    [("token", 2), *(pytest.param(kind, 1, marks=pytest.mark.slow) for kind in ("marginal", "expected"))],
+    [("token", 2), ("marginal", 1), ("expected", 1)],
 )
 def test_two_processes_with_unequal_tokens_are_one_process(tmp_path, kind, accumulation):
     """A micro-step of two processes with two rows each is one micro-step of four rows."""

@@ -78,10 +78,8 @@ def deviation(start, a, b):
     )
 
 
-@pytest.mark.parametrize(
-    ("variant", "head"),
-    [("lora", "saved"), *(pytest.param(v, h, marks=pytest.mark.slow) for v in VARIANTS for h in HEADS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "head"), [(v, h) for v in VARIANTS for h in HEADS])
 def test_two_processes_are_one(tmp_path, variant, head):
     start, one, one_log = launch(tmp_path / "one", 1, variant, head)
     _, two, two_log = launch(tmp_path / "two", 2, variant, head)

@@ -97,7 +97,7 @@ def test_interrupted_training_goes_on_as_if_nothing_had_happened(settings, tmp_p
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=log, stdout=log)
     with log:
         until = time.monotonic() + 120
-        while not list(settings["output_dir"].glob("checkpoint-*/trainer_state.json")):
+        while not list(settings["output_dir"].glob("checkpoint-*/manifest.json")):
             assert process.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < until
             time.sleep(0.02)

@@ -186,6 +186,7 @@ def test_a_checkpoint_with_code(settings, interrupt, tmp_path, capsys):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_the_disk_is_full_in_a_save(settings, tmp_path):
     """On a real file system with room for one checkpoint, not for two."""
     disk = tmp_path / "disk"

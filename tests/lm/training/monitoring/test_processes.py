@@ -106,9 +106,8 @@ def same(two, one):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "kind", ["token", pytest.param("marginal", marks=SLOW), pytest.param("expected", marks=SLOW)]
-)
+@SLOW
+@pytest.mark.parametrize("kind", ["token", "marginal", "expected"])
 def test_two_processes_are_one(tmp_path, kind):
     two, one = launch(tmp_path / "two", 2, kind, 2), launch(tmp_path / "one", 1, kind, 4)
     same(two, one)
