@@ -112,8 +112,13 @@ def code_in_the_chat_template(model, canary):
     return {"dataset": data, "prompt": "chat"}
 
 
-def hub_id_that_climbs(model, canary):
+def path_that_climbs(model, canary):
+    (model.parent / "etc").mkdir()
     return {"model_name_or_path": "../../etc"}
+
+
+def hub_id_that_climbs(model, canary):
+    return {"model_name_or_path": "../../nowhere"}
 
 
 TABLE = {
@@ -127,16 +132,20 @@ TABLE = {
     folder_of_pickles: "data",
     loading_script: "scripted",
     code_in_the_chat_template: "chat template",
-    hub_id_that_climbs: "../../etc is not a model: it has no config.json",
+    path_that_climbs: "../../etc is not a model: it has no config.json",
+    hub_id_that_climbs: "../../nowhere: there is no such directory",
 }
 
 
 @pytest.mark.parametrize("prepare", TABLE, ids=lambda function: function.__name__)
-def test_nothing_runs_and_nothing_is_trained(folder, settings, tmp_path, capsys, prepare):
+def test_nothing_runs_and_nothing_is_trained(folder, settings, tmp_path, monkeypatch, capsys, prepare):
     canary = tmp_path / "canary"
     model = tmp_path / "model"
     shutil.copytree(folder / "model", model)
     changed = prepare(model, canary)
+    inside = tmp_path / "two" / "down"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
     assert run(words({**settings, "model_name_or_path": model, **changed})) == 2
     message = capsys.readouterr().err
     assert TABLE[prepare] in message[message.index("error: ") :]
