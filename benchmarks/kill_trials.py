@@ -11,6 +11,7 @@ The weights must be, bit by bit, those of a run that nothing disturbed. The exit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -118,21 +119,40 @@ def command(inputs: Path, output: Path, engine: str, kind: str) -> list[str]:
 
 
 def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a run in a process group of its own."""
+    """Start a run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     with log.open("wb") as stream:
-        return subprocess.Popen(
-            words, stdout=stream, stderr=stream, env=environment, start_new_session=True, cwd=log.parent
-        )
+        return subprocess.Popen(words, stdout=stream, stderr=stream, env=environment, cwd=log.parent)
 
 
-def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> bool:
-    """Kill all processes of a run as soon as `ready`; False where the run ended before."""
+def processes_of(launcher: int) -> list[int]:
+    """A process and its descendants; torch's launcher gives each rank a session of its own."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = [launcher]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def kill(processes: list[int]) -> None:
+    """SIGKILL, to those that are still there."""
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def kill_when(process: subprocess.Popen[bytes], ready: Callable[[], bool], *, one_rank: bool) -> bool:
+    """Kill all processes of a run as soon as `ready`, or its last rank alone; False where the run ended before."""
     while not ready():
         if process.poll() is not None:
             return False
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    every = processes_of(process.pid)
+    kill(every[-1:] if one_rank else every)  # of two ranks: the launcher then ends the other
     process.wait()
     return True
 
@@ -160,7 +180,7 @@ def moment(output: Path, log: Path, inside_a_save: bool, chance: random.Random) 
     seen = set(before)
     saves_to_pass = chance.randrange(3)
     step = chance.randint(1, STEPS)
-    delay = chance.uniform(0, 0.1 if inside_a_save else 0.4)
+    delay = chance.uniform(0, 0.03 if inside_a_save else 0.4)
     since: list[float] = []
 
     def ready() -> bool:
@@ -197,19 +217,27 @@ def difference(expected: Path, output: Path) -> str | None:
     return None
 
 
-def trial(words: list[str], output: Path, expected: Path, chance: random.Random, inside: bool) -> Outcome:
+def undisturbed(folder: Path, kind: str) -> Path:
+    """Where the run that nothing disturbs goes."""
+    return folder / f"{kind.replace(' ', '-')}-undisturbed"
+
+
+def trial(engine: str, kind: str, output: Path, chance: random.Random, inside: bool) -> Outcome:
     """Kill a run, start it until it is through, and compare."""
     outcome = Outcome()
+    expected, words = undisturbed(output.parent, kind), command(output.parent, output, engine, kind)
     kills = chance.choice((1, 1, 2))
     for attempt in range(STARTS):
         log = output.with_suffix(f".{attempt}.log")
         process = start(words, log)
         try:
-            killed = outcome.kills < kills and kill_when(process, moment(output, log, inside, chance))
+            ready = moment(output, log, inside, chance)
+            one_rank = len(LAUNCHERS[engine]) > 1 and chance.random() < 0.25
+            killed = outcome.kills < kills and kill_when(process, ready, one_rank=one_rank)
             code = process.wait()
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill(processes_of(process.pid))
         text = log.read_text(errors="replace")
         outcome.skipped += text.count("is not whole, so it is skipped")
         if killed:
@@ -248,17 +276,16 @@ def main() -> int:
         outcomes: list[Outcome] = []
         for index in range(options.trials):
             kind = list(KINDS)[index % len(KINDS)]
-            expected = folder / f"{kind.replace(' ', '-')}-undisturbed"
+            expected = undisturbed(folder, kind)
             if not expected.exists():
                 log = expected.with_suffix(".log")
                 if start(command(folder, expected, options.engine, kind), log).wait():
                     print(log.read_text(errors="replace")[-2000:], file=sys.stderr)
                     return 2
             output = folder / f"trial-{index}"
-            words = command(folder, output, options.engine, kind)
             # Both ways for each kind of training: kinds take turns, and so do rounds of them.
             inside = (index + index // len(KINDS)) % 2 == 0
-            outcome = trial(words, output, expected, chance, inside)
+            outcome = trial(options.engine, kind, output, chance, inside)
             outcomes.append(outcome)
             print(
                 f"trial {index + 1}/{options.trials}  {kind:12}  kills {outcome.kills}, in a save {outcome.in_a_save}, "

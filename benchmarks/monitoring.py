@@ -198,10 +198,11 @@ def ratios(row: dict[str, Any], rows: list[dict[str, Any]], step: float) -> dict
     for key in ("inside", "outside"):
         each, due = row[key][0], row[key][1] - row[key][0]
         added = each + due / APART.get(row["case"], LOGGING_STEPS)
-        if row["case"] == "all":  # its spectra are due less often than the rest
-            (spectra,) = (other[key] for other in rows if other["case"] == "spectra")
-            of_spectra = spectra[1] - spectra[0]
-            added = each + (due - of_spectra) / LOGGING_STEPS + of_spectra / APART["spectra"]
+        if row["case"] == "all":  # what logs costs little and is due often, the rest is the other way round
+            logs = sum(
+                other[key][1] - other[key][0] for other in rows if other["case"] not in ("all", "spectra")
+            )
+            added = each + logs / LOGGING_STEPS + (due - logs) / APART["spectra"]
         found[f"{key}_ratio"] = 1 + added / step
     return found
 

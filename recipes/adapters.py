@@ -43,9 +43,7 @@ def check_adapters(
     quantized_loading(settings, unquantized_layers(settings, tokenizer))
     if (model := without_weights(settings, tokenizer)) is None:
         return
-    with torch.device(
-        "meta"
-    ):  # draws no random numbers, so that what is trained later starts where it would without
+    with torch.device("meta"):  # draws no random numbers: training starts where it would without this check
         adapted = with_lora(model, settings)
     if embeddings == "input" and has_adapters(adapted.get_base_model().get_input_embeddings()):  # type: ignore[operator]
         raise ModelSourceError(
@@ -72,8 +70,8 @@ def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
 
     tied = tied_embeddings(model)
     config = _lora_config(model, settings, tied)
-    # peft leaves a bfloat16 model's embeddings to autocast; prepare_model_for_kbit_training would make every
-    # unquantised weight float32, gigabytes at a large vocabulary, where what is trained suffices.
+    # peft's prepare_model_for_kbit_training is left out: it makes every unquantised weight float32, gigabytes at a large
+    # vocabulary, where only what is trained needs that.
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:

@@ -56,7 +56,9 @@ def prepare_output(
             pass
     except OSError as error:
         raise OutputError(f"cannot write to output_dir {str(output)!r}: {error.strerror or error}") from error
-    finished, checkpoints = gather((_finished(output), [folder for _, folder in list_checkpoints(output)]))[0]
+    finished, checkpoints = gather(
+        (finished_results(output), [folder for _, folder in list_checkpoints(output)])
+    )[0]
     # Results go last: a removal that is interrupted leaves a finished run still, and no checkpoint of it to go on from.
     stale = [*checkpoints, *finished]
     if finished or (stale and not resume):
@@ -123,8 +125,8 @@ def mark_finished(output: Path) -> None:
     flush_directory(output)
 
 
-def _finished(output: Path) -> list[Path]:
-    """The results of a finished run."""
+def finished_results(output: Path) -> list[Path]:
+    """The results of a finished run that a folder holds; empty where there are none."""
     if (output / _UNFINISHED).exists():
         return []
     return [output / name for name in _FINISHED if (output / name).exists()]

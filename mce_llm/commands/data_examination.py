@@ -1,4 +1,4 @@
-"""What the examples of a recipe look like once they are tokens: lengths, labels, what is cut, empty or twice there.
+"""What the examples of a recipe look like once they are tokens: lengths, labels, what is cut or twice there.
 
 Examples are tokenised by the very code that training uses, without its limit on length, so that the lengths before
 truncation are known; the limit is then applied here to the counts.
@@ -36,8 +36,6 @@ class DataExamination:
         source: Where they are from.
         examples: How many were looked at.
         limited: There may be more of them.
-        empty_prompts: Examples with nothing to answer.
-        empty_responses: Examples whose answer is empty: only the end-of-text token is trained.
         duplicates: Examples that are there before, word for word.
         truncated: Kept, and cut to `max_length`.
         dropped_overlong: Left out because they are longer (`overlong: drop`).
@@ -55,8 +53,6 @@ class DataExamination:
     source: str
     examples: int
     limited: bool
-    empty_prompts: int
-    empty_responses: int
     duplicates: int
     truncated: int
     dropped_overlong: int
@@ -93,7 +89,7 @@ def examine_data(
         most: Look at this many examples at most.
 
     Raises:
-        DataError: They cannot be loaded or used.
+        DataError: They cannot be loaded or used; empty questions and answers are among what cannot.
     """
     training = role == "train"
     source = settings.dataset if training else str(settings.eval_dataset)
@@ -120,14 +116,11 @@ def examine_data(
     packing = None
     if settings.packing and len(rows):
         rows, packing = pack_examples(rows, settings.max_length)
-    texts = [_texts(example) for example in examples]
-    keys = [blake2b("\0".join(pair).encode(), digest_size=16).digest() for pair in texts]
+    keys = [blake2b("\0".join(_texts(example)).encode(), digest_size=16).digest() for example in examples]
     return DataExamination(
         source=source,
         examples=len(examples),
         limited=len(examples) == most and (wanted is None or wanted > most),
-        empty_prompts=sum(not question.strip() for question, _ in texts),
-        empty_responses=sum(not response.strip() for _, response in texts),
         duplicates=len(keys) - len(set(keys)),
         truncated=int((too_long & keep).sum()),
         dropped_overlong=int(dropped.sum()),

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import datasets
 from huggingface_hub import constants, try_to_load_from_cache
 
 from mce_llm.data import KNOWN_SOURCES
-from mce_llm.messages import model_path_problem
+from mce_llm.messages import model_path_problem, nearest_hint
 from mce_llm.recipes.configuration import Recipe
 
 _WEIGHTS = (
@@ -27,13 +28,14 @@ class Fetch:
     Attributes:
         role: model, tokenizer, dataset or eval_dataset.
         name: Path, or hub id.
-        state: local, cached, download (from the hub, at the start) or missing.
+        state: local, cached, download (from the hub, at the start), missing, or "no weights" (a directory that holds the
+            rest of a model).
         detail: What is there, or what is wrong.
     """
 
     role: str
     name: str
-    state: Literal["local", "cached", "download", "missing"]
+    state: Literal["local", "cached", "download", "missing", "no weights"]
     detail: str
 
 
@@ -56,13 +58,15 @@ def _model(role: str, name: str, *, weights: bool) -> Fetch:
     if path.is_dir():
         files = [file for file in _WEIGHTS if (path / file).is_file()]
         if weights and not files:
-            return Fetch(role, name, "missing", "has no weights (model.safetensors); the run could not start")
+            return Fetch(
+                role, name, "no weights", "no model.safetensors is there, so the run could not start"
+            )
         return Fetch(role, name, "local", "directory")
     if problem := model_path_problem(name):
         return Fetch(role, name, "missing", problem.removeprefix(name).lstrip(": "))
     wanted = _WEIGHTS if weights else ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     if any(isinstance(try_to_load_from_cache(name, file), str) for file in wanted):
-        return Fetch(role, name, "cached", f"hub id, in {constants.HF_HUB_CACHE}")
+        return Fetch(role, name, "cached", "hub id, in the cache")
     return _download(role, name)
 
 
@@ -73,17 +77,20 @@ def _data(role: str, name: str) -> Fetch:
         return Fetch(role, name, "local", kind)
     looks_local = path.suffix in (".json", ".jsonl", ".csv", ".parquet") or name.startswith((".", "/", "~"))
     if name not in KNOWN_SOURCES and (looks_local or name.count("/") > 1):
-        return Fetch(role, name, "missing", "there is no such file")
+        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        return Fetch(role, name, "missing", f"there is no such file{nearest_hint(path.name, beside)}")
     hub_id = KNOWN_SOURCES.get(name, (name, None))[0]
-    folder = Path(constants.HF_HUB_CACHE) / f"datasets--{hub_id.replace('/', '--')}"
-    if folder.is_dir():
-        return Fetch(role, hub_id, "cached", f"hub data set, in {constants.HF_HUB_CACHE}")
+    # As downloaded, or as prepared by `datasets`, whose folder names vary with its version.
+    owner, _, last = hub_id.rpartition("/")
+    prepared = Path(datasets.config.HF_DATASETS_CACHE).glob(f"{owner}___*" if owner else f"{last}*")
+    if (Path(constants.HF_HUB_CACHE) / f"datasets--{hub_id.replace('/', '--')}").is_dir() or any(prepared):
+        return Fetch(role, hub_id, "cached", "hub data set, in the cache")
     return _download(role, hub_id)
 
 
 def _download(role: str, name: str) -> Fetch:
     if constants.HF_HUB_OFFLINE:
         return Fetch(
-            role, name, "missing", "is not in the hub's cache, and HF_HUB_OFFLINE forbids to download it"
+            role, name, "missing", "not in the hub's cache, and HF_HUB_OFFLINE forbids to download it"
         )
     return Fetch(role, name, "download", "from the hub")

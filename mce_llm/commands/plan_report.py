@@ -221,8 +221,8 @@ def _print_remedies(plan: MemoryPlan, console: Console) -> None:
         highlight=False,
     )
     table = Table(box=None, pad_edge=False)
-    table.add_column("set")
-    table.add_column("cost", style="dim")
+    table.add_column("set", no_wrap=True)
+    table.add_column("cost", style="dim", overflow="fold")
     table.add_column("engine", no_wrap=True)
     table.add_column("GiB", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)

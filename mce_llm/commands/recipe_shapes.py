@@ -19,7 +19,7 @@ from mce_llm.planning.shapes import Attention
 from mce_llm.recipes.adapters import with_lora
 from mce_llm.recipes.configuration import Recipe, parse_recipe
 from mce_llm.recipes.models import tokenizer_of, without_weights
-from mce_llm.recipes.settings import ModelArguments, ModelSourceError
+from mce_llm.recipes.settings import ConfigurationError, ModelArguments, ModelSourceError
 
 
 def read_recipe(config: str, overrides: list[str]) -> Recipe:
@@ -33,13 +33,20 @@ def read_recipe(config: str, overrides: list[str]) -> Recipe:
         ConfigurationError: As `parse_recipe` does.
     """
     words = ["--config", config, *overrides]
-    if not torch.accelerator.is_available() and not any(word.startswith("--use_cpu") for word in overrides):
-        words += ["--use_cpu", "true"]  # or bf16 would be refused here
+    # Without a GPU, bf16 would be refused here, and it is the machine of the run that counts.
+    elsewhere = not torch.accelerator.is_available()
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # names that transformers will change; training says it
-        return parse_recipe(words)
+        try:
+            return parse_recipe(words)
+        except ConfigurationError as error:
+            if not elsewhere or "use_cpu" not in str(error):
+                raise
+        recipe = parse_recipe([*words, "--use_cpu", "true"])
+    del recipe.given["use_cpu"]
+    return recipe
 
 
 def model_without_weights(settings: ModelArguments) -> PreTrainedModel:
@@ -98,7 +105,7 @@ def recipe_shapes(recipe: Recipe) -> tuple[ModelShape, TrainingShape]:
         mixed="bfloat16" if training.bf16 else "float16" if training.fp16 else None,
         optim=str(getattr(training.optim, "value", training.optim)),
         momentum=_momentum(training.optim_args),
-        checkpointing=training.gradient_checkpointing,  # type: ignore[arg-type]
+        checkpointing=bool(training.gradient_checkpointing),
         attention=attention,
         loss=LossShape(
             kind=loss.kind,

@@ -31,7 +31,7 @@ def print_validation(outcome: Validation, console: Console) -> None:
         _heading(console, "what is read")
         table = _plain_table()
         for fetch in outcome.fetches:
-            style = {"missing": "red", "download": "yellow"}.get(fetch.state, "green")
+            style = {"missing": "red", "no weights": "red", "download": "yellow"}.get(fetch.state, "green")
             table.add_row(fetch.role, Text(fetch.name), Text(fetch.state, style=style), fetch.detail)
         console.print(table)
     if outcome.samples:
@@ -64,10 +64,7 @@ def data_table(data: DataExamination) -> Table:
     table.add_row(
         "left out", f"too long {data.dropped_overlong:,}, nothing to train {data.dropped_untrained:,}"
     )
-    table.add_row(
-        "empty",
-        f"questions {data.empty_prompts:,}, answers {data.empty_responses:,}; twice there {data.duplicates:,}",
-    )
+    table.add_row("twice there", f"{data.duplicates:,}")
     table.add_row(
         "tokens", f"{data.tokens:,}, of them trained {data.trained_tokens:,} ({data.label_share:.1%})"
     )

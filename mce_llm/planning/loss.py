@@ -17,8 +17,10 @@ _GATHERED_ELEMENTS = 2**27
 # d × d float64 matrices alive at once in value and gradient of tr(−P log Q + Q): 14 and 16 counted, of which `expected`
 # has two for its second moments, and a workspace of two for the eigendecomposition.
 _MATRICES = {"marginal": 16, "expected": 18}
-# Positions × vocabulary float32 buffers beside the Krylov products of the full vocabulary.
-_FULL_VOCABULARY_EXTRA = 5
+# Positions × vocabulary float32 buffers beside the Krylov products of the full vocabulary, and the elements of the block
+# in which those are brought together.
+_FULL_VOCABULARY_EXTRA = 4
+_ASSEMBLED_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,15 @@ def loss_allocations(
         )
 
     # After the statistics, or in turn with them: whichever is larger.
-    logits = chunk * rows * (4 + (p if p < 4 else 0) + (4 if model.softcap else 0))
-    text = f"{chunk:,} positions × V × {logits // (chunk * rows)} B"
+    each = 4 + (p if p < 4 else 0) + (4 if model.softcap else 0)
+    logits = chunk * (rows * each + width * p)
+    text = f"{chunk:,} positions × (V × {each} B + d × {p} B)"
     if model.head_trained and p < 4:
         logits += p * table
         text += f" + V × d × {p} B, one chunk's share of dW"
+    if model.softcap and 12 * chunk * rows > logits:
+        # The capped logits of a chunk live until those of the next are there.
+        logits, text = 12 * chunk * rows, f"{chunk:,} positions × V × 4 B × 3"
     kernel, kernel_text = _kernel(model, training, chunk, stream)
     if kernel > logits:
         logits, text = kernel, kernel_text
@@ -76,7 +82,10 @@ def loss_allocations(
 
 
 def _kernel(model: ModelShape, training: TrainingShape, chunk: int, table: int) -> tuple[int, str]:
-    """(bytes, arithmetic) at the fullest moment of the matrix loss, the chunk's logits included; `table` bytes an element of the head."""
+    """(bytes, arithmetic) at the fullest moment of the matrix loss, the chunk's logits included.
+
+    `table` is the bytes of an element of the head.
+    """
     loss = training.loss
     rows, width, tokens = model.vocabulary, model.hidden_size, training.tokens
     buffer = 4 * chunk * rows
@@ -84,11 +93,14 @@ def _kernel(model: ModelShape, training: TrainingShape, chunk: int, table: int) 
         return 0, ""
     if loss.kind == "token":
         if loss.support is None or loss.support >= rows:
-            count = loss.order + _FULL_VOCABULARY_EXTRA
-            return (
-                count * buffer,
-                f"{chunk:,} positions × V × 4 B × ({loss.order} + {_FULL_VOCABULARY_EXTRA})",
+            count, block = (
+                loss.order + _FULL_VOCABULARY_EXTRA,
+                min(loss.order * chunk * rows, _ASSEMBLED_ELEMENTS),
             )
+            text = (
+                f"{chunk:,} positions × V × 4 B × ({loss.order} + {_FULL_VOCABULARY_EXTRA}) + {block:,} × 4 B"
+            )
+            return count * buffer + 4 * block, text
         frame = loss.support + 1
         row = 4 + (table if table < 4 else 0)  # a 16-bit row is gathered as it is, then made float32
         gathered = min(chunk * frame * width, _GATHERED_ELEMENTS)

@@ -161,9 +161,8 @@ def plan_memory(
     plans = tuple(_engine_plan(item, model, training, devices, capacity) for item in chosen)
     fitting = [plan.engine for plan in plans if plan.fits]
     recommended = fitting[0] if fitting else None
-    remedies = (
-        () if recommended or capacity is None else _remedies(model, training, devices, capacity, chosen)
-    )
+    enough = capacity is None or (recommended is not None and not ENGINES[recommended].offloads)
+    remedies = () if enough or capacity is None else _remedies(model, training, devices, capacity, chosen)
     return MemoryPlan(model, training, devices, capacity, plans, recommended, remedies)
 
 
@@ -225,7 +224,7 @@ def _activation_terms(engine: Engine, model: ModelShape, training: TrainingShape
     text = f"{at} × d {model.hidden_size:,} × {4 + 2 * widths.stream} B, last normalisation and its output"
     terms.append(Term("hidden states", end, text, "forward"))
 
-    casts = _autocast_copies(model, training, widths.product) if widths.casts else 0
+    casts = _autocast_copies(model, widths.product) if widths.casts else 0
     if casts:
         text = f"{casts // widths.product:,} × {widths.product} B, weights cast by autocast"
         terms.append(Term("cast weights", casts, text, "forward"))
@@ -258,9 +257,8 @@ def _activation_terms(engine: Engine, model: ModelShape, training: TrainingShape
     return terms
 
 
-def _autocast_copies(model: ModelShape, training: TrainingShape, product: int) -> int:
+def _autocast_copies(model: ModelShape, product: int) -> int:
     """Bytes of the copies that autocast keeps of trained float32 matrices until the forward pass is over."""
-    del training
     chosen = [g for g in model.groups if g.trained and (g.role in ("linear", "adapter") or len(g.shape) == 3)]
     return product * sum(group.elements for group in chosen)
 
@@ -319,7 +317,7 @@ def _remedies(
         consider("per_device_train_batch_size: 1", "lower throughput", model, small)
     if small.optim == "adamw_torch":
         small = replace(small, optim="adamw_torch_fused")
-        consider("optim: adamw_torch_fused", "none on a GPU", model, small)
+        consider("optim: adamw_torch_fused", "nothing on a GPU", model, small)
     quantized = replace(small, dtype="bfloat16", quantization="4bit")
     if training.adapter_rank == 0:
         lora = with_lora(model, _LORA_RANK)

@@ -40,7 +40,7 @@ def cases(rows):
 def few(rows):
     return {
         "token-2": case("token", 2, rows=rows),
-        "marginal-1": case("marginal", 1, "llama-tied", rows=rows),
+        "marginal-1-tied": case("marginal", 1, "llama-tied", rows=rows),
     }
 
 
@@ -90,7 +90,7 @@ def test_every_kind_and_accumulation(tmp_path, engine, one_process):
 def test_faults_would_be_caught(tmp_path, one_process):
     """Negative control: the two classic mistakes are other training runs, by far."""
     runs = {
-        "marginal-1": case("marginal", 1, "llama-tied", fault="statistics not shared"),
+        "marginal-1-tied": case("marginal", 1, "llama-tied", fault="statistics not shared"),
         "token-2": case("token", 2, fault="accumulation ignored"),
     }
     got, expected = run_engine(tmp_path, "ddp", 2, runs), one_process(few(rows=4))

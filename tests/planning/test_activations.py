@@ -99,7 +99,7 @@ def test_eager_attention_saves_its_maps(family, run_of):
     run = run_of(micro_batch=ROWS, length=LENGTH, dtype="bfloat16", attention="eager")
     # Where there is a mask it is copied for the heads: within a tenth.
     assert planned(model, run) == pytest.approx(real, rel=0.1)
-    assert planned(model, run_of(length=LENGTH, dtype="bfloat16", attention="flash")) < 0.8 * real
+    assert planned(model, run_of(length=LENGTH, dtype="bfloat16", attention="flash")) < 0.9 * real
 
 
 @pytest.mark.parametrize("mode", PRECISIONS)

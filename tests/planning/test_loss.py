@@ -53,7 +53,8 @@ def planned_peak(config, mode, width, run_of, trained_head=True, softcap=False):
 
 @pytest.fixture(autouse=True)
 def gather_as_on_a_gpu(monkeypatch):
-    monkeypatch.setitem(token_kernel._GATHERED_ELEMENTS, "cpu", token_kernel._GATHERED_ELEMENTS["cuda"])
+    for elements in (token_kernel._GATHERED_ELEMENTS, token_kernel._ASSEMBLED_ELEMENTS):
+        monkeypatch.setitem(elements, "cpu", elements["cuda"])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -43,13 +43,17 @@ def recipe(run_of):
 
 @pytest.mark.parametrize("mode", ["float32", "bfloat16", "autocast"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_moments_of_a_real_step(mode, checkpointing, run_of):
+@pytest.mark.parametrize(("moment", "vocabulary"), [("forward", 2000), ("backward", 300), ("step", 300)])
+def test_moments_of_a_real_step(moment, vocabulary, mode, checkpointing, run_of):
     """Every storage of a step of a small Llama, against the three moments of the plan.
+
+    With a large vocabulary the loss is where the forward pass is fullest, with a small one a layer is where the backward
+    pass is.
 
     The plan may be above (with checkpointing it counts the inputs of all layers while the last is recomputed, whose
     share is large where there are three layers) but hardly below: 3 % for cosines, positions and normalisers.
     """
-    rows, length, vocabulary = 4, 64, 300
+    rows, length = 4, 64
     torch.manual_seed(0)
     settings = {
         "vocab_size": vocabulary,
@@ -96,8 +100,7 @@ def test_moments_of_a_real_step(mode, checkpointing, run_of):
     )
     plan = EnginePlan("ddp", tuple(engine_terms(ENGINES["ddp"], shape_of(model), run, 1)), None)
     least = {"forward": 0.93, "backward": 0.75 if checkpointing else 0.9, "step": 0.99}
-    for moment, share in least.items():
-        assert share < real[moment] / plan.sum_of(moment) < 1.03, moment
+    assert least[moment] < real[moment] / plan.sum_of(moment) < 1.03
 
 
 def test_seven_billion_on_eight_gpus(llemma, recipe):

@@ -172,12 +172,16 @@ def _ignore_signals(own: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _follow_launcher() -> None:
-    """Get SIGTERM when accelerate's launcher of a single process is ended: it does not pass its own on."""
-    if not sys.platform.startswith("linux") or "TORCHELASTIC_RUN_ID" in os.environ:
+    """Get SIGTERM when the launcher is gone.
+
+    accelerate's launcher of a single process does not pass its own SIGTERM on, and torch's cannot when it is killed: its
+    ranks would train on, unseen, beside those of the next start.
+    """
+    if not sys.platform.startswith("linux"):
         return
     try:
         launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
     except OSError:
         return
-    if b"accelerate" in launcher:
+    if any(name in launcher for name in (b"accelerate", b"torchrun", b"torch.distributed.run")):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

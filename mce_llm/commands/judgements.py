@@ -1,0 +1,232 @@
+"""What is in order and what is not: each part of a recipe's examination turned into findings.
+
+Nothing is loaded here; the numbers come from the modules that `validate` calls.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mce_llm.commands.data_examination import DataExamination
+from mce_llm.commands.fetching import Fetch
+from mce_llm.commands.findings import Findings
+from mce_llm.commands.trial_step import TrialStep
+from mce_llm.lm.heads import output_layer
+from mce_llm.lm.training.checkpoints import list_checkpoints
+from mce_llm.planning import GIB, MemoryPlan
+from mce_llm.recipes.adapters import check_adapters
+from mce_llm.recipes.configuration import Recipe
+from mce_llm.recipes.outputs import finished_results
+
+_FEW_LABELS = 0.05
+_OFTEN_CUT = 0.05
+_OFTEN_TWICE = 0.01
+
+
+def judge_fetches(findings: Findings, fetches: list[Fetch]) -> None:
+    """Is everything there that the run would read?"""
+    for fetch in fetches:
+        if fetch.state in ("missing", "no weights"):
+            findings.problem(fetch.role, f"{fetch.name}: {fetch.detail}")
+    downloads = [fetch for fetch in fetches if fetch.state == "download"]
+    if downloads:
+        names = ", ".join(f"{fetch.name} ({fetch.role})" for fetch in downloads)
+        findings.warn("files", f"would be downloaded: {names}")
+    elif all(fetch.state in ("local", "cached") for fetch in fetches):
+        findings.ok("files", "everything is on this machine")
+
+
+def judge_model(findings: Findings, recipe: Recipe, model: PreTrainedModel) -> None:
+    """Can its head be used, and does it know enough positions?"""
+    output_layer(model)
+    findings.ok(
+        "model", f"{type(model).__name__}, {model.num_parameters():,} parameters; its head can be used"
+    )
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and recipe.data.max_length > longest:
+        findings.problem(
+            "max_length",
+            f"{recipe.data.max_length:,} is beyond the {longest:,} positions that the model knows",
+        )
+    implementation = recipe.model.attn_implementation or ""
+    if implementation.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
+        findings.warn(
+            "attn_implementation", f"{implementation} needs flash-attn, which is not installed here"
+        )
+
+
+def judge_tokenizer(
+    findings: Findings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
+) -> None:
+    """Do its ids fit the model, and can an answer end?"""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if eos is None:
+        findings.problem(
+            "tokenizer", "it has no end-of-text token; set tokenizer.eos_token, or no answer ever ends"
+        )
+    elif pad == eos:
+        findings.ok(
+            "padding",
+            f"with the end-of-text token {tokenizer.eos_token!r}; padding is masked by place, not by id, so it "
+            "is trained where an answer ends",
+        )
+    elif pad is not None and pad in (tokenizer.bos_token_id, tokenizer.unk_token_id):
+        findings.ok(
+            "padding", f"with {tokenizer.pad_token!r}, which has another use too; labels do not depend on it"
+        )
+    if model is None:
+        return
+    largest = max(tokenizer.get_vocab().values())
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    if largest >= rows:
+        findings.problem(
+            "tokenizer",
+            f"it has ids up to {largest:,}, the model {rows:,} embeddings; use the model's own tokenizer",
+        )
+    else:
+        findings.ok("tokenizer", f"{len(tokenizer):,} tokens for {rows:,} embeddings")
+    configured = model.config.get_text_config().eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    if eos is not None and configured is not None and eos not in ends:
+        findings.warn(
+            "tokenizer",
+            f"its end-of-text id {eos} is not the model's ({configured}); generation stops at the latter",
+        )
+
+
+def judge_data(findings: Findings, role: str, data: DataExamination, recipe: Recipe) -> None:
+    """What is left out, cut or twice there, and does every answer end?"""
+    name = f"{role} data"
+    if not data.kept:
+        findings.problem(name, f"none of {data.examples:,} examples can be trained on; raise max_length")
+        return
+    findings.ok(
+        name, f"{data.kept:,} of {data.examples:,} examples, {data.label_share:.0%} of their tokens trained"
+    )
+    dropped = data.dropped_overlong + data.dropped_untrained
+    limit = recipe.data.max_length
+    if dropped:
+        findings.warn(
+            name, f"{dropped:,} examples are left out: longer than max_length {limit:,}, or all prompt"
+        )
+    if data.truncated:
+        share = data.truncated / data.kept
+        text = f"{data.truncated:,} answers ({share:.1%}) are cut at max_length {limit:,} and do not learn to end"
+        (findings.warn if share > _OFTEN_CUT else findings.ok)(name, text)
+    if data.duplicates:
+        text = (
+            f"{data.duplicates:,} examples are there more than once ({data.duplicates / data.examples:.1%})"
+        )
+        (findings.warn if data.duplicates > _OFTEN_TWICE * data.examples else findings.ok)(name, text)
+    whole = data.kept - data.truncated
+    if whole > 0 and data.ends_trained == 0:
+        findings.problem(name, "the token at which generation stops is trained in no example")
+    elif data.ends_trained < whole:
+        findings.warn(
+            name,
+            f"{whole - data.ends_trained:,} whole examples do not end in the token at which generation stops",
+        )
+    elif whole > 0:
+        findings.ok(name, "every whole answer ends in the token at which generation stops, trained once")
+    if data.label_share < _FEW_LABELS:
+        findings.warn(
+            name, f"only {data.label_share:.1%} of the tokens are trained: most of the work goes into prompts"
+        )
+    if 0 < data.lengths[100] < limit / 2 and not recipe.data.packing:
+        findings.ok(
+            name,
+            f"the longest example has {data.lengths[100]:,} tokens: max_length {limit:,} is never reached",
+        )
+
+
+def judge_overlap(findings: Findings, data: dict[str, DataExamination]) -> None:
+    """Is held-out data really held out?"""
+    shared = len(data["train"].keys & data["eval"].keys)
+    if shared:
+        findings.warn("eval data", f"{shared:,} of its examples are in the training data too, word for word")
+
+
+def judge_adapters(findings: Findings, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Do the adapters fit the model?"""
+    settings = recipe.model
+    if settings.lora_r == 0:
+        return
+    # bitsandbytes is the run's machine's business: what is said here is whether the adapters fit the model.
+    check_adapters(
+        replace(settings, quantization=None), tokenizer, embeddings=recipe.training.matrix_embeddings
+    )
+    findings.ok("adapters", f"rank {settings.lora_r} on {settings.lora_target_modules}; the head can be read")
+
+
+def judge_step(findings: Findings, step: TrialStep) -> None:
+    """Did every trained parameter get a finite gradient?"""
+    if step.without_gradient:
+        names = ", ".join(step.without_gradient[:3])
+        findings.problem(
+            "trial step", f"no gradient reaches {len(step.without_gradient)} trained parameters: {names}"
+        )
+    if step.not_finite or step.loss != step.loss:
+        names = ", ".join(step.not_finite[:3])
+        findings.problem("trial step", f"loss {step.loss}, gradients that are not finite: {names or 'none'}")
+    if not step.without_gradient and not step.not_finite:
+        matrix = "" if step.matrix_cross_entropy is None else f", MCE {step.matrix_cross_entropy:.3f}"
+        findings.ok(
+            "trial step",
+            f"loss {step.loss:.3f} (CE {step.cross_entropy:.3f}{matrix}), finite gradients for all {step.trained} trained "
+            f"tensors of a {step.parameters:,}-parameter model of the same type",
+        )
+
+
+def judge_memory(findings: Findings, plan: MemoryPlan) -> None:
+    """Does an engine fit?"""
+    if plan.capacity is None:
+        return
+    gpus = f"{plan.devices} × {plan.capacity / GIB:.4g} GiB"
+    if plan.recommended is None:
+        least = min(plan.engines, key=lambda item: item.peak)
+        findings.problem(
+            "memory", f"no engine fits on {gpus}; {least.engine} needs {least.peak / GIB:.1f} GiB a GPU"
+        )
+    else:
+        best = plan.of(plan.recommended)
+        findings.ok("memory", f"{best.engine} fits on {gpus}: {best.peak / GIB:.1f} GiB a GPU")
+
+
+def judge_settings(findings: Findings, recipe: Recipe, *, here: bool) -> None:
+    """Settings that each by itself is fine, and what a start on this machine would meet."""
+    training, output = recipe.training, Path(str(recipe.training.output_dir))
+    if (
+        str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
+        and not recipe.data.eval_dataset
+    ):
+        findings.problem("eval_strategy", "it needs eval_dataset")
+    if output.is_file():
+        findings.problem("output_dir", f"{output} is a file; name a directory")
+    elif not recipe.data.overwrite and (finished := finished_results(output)):
+        names = ", ".join(path.name for path in finished)
+        findings.problem(
+            "output_dir", f"{output} holds a finished run ({names}); choose another, or set overwrite: true"
+        )
+    elif checkpoints := list_checkpoints(output):
+        text = f"{output} holds {len(checkpoints)} checkpoint{'s' * (len(checkpoints) > 1)}"
+        if recipe.data.resume:
+            findings.warn("output_dir", f"{text}: the run would go on from the newest whole one")
+        elif not recipe.data.overwrite:
+            findings.problem(
+                "output_dir", f"{text}, and resume is false; choose another, or set overwrite: true"
+            )
+    if recipe.model.quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
+        findings.warn("quantization", "bitsandbytes is not installed here: pip install 'mce-llm[qlora]'")
+    if (
+        here
+        and (training.bf16 or training.fp16)
+        and not (torch.accelerator.is_available() or recipe.given.get("use_cpu"))
+    ):
+        findings.warn("bf16" if training.bf16 else "fp16", "this machine has no GPU; the run needs one")
+    if recipe.model.trust_remote_code:
+        findings.warn("trust_remote_code", "Python code from the model's repository would be run")

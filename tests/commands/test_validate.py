@@ -1,0 +1,193 @@
+"""`mce-llm validate`: what is in order, what is not, all at once, and nothing written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import transformers
+
+from mce_llm.data import write_jsonl
+
+GOOD = {"question": "Tom has 3 apples and buys 5. How many?", "answer": "3 + 5 = 8\n#### 8"}
+
+
+def validated(command, *words, code=0):
+    result = command("validate", *words, "--json")
+    assert result.exit_code == code, result.output
+    found = json.loads(result.stdout)
+    assert found["exit_code"] == code
+    return found
+
+
+def texts(found, level):
+    return [f"{item['subject']}: {item['text']}" for item in found["findings"] if item["level"] == level]
+
+
+def test_a_recipe_in_order(command, recipe):
+    found = validated(command, recipe(), "--gpus", 2, "--memory", 8)
+    assert texts(found, "problem") == texts(found, "warning") == []
+    data = found["data"]["train"]
+    assert (data["examples"], data["kept"], data["truncated"], data["duplicates"]) == (40, 40, 0, 0)
+    assert data["ends_trained"] == 40
+    assert 0 < data["label_share"] < 1
+    assert found["optimizer_steps"] == 10  # 40 rows of 8 a step, twice
+    assert found["memory"]["recommended"] == "ddp"
+    step = found["trial_step"]
+    assert step["loss"] == pytest.approx(step["cross_entropy"] + step["matrix_cross_entropy"])
+    assert step["without_gradient"] == step["not_finite"] == []
+    assert [fetch["state"] for fetch in found["fetches"]] == ["local", "local"]
+
+
+def test_the_report(command, recipe):
+    """Samples with the trained tokens in brackets, the counts, and a summary in one line."""
+    result = command("validate", recipe(), columns=80)
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert "Answer:⟦ " in result.stdout
+    assert "<|endoftext|>⟧" in result.stdout
+    assert result.stdout.rstrip().splitlines()[-1].startswith("ready: ")
+    assert "optimizer states" in result.stdout  # the totals, without GPUs to judge by
+
+
+def test_all_problems_at_once(command, recipe, place):
+    """Data, model, batch, memory, settings and output together; none hides another."""
+    out = Path(str(place)) / "finished"
+    out.mkdir(exist_ok=True)
+    (out / "train_results.json").write_text("{}")
+    write_jsonl([GOOD, {"question": "How many?"}], place / "unanswered.jsonl")
+    path = recipe(
+        dataset=str(place / "unanswered.jsonl"),
+        model_name_or_path=str(place / "big"),
+        tokenizer_name_or_path=str(place / "tokenizer"),
+        eval_strategy="epoch",
+        output_dir=str(out),
+        max_length=4096,
+    )
+    found = validated(command, path, "--gpus", 3, "--memory", 4, code=1)
+    problems = "\n".join(texts(found, "problem"))
+    for part in (
+        "model: " + str(place / "big"),
+        "max_length: 4,096 is beyond the 2,048 positions",
+        "train data: ",
+        "'answer' is missing",
+        "batch: total_batch_size 8 is not a multiple of 6",
+        "memory: no engine fits on 3 × 4 GiB",
+        "eval_strategy: it needs eval_dataset",
+        "holds a finished run (train_results.json)",
+    ):
+        assert part in problems
+    assert sorted(path.name for path in out.iterdir()) == ["train_results.json"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model_name_or_path": "{place}/nowhere"}, "model: {place}/nowhere: there is no such directory"),
+        ({"model_name_or_path": "some/model"}, "model: some/model: not in the hub's cache"),
+        ({"dataset": "{place}/dta.jsonl"}, "there is no such file (did you mean 'data.jsonl'?)"),
+        ({"dataset": "some/data"}, "dataset: some/data: not in the hub's cache"),
+        ({"tokenizer_name_or_path": "{place}/nowhere"}, "tokenizer: {place}/nowhere: there is no such"),
+        ({"max_length": 8}, "none of 40 examples can be trained on; raise max_length"),
+        ({"lora_r": 2, "lora_target_modules": "q_prj"}, "adapters: lora_target_modules 'q_prj'"),
+        ({"lora_r": 2, "lora_target_modules": "q_proj,lm_head"}, "adapter on the output head"),
+        ({"prompt": "chat"}, "needs a chat template"),
+        ({"optim": "lomo"}, "memory: no arithmetic for optim 'lomo'"),
+    ],
+)
+def test_one_thing_wrong(changed, message, command, recipe, place, monkeypatch):
+    """A problem each, exit code 1, and never a traceback."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    changed = {k: v.format(place=place) if isinstance(v, str) else v for k, v in changed.items()}
+    found = validated(command, recipe(**changed), code=1)
+    problems = texts(found, "problem")
+    assert any(message.format(place=place) in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--max_lenght", "9"], "did you mean 'max_length'"),
+        (["--lora_alpha", "3", "--matrix_shrinkage", "2"], "without lora_r"),
+        (["--total_batch_size", "3"], "total_batch_size must be a multiple of 2"),
+    ],
+)
+def test_what_cannot_be_parsed_has_exit_code_two(overrides, message, command, recipe):
+    result = command("validate", recipe(), *overrides)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_warnings_do_not_stop_a_run(command, recipe, place):
+    rows = [json.loads(line) for line in (place / "data.jsonl").read_text().splitlines()]
+    write_jsonl([*rows, *rows[:5]], place / "worn.jsonl")
+    path = recipe(
+        dataset=str(place / "worn.jsonl"),
+        eval_dataset=str(place / "held_out.jsonl"),
+        eval_split="train",
+        total_batch_size=2,
+    )
+    found = validated(command, path)
+    assert texts(found, "problem") == []
+    warnings = "\n".join(texts(found, "warning"))
+    assert "5 examples are there more than once" in warnings
+    assert "2 of its examples are in the training data too" in warnings
+
+
+def test_records_that_training_refuses_are_counted_and_named(command, recipe, place):
+    rows = [json.loads(line) for line in (place / "data.jsonl").read_text().splitlines()]
+    write_jsonl(
+        [*rows, {"question": " ", "answer": "#### 1"}, {**rows[0], "answer": ""}], place / "holes.jsonl"
+    )
+    (problem,) = texts(validated(command, recipe(dataset=str(place / "holes.jsonl")), code=1), "problem")
+    for part in ("2 of 42 records", "line 41: 'question' is empty", "line 42: 'answer'"):
+        assert part in problem
+
+
+def test_answers_that_are_cut_do_not_learn_to_end(command, recipe):
+    lengths = validated(command, recipe())["data"]["train"]["lengths"]
+    short = int(lengths["50"])
+    found = validated(command, recipe(), "--max_length", short)
+    data = found["data"]["train"]
+    assert 0 < data["truncated"] < 40
+    assert data["ends_trained"] == data["kept"] - data["truncated"]
+    assert any("are cut at max_length" in text for text in texts(found, "warning"))
+
+
+def test_nothing_is_written(command, recipe, place, tmp_path):
+    """Neither output_dir nor anything beside the recipe, in a run that goes all the way."""
+    path = recipe(packing=True, lora_r=2)
+    before = sorted(tmp_path.rglob("*")), sorted(place.rglob("*"))
+    validated(command, path)
+    assert (sorted(tmp_path.rglob("*")), sorted(place.rglob("*"))) == before
+
+
+def test_a_head_that_the_loss_cannot_read_is_reported(command, recipe, place):
+    target = place / "bert"
+    config = transformers.BertConfig(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.BertForMaskedLM(config).save_pretrained(target)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place / "tokenizer" / name, target)
+    found = validated(command, recipe(model_name_or_path=str(target)), code=1)
+    assert any("trial step" in text or "model" in text for text in texts(found, "problem"))
+    assert any("both directions" in text or "not a causal" in text for text in texts(found, "problem"))
+
+
+def test_few_examples_are_looked_at_where_few_are_asked_for(command, recipe):
+    found = validated(command, recipe(), "--max-examples", 7, "--samples", 3)
+    assert found["data"]["train"]["examples"] == 7
+    assert found["data"]["train"]["limited"]
+    assert len(found["samples"]) == 3
+    assert found["optimizer_steps"] is None  # they cannot be counted
+
+
+def test_checkpoints_in_the_way(command, recipe, tmp_path):
+    (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
+    assert any(
+        "1 checkpoint: the run would go on" in t for t in texts(validated(command, recipe()), "warning")
+    )
+    found = validated(command, recipe(resume=False), code=1)
+    assert any("resume is false" in text for text in texts(found, "problem"))
