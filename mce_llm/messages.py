@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,10 +18,30 @@ def nearest_hint(name: str, options: Iterable[str]) -> str:
 
 def cause(error: BaseException) -> str:
     """Return type and text of another library's error on one line: of the innermost, where errors are chained."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    error = _innermost(error)
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:299] + '…'}".rstrip(":. ")
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def loading_problem(error: Exception) -> str:
+    """Say why files of a model or tokenizer cannot be loaded; in our words where the libraries' advice is to run code."""
+    if isinstance(_innermost(error), pickle.UnpicklingError):
+        return (
+            "its pickled weights hold more than tensors, and could run code if they were loaded; get the same model "
+            "as .safetensors"
+        )
+    if "custom code" in str(error):
+        return (
+            "it comes with Python code of its own, which is not run; read that code first, and then set "
+            "trust_remote_code: true"
+        )
+    return cause(error)
 
 
 def model_path_problem(name: str) -> str | None:

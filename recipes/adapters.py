@@ -7,7 +7,7 @@ head shares; both are said before any data is read. Merging adapters into the we
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,8 @@ def check_adapters(
     if (model := without_weights(settings, tokenizer)) is None:
         return
     with torch.device("meta"):  # draws no random numbers: training starts where it would without this check
-        adapted = with_lora(model, settings)
-    if embeddings == "input" and has_adapters(adapted.get_base_model().get_input_embeddings()):  # type: ignore[operator]
+        adapted: Any = with_lora(model, settings)
+    if embeddings == "input" and has_adapters(adapted.get_base_model().get_input_embeddings()):
         raise ModelSourceError(
             f"{_targets(settings)} puts an adapter on the input embeddings, whose weight matrix_embeddings: input reads "
             "without the adapter's part; take them out, or use matrix_embeddings: output"
@@ -76,8 +76,9 @@ def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelSourceError(f"{_targets(settings)}: {cause(error)}") from error
-    _check_ends(adapted.get_base_model(), settings, tied)  # type: ignore[arg-type]
-    _train_copies_in_float32(adapted.get_base_model())  # type: ignore[arg-type]
+    inner = cast(PreTrainedModel, adapted.get_base_model())
+    _check_ends(inner, settings, tied)
+    _train_copies_in_float32(inner)
     return adapted
 
 

@@ -101,7 +101,7 @@ def merge_adapters(
         tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=trust_remote_code)
     except Exception as error:  # hub and tokenizer errors have no common type
         raise MergeError(f"no usable tokenizer in {tokenizer_source}: {cause(error)}") from error
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # type: ignore[index]  # training added tokens
+    if len(tokenizer) > _rows(model):  # training added tokens
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     merged, deviation = _merged(model, adapter, base)
     unfinished = output.with_name(output.name + ".unfinished")
@@ -203,6 +203,12 @@ def _load_base(base: str, dtype: str, trust_remote_code: bool) -> PreTrainedMode
     return model.eval()
 
 
+def _rows(model: PreTrainedModel) -> int:
+    """Ids that the model has embeddings for."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
 def _check_space(output: Path, needed: int) -> None:
     existing = next(folder for folder in output.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(existing).free
@@ -218,7 +224,7 @@ def _merged(model: PreTrainedModel, adapter: Path, base: str) -> tuple[PreTraine
     from peft import PeftModel
 
     tied = tied_embeddings(model)
-    text = torch.arange(min(16, model.get_input_embeddings().weight.shape[0]))[None]  # type: ignore[arg-type, index]
+    text = torch.arange(min(16, _rows(model)))[None]
     try:
         with warnings.catch_warnings():
             # peft only warns where weights are missing, and goes on with random ones.

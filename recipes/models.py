@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from mce_llm.data import load_tokenizer
-from mce_llm.messages import cause, model_path_problem, nearest_hint
+from mce_llm.messages import cause, loading_problem, model_path_problem, nearest_hint
 from mce_llm.processes import say
 from mce_llm.recipes.quantization import quantized_loading
 from mce_llm.recipes.settings import ModelArguments, ModelSourceError, names_of
@@ -68,7 +68,7 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
         )
     except Exception as error:  # hub, safetensors and configuration errors have no common type
         raise ModelSourceError(
-            f"cannot load a causal language model from {source!r}: {cause(error)}"
+            f"cannot load a causal language model from {source!r}: {loading_problem(error)}"
         ) from error
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
@@ -112,7 +112,7 @@ def without_weights(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase
         raise
     except Exception as error:  # hub, configuration and model errors have no common type
         raise ModelSourceError(
-            f"cannot load a causal language model from {source!r}: {cause(error)}"
+            f"cannot load a causal language model from {source!r}: {loading_problem(error)}"
         ) from error
 
 

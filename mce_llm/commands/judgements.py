@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +83,8 @@ def judge_tokenizer(
     if model is None:
         return
     largest = max(tokenizer.get_vocab().values())
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     if largest >= rows:
         findings.problem(
             "tokenizer",

@@ -40,11 +40,11 @@ def marked(
         if number:
             text.append(f" … {len(places) - most:,} tokens … ", style="italic")
         for is_trained, run in groupby(part, key=lambda place: trained[place]):
-            words = tokenizer.decode([input_ids[place] for place in run], skip_special_tokens=False)
+            words = str(tokenizer.decode([input_ids[place] for place in run], skip_special_tokens=False))
             if is_trained:
-                text.append(OPENING, style=_TRAINED).append(words, style=_TRAINED).append(  # type: ignore[arg-type]
+                text.append(OPENING, style=_TRAINED).append(words, style=_TRAINED).append(
                     CLOSING, style=_TRAINED
                 )
             else:
-                text.append(words, style=_MASKED)  # type: ignore[arg-type]
+                text.append(words, style=_MASKED)
     return text

@@ -111,9 +111,9 @@ def shrunken_model(
     for head_size in (*_HEAD_SIZES, None):
         small = shrunken_config(config, head_size)
         small.dtype = torch.float32
-        options = {"trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if attention == "eager":
-            options["attn_implementation"] = attention  # type: ignore[assignment]
+            options["attn_implementation"] = attention
         try:
             with torch.device("meta"):
                 size = sum(p.numel() for p in AutoModelForCausalLM.from_config(small, **options).parameters())

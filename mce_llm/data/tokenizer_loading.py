@@ -7,7 +7,7 @@ import os
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mce_llm.data.errors import DataError
-from mce_llm.messages import cause
+from mce_llm.messages import loading_problem
 
 _SAMPLE = "2 + 2 = 4"
 
@@ -33,9 +33,9 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # as many types as there are tokenizers
-        raise DataError(
-            f"cannot load a tokenizer from {str(name)!r}: {cause(error)}; save it there with save_pretrained"
-        ) from error
+        problem = loading_problem(error)
+        advice = "" if "trust_remote_code" in problem else "; save it there with save_pretrained"
+        raise DataError(f"cannot load a tokenizer from {str(name)!r}: {problem}{advice}") from error
     if set(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         raise DataError(
             f"cannot load a tokenizer from {str(name)!r}: what is there cannot read {_SAMPLE!r}; save the model's "

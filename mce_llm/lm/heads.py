@@ -60,7 +60,9 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: If there is none, or if it is an encoder-decoder or no causal model.
     """
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel):
         raise UnsupportedModelError(
             f"expected a Hugging Face causal language model (or a peft model around one), got {type(inner).__name__}"

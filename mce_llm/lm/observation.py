@@ -36,8 +36,9 @@ class BatchShape:
     def of(cls, hidden_BTD: Tensor, attention_mask: object) -> BatchShape:
         """Read it off the hidden states, (B, T, d), and the attention mask, (B, T) or anything else."""
         rows, length = hidden_BTD.shape[0], hidden_BTD.shape[1]
-        counted = isinstance(attention_mask, Tensor) and attention_mask.shape == (rows, length)
-        return cls(rows, length, attention_mask.sum() if counted else rows * length)  # type: ignore[attr-defined]
+        if isinstance(attention_mask, Tensor) and attention_mask.shape == (rows, length):
+            return cls(rows, length, attention_mask.sum())
+        return cls(rows, length, rows * length)
 
 
 @dataclass(frozen=True)

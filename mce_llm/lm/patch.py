@@ -129,7 +129,8 @@ class MatrixLossPatch:
                     "meant, call remove() on the patch first"
                 )
 
-        self._bypass_check = cast(nn.Module, self.model.base_model).register_forward_pre_hook(refuse_bypass)  # type: ignore[redundant-cast]
+        layers: Any = self.model.base_model
+        self._bypass_check = layers.register_forward_pre_hook(refuse_bypass)
         forward._matrix_loss_patch = self  # type: ignore[attr-defined]
         self.model.forward = types.MethodType(forward, self.model)
         own_head_forward = type(self._head.module).forward

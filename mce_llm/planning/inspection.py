@@ -90,7 +90,7 @@ def _decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _groups(model: nn.Module, head: nn.Module, embeddings: nn.Module) -> tuple[ParameterGroup, ...]:
-    ends = {id(p): "embedding" for p in embeddings.parameters() if p.ndim == 2}
+    ends: dict[int, Role] = {id(p): "embedding" for p in embeddings.parameters() if p.ndim == 2}
     ends |= {id(p): "head" for p in head.parameters() if p.ndim == 2}
     groups, seen = [], set()
     for prefix, module in model.named_modules():
@@ -98,7 +98,7 @@ def _groups(model: nn.Module, head: nn.Module, embeddings: nn.Module) -> tuple[P
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            role: Role = ends.get(id(parameter)) or _role(f"{prefix}.{name}", module, parameter)  # type: ignore[assignment]
+            role: Role = ends.get(id(parameter)) or _role(f"{prefix}.{name}", module, parameter)
             shape = tuple(parameter.shape)
             if isinstance(module, Conv1D) and len(shape) == 2:
                 shape = shape[::-1]  # it keeps its matrix the other way round

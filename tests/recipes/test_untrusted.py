@@ -122,8 +122,8 @@ def hub_id_that_climbs(model, canary):
 
 
 TABLE = {
-    pickled_weights: "cannot load a causal language model",
-    code_of_the_model: "custom code",
+    pickled_weights: "its pickled weights hold more than tensors",
+    code_of_the_model: "it comes with Python code of its own, which is not run; read that code first",
     code_of_the_tokenizer: "cannot load a tokenizer",
     shard_elsewhere: "names '../outside.safetensors', which is not a file in its own folder",
     index_that_is_none: "is no index of weight shards",

@@ -77,7 +77,7 @@ class StepGuard:
         self._in_a_row = 0
         self._device = device
         self._handles: list[Any] = []
-        self._sharded: list[nn.Parameter] = []
+        self._sharded: list[Any] = []
         self._begin_step()
 
     def _begin_step(self) -> None:
@@ -104,13 +104,13 @@ class StepGuard:
         trained = [p for p in model.parameters() if p.requires_grad]
         self._sharded = [p for p in trained if hasattr(p, "to_local")]
         if self._sharded:
-            embeddings = model.get_input_embeddings()  # type: ignore[operator]
+            owner: Any = model
 
             def watch_output(_: nn.Module, __: Any, output: Tensor) -> None:
                 if output.requires_grad:
                     output.register_hook(self._note_gradient)
 
-            self._handles.append(embeddings.register_forward_hook(watch_output))
+            self._handles.append(owner.get_input_embeddings().register_forward_hook(watch_output))
         plain = [p for p in trained if not hasattr(p, "to_local")]
         self._handles += [p.register_hook(self._note_gradient) for p in plain]
 
@@ -150,7 +150,7 @@ class StepGuard:
             NonFiniteLossError: Action `stop`, or as many steps were left out in a row as patience allows.
         """
         sums = self._gradients + sum(
-            (p.grad.to_local().sum(dtype=torch.float32) for p in self._sharded if p.grad is not None),  # type: ignore[attr-defined]
+            (p.grad.to_local().sum(dtype=torch.float32) for p in self._sharded if p.grad is not None),
             start=torch.zeros((), device=self._device),
         )
         losses = torch.stack([batch.loss for batch in self._micro_batches] or [torch.zeros_like(sums)])

@@ -20,7 +20,7 @@ from mce_llm.messages import cause
 
 _logger = logging.get_logger(__name__)
 # An answer of the hub that refuses, and what goes wrong on the way there: which HTTP library is used differs by version.
-_HUB_ERRORS = (*HfHubHTTPError.__bases__, OSError, ValueError)
+_HUB_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
 
 
 class HubError(RuntimeError):
@@ -80,16 +80,16 @@ class PublishingMixin(_Trainer):
         }
         # What was said once holds for later saves too.
         self._stated = {**(self._stated or {}), **{name: value for name, value in stated.items() if value}}
-        write_model_card(self, self.args.output_dir, **self._stated)  # type: ignore[arg-type]
+        write_model_card(self, str(self.args.output_dir), **self._stated)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The stock save, and the model card beside it where a caller asked for the save."""
-        folder = output_dir or self.args.output_dir
+        folder = output_dir or str(self.args.output_dir)
         main = self.is_world_process_zero()
-        with kept(folder) if main else nullcontext():  # type: ignore[arg-type]
+        with kept(folder) if main else nullcontext():
             super().save_model(output_dir, _internal_call)
         if not _internal_call:
-            write_model_card(self, folder, **(self._stated or {}))  # type: ignore[arg-type]
+            write_model_card(self, folder, **(self._stated or {}))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """The stock call, which makes the repository.
@@ -97,7 +97,7 @@ class PublishingMixin(_Trainer):
         Raises:
             HubError: The hub could not be reached, or refused.
         """
-        name = self.args.hub_model_id or os.path.basename(os.path.abspath(self.args.output_dir))  # type: ignore[type-var]
+        name = self.args.hub_model_id or os.path.basename(os.path.abspath(str(self.args.output_dir)))
         with _explained(f"cannot make the repository {name!r} on the hub"):
             super().init_hf_repo(*args, **kwargs)
 
@@ -129,7 +129,7 @@ class PublishingMixin(_Trainer):
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except _HUB_ERRORS as error:  # type: ignore[misc]
+    except _HUB_ERRORS as error:
         raise HubError(
             f"{what}: {cause(error)}. Log in with `hf auth login` or set HF_TOKEN to a token that may write, check "
             "hub_model_id (OWNER/NAME) and that HF_HUB_OFFLINE is unset; or leave push_to_hub out, and upload the folder "

@@ -5,6 +5,8 @@ All of it through callbacks of `transformers.Trainer`, which `trainer.remove_cal
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -41,7 +43,7 @@ def add_monitoring(trainer: Trainer, patch: MatrixLossPatch | None = None) -> No
         ValueError: Settings that do not fit this trainer.
     """
 
-    def setting(name: str) -> object:
+    def setting(name: str) -> Any:
         return getattr(trainer.args, name, getattr(MatrixSettings, name))
 
     for callback in list(trainer.callback_handler.callbacks):
@@ -52,14 +54,14 @@ def add_monitoring(trainer: Trainer, patch: MatrixLossPatch | None = None) -> No
     trainer.add_callback(ThroughputCallback(trainer, patch))
     if every := setting("monitor_steps"):
         positions = setting("monitor_positions")
-        trainer.add_callback(SpectraCallback(trainer, patch, monitor_steps=every, positions=positions))  # type: ignore[arg-type]
+        trainer.add_callback(SpectraCallback(trainer, patch, monitor_steps=every, positions=positions))
     if every := setting("sample_steps"):
         trainer.add_callback(
             SamplesCallback(
                 trainer,
-                sample_steps=every,  # type: ignore[arg-type]
-                prompts=setting("sample_prompts"),  # type: ignore[arg-type]
-                max_new_tokens=setting("sample_max_new_tokens"),  # type: ignore[arg-type]
+                sample_steps=every,
+                prompts=setting("sample_prompts"),
+                max_new_tokens=setting("sample_max_new_tokens"),
             )
         )
     trainer.add_callback(ChartsCallback(trainer))

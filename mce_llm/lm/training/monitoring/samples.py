@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,9 +70,8 @@ class SamplesCallback(TrainerCallback):
         else:
             with same_random_state():
                 self._prompts = _prompts_of_data(trainer)
-        config: Any = (
-            trainer.model.config.get_text_config(decoder=True) if trainer.model is not None else None  # type: ignore[operator, union-attr]
-        )
+        model: Any = trainer.model  # None with model_init, until training begins
+        config = None if model is None else model.config.get_text_config(decoder=True)
         places = getattr(config, "max_position_embeddings", None)
         longest = max(map(len, self._prompts))
         if places is not None and longest >= places:
@@ -98,7 +97,7 @@ class SamplesCallback(TrainerCallback):
             answers = self._generate()
         if not state.is_world_process_zero:
             return
-        rows = []
+        rows: list[Sequence[str]] = []
         for prompt, answer in zip(self._prompts, answers, strict=True):
             ended = self._tokenizer.eos_token_id in answer
             record = {
@@ -108,12 +107,12 @@ class SamplesCallback(TrainerCallback):
                 "finished": "eos" if ended else "length",
             }
             self._log(args).append(state.global_step, record)
-            rows.append([record["prompt"], record["completion"]])
-        add_texts(self._trainer, "samples", ("prompt", "completion"), rows, state.global_step)  # type: ignore[arg-type]
+            rows.append((self._text(prompt), self._text(answer)))
+        add_texts(self._trainer, "samples", ("prompt", "completion"), rows, state.global_step)
 
     def _generate(self) -> list[list[int]]:
         """The new tokens of each prompt, EOS included."""
-        tokenizer, model = self._tokenizer, self._trainer.model
+        tokenizer, model = self._tokenizer, cast(Any, self._trainer.model)
         end = tokenizer.eos_token_id
         filler = next(token for token in (tokenizer.pad_token_id, end, 0) if token is not None)
         longest = max(map(len, self._prompts))
@@ -129,7 +128,7 @@ class SamplesCallback(TrainerCallback):
             use_cache=True,
         )
         with _plainly_generating(model), torch.no_grad():
-            output = model.generate(  # type: ignore[operator, union-attr]
+            output = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
             )
         answers = output[:, longest:].tolist()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mce_llm.lm.patch import MatrixLossPatch
@@ -47,6 +47,8 @@ class ThroughputCallback(TrainerCallback):
         self._flops: ModelFlops | None = None
         self._peak: float | None = None
         self._device = trainer.args.device
+        self._begin = self._mark = self._excluded = 0.0
+        self._steps = 0
         self._reset(time.perf_counter())
 
     def on_train_begin(
@@ -55,7 +57,7 @@ class ThroughputCallback(TrainerCallback):
         """Find out what the device and the model are, and start the clock."""
         if self._device.type == "cuda":
             name = torch.cuda.get_device_name(self._device)
-            self._peak, self._flops = peak_flops(name), ModelFlops.of(self._trainer.model)  # type: ignore[arg-type]
+            self._peak, self._flops = peak_flops(name), ModelFlops.of(cast(nn.Module, self._trainer.model))
             if self._peak is None:
                 say(f"no mfu is logged: the peak bfloat16 FLOP/s of {name} is not in the table")
             elif self._flops is None:
@@ -105,10 +107,10 @@ class ThroughputCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """After the loss of a window, log what the window came to."""
-        if logs is None or "loss" not in logs or not self._steps:  # type: ignore[has-type]
+        if logs is None or "loss" not in logs or not self._steps:
             return
         now = time.perf_counter()
-        figures = self._window(now - self._begin - self._excluded)  # type: ignore[has-type]
+        figures = self._window(now - self._begin - self._excluded)
         self._reset(now)
         log_scalars(self._trainer, control, figures)
         self._mark = time.perf_counter()
