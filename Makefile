@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
 
 test: lint typecheck
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow

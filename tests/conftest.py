@@ -33,9 +33,12 @@ def unwritable(tmp_path):
     return tmp_path / "locked" / "out"
 
 
-@pytest.hookimpl(tryfirst=True)
+# Minutes each, or many of them: begun first, so that no process is left alone with them at the end.
+_LONG = ("tests/test_quickstart.py", "tests/recipes", "tests/eval", "tests/benchmarks")
+
+
 def pytest_collection_modifyitems(items):
-    """Tests that build whole models for the memory plan take minutes together."""
-    for item in items:
-        if {"planning", "commands"} & set(item.path.parts):
-            item.add_marker(pytest.mark.slow)
+    def place(item):
+        return next((n for n, name in enumerate(_LONG) if item.nodeid.startswith(name)), len(_LONG))
+
+    items.sort(key=place)

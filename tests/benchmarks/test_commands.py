@@ -62,6 +62,7 @@ def test_sweep_draws_every_axis(tmp_path):
     assert {r["axis"] for r in results} == {"vocabulary", "width", "tokens", "support"}
 
 
+@pytest.mark.slow
 def test_whole_step_with_every_loss(tmp_path):
     result = run(
         "training_step.py",
@@ -93,6 +94,7 @@ def test_logarithms_side_by_side(tmp_path):
     assert all(0 < row["gradient_error"] < 1e-4 for row in rows[1:])
 
 
+@pytest.mark.slow
 def test_accuracy_of_the_losses(tmp_path):
     result = run("loss_accuracy.py", "--dtype", "float64", "float32", "--json", tmp_path / "a.json")
     assert result.returncode == 0, result.stderr
@@ -107,6 +109,7 @@ def test_accuracy_of_the_losses(tmp_path):
     )  # the one case whose gradient to the weight vanishes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
