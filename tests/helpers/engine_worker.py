@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.utils.data import Dataset, SequentialSampler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -120,18 +120,19 @@ def arguments(run):
     return MatrixTrainingArguments(**settings)
 
 
-def use_fsdp2(trainer):
+def use_fsdp2(trainer, state_dict_type):
     """What accelerate does on GPUs when it is launched with fsdp2.yaml."""
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
-    state = trainer.accelerator.state
-    state._shared_state["distributed_type"] = DistributedType.FSDP
-    state._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(
+    shared = AcceleratorState._shared_state
+    PartialState._shared_state["distributed_type"] = shared["distributed_type"] = DistributedType.FSDP
+    shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
+        state_dict_type=state_dict_type,
     )
     trainer.is_fsdp_enabled = True
 
@@ -158,10 +159,10 @@ def train(run):
         mixin._world_size = lambda: 1
     trainer = Trainer(run, model=model, args=arguments(run), train_dataset=Rows(96), data_collator=collate)
     if ENGINE == "fsdp2":
-        use_fsdp2(trainer)
+        use_fsdp2(trainer, run.get("state_dict_type", "FULL_STATE_DICT"))
     log = {"error": ""}
     try:
-        trainer.train()
+        trainer.train(resume_from_checkpoint=run.get("resume"))
     except FloatingPointError as error:
         log["error"] = f"{type(error).__name__}: {error}"
     mixin._world_size = own_world_size

@@ -23,7 +23,7 @@ def run_engine(folder, engine, processes, runs, timeout=540):
         engine: single, ddp, zero2, zero3 or fsdp2.
         processes: How many.
         runs: By name: `arguments` (of the trainer), `family` (of the model), `fault` and `where` it is, as a list of
-            [optimizer step from 1, rank, micro-batch from 0].
+            [optimizer step from 1, rank, micro-batch from 0]; `resume`, a checkpoint; `state_dict_type` of FSDP2.
         timeout: In seconds.
 
     Returns:
@@ -38,6 +38,8 @@ def run_engine(folder, engine, processes, runs, timeout=540):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if engine.startswith("zero"):
         environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+    if engine == "fsdp2":
+        environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     done = subprocess.run(
         [*command, str(WORKER), str(job)],
         capture_output=True,

@@ -14,8 +14,7 @@ from helpers.engines import deviations, run_engine, start_weights
 LOSS, WEIGHT, CHANGE = 1e-5, 1e-6, 2e-4
 
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
-# On the CPU accelerate goes on naming the processes of FSDP2 by their kind; that weights are shards is asserted below.
-NAMES = {"zero3": "DEEPSPEED", "zero2": "DEEPSPEED", "fsdp2": "MULTI_CPU", "ddp": "MULTI_CPU"}
+NAMES = {"zero3": "DEEPSPEED", "zero2": "DEEPSPEED", "fsdp2": "FSDP", "ddp": "MULTI_CPU"}
 
 
 def case(kind, accumulation, family="llama", rows=2, **more):

@@ -9,6 +9,7 @@ disks of each machine's own. With the latter every machine has a manifest over t
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,7 +52,9 @@ def engine_of(args: Any) -> str:
     """
     if (plugin := getattr(args, "deepspeed_plugin", None)) is not None:
         return f"deepspeed zero {plugin.zero_stage}"
-    return "fsdp" if getattr(args, "fsdp_plugin_args", None) or getattr(args, "fsdp", None) else "plain"
+    # `accelerate launch` asks for FSDP in the environment, and the arguments know nothing of it.
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return "fsdp" if launched or getattr(args, "fsdp", None) else "plain"
 
 
 def save_whole(trainer: Any, trial: Any, write: Callable[[], None]) -> None:

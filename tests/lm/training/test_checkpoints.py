@@ -4,6 +4,7 @@ import os
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import TrainerCallback
 from helpers.interrupted import checkpoint_names, make_trainer, same, weights
 from mce_llm.lm import MatrixTrainer
 from mce_llm.lm.training import checkpoints, manifest
-from mce_llm.lm.training.checkpoints import CheckpointError, newest_whole, rotate
+from mce_llm.lm.training.checkpoints import CheckpointError, engine_of, newest_whole, rotate
 from mce_llm.lm.training.manifest import INCOMPLETE, MANIFEST, problem_of
 from mce_llm.lm.training.pickles import UnsafeCheckpointError
 
@@ -252,6 +253,15 @@ def test_a_checkpoint_with_code(trainer, tmp_path, name):
     with pytest.raises(UnsafeCheckpointError, match=rf"{name} holds .*mkdir.*nothing was loaded"):
         trainer().train(resume_from_checkpoint=str(folder))
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_engine_is_known_however_it_was_asked_for(monkeypatch):
+    plugin = SimpleNamespace(zero_stage=2)
+    assert engine_of(SimpleNamespace(deepspeed_plugin=plugin)) == "deepspeed zero 2"
+    assert engine_of(SimpleNamespace(fsdp=[])) == "plain"
+    assert engine_of(SimpleNamespace(fsdp=True)) == "fsdp"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch` does
+    assert engine_of(SimpleNamespace(fsdp=None)) == "fsdp"
 
 
 def test_pushing_comes_after_the_manifest(trainer, tmp_path, monkeypatch):
