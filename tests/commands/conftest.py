@@ -3,13 +3,12 @@
 import json
 
 import pytest
-import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from helpers.recipes import save_tiny_model
 from mce_llm.cli import app
-from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
+from mce_llm.data import generate_problems, write_jsonl
 
 
 @pytest.fixture(scope="session")
@@ -19,23 +18,7 @@ def place(tmp_path_factory):
     rows = generate_problems(40, max_number=10)
     write_jsonl(rows, place / "data.jsonl")
     write_jsonl([*rows[:2], *generate_problems(6, split="test", max_number=10)], place / "held_out.jsonl")
-    tokenizer = train_tokenizer([f"{row['question']} {row['answer']}" for row in rows], vocab_size=300)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(place / "model")
-    for folder in ("model", "tokenizer"):
-        tokenizer.save_pretrained(place / folder)
+    save_tiny_model(place, rows)
     shape = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from helpers.models import make_batch, make_model
+from helpers.monitored import InOrder, Rows, collate
 from mce_llm.lm import (
     MatrixLossConfig,
     MatrixTrainer,
@@ -19,36 +20,6 @@ from mce_llm.lm import (
     TokenGeometry,
     reference_matrix_cross_entropy,
 )
-
-
-class Rows(torch.utils.data.Dataset):
-    """Rows whose number of trained tokens differs from 1 to 8, so that wrong averaging shows."""
-
-    def __init__(self, count=16, seed=5):
-        batch = make_batch(count, 10, seed, masked=0)
-        self._rows = []
-        for index in range(count):
-            labels = batch["labels"][index].clone()
-            labels[: 9 - (index * 3) % 8] = -100
-            self._rows.append({"input_ids": batch["input_ids"][index], "labels": labels})
-
-    def __len__(self):
-        return len(self._rows)
-
-    def __getitem__(self, index):
-        return self._rows[index]
-
-
-class InOrder(MatrixTrainer):
-    """Draws the rows in order, so that a test knows the first batches."""
-
-    def _get_train_sampler(self, *_):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
-def collate(rows):
-    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
 
 def arguments(folder, **changes):

@@ -1,10 +1,9 @@
 """A tiny model, tokenizer and data on disk."""
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
+from helpers.recipes import save_tiny_model
+from mce_llm.data import generate_problems, write_jsonl
 
 
 @pytest.fixture(scope="session")
@@ -25,25 +24,7 @@ def folder(tmp_path_factory):
         ],
         folder / "metamath.jsonl",
     )
-    tokenizer = train_tokenizer([f"{row['question']} {row['answer']}" for row in rows], vocab_size=300)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
-    )
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_tiny_model(folder, rows)
     return folder
 
 
