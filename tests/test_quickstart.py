@@ -29,7 +29,7 @@ def run(*words, **environment):
         text=True,
         env={**os.environ, **environment},
         check=False,
-        timeout=500,
+        timeout=900,
     )
 
 

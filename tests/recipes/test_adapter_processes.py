@@ -13,15 +13,19 @@ from safetensors.torch import load_file
 from helpers.adapters import HEADS, VARIANTS
 from helpers.models import make_model
 
+# Relative to the change: of the smallest, 2.5e-5 of the weight, float32 keeps two or three digits.
+TOLERANCE = 3e-3
+
 WORKER = """
 import json, sys
 sys.path[:0] = {folders!r}
 import torch
 from transformers import AutoModelForCausalLM
-from helpers.adapters import HEADS, VARIANTS, disturb, lora_settings
+from helpers.adapters import HEADS, VARIANTS, lora_settings
+from helpers.monitored import InOrder, Rows, collate
 from mce_llm.processes import leave_processes
 from mce_llm.recipes.adapters import with_lora
-from test_trainer import InOrder, Rows, arguments, collate
+from test_trainer import arguments
 
 variant, head, rows, out, engine = sys.argv[1:]
 zero = {{
@@ -30,7 +34,8 @@ zero = {{
     "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
     "train_micro_batch_size_per_gpu": int(rows), "gradient_accumulation_steps": 2,
 }}
-args = arguments(out, max_steps=3, per_device_train_batch_size=int(rows), gradient_accumulation_steps=2,
+# lora_B starts at zero, so the first steps of lora_A are of the second order: large ones, or float32 keeps none of them.
+args = arguments(out, max_steps=3, learning_rate=1.0, per_device_train_batch_size=int(rows), gradient_accumulation_steps=2,
                  matrix_order=16, seed=3, **({{"deepspeed": zero}} if engine == "zero3" else {{}}))
 model = AutoModelForCausalLM.from_pretrained(out + "/base")
 torch.manual_seed(3)  # the engines draw other numbers while they load a model
@@ -85,7 +90,7 @@ def test_two_processes_are_one(tmp_path, variant, head):
     _, two, two_log = launch(tmp_path / "two", 2, variant, head)
     assert (one_log[:2], two_log[:2]) == ([1, "NO"], [2, "MULTI_CPU"])
     assert two_log[2] == pytest.approx(one_log[2], rel=1e-5)
-    assert deviation(start, two, one) < 1e-4
+    assert deviation(start, two, one) < TOLERANCE
     assert all(not torch.equal(value, start[name]) for name, value in one.items())
 
 
@@ -97,4 +102,4 @@ def test_zero3_is_one_process(tmp_path, head):
     _, two, two_log = launch(tmp_path / "two", 2, "lora", head, "zero3")
     assert two_log[:2] == [2, "DEEPSPEED"]
     assert two_log[2] == pytest.approx(one_log[2], rel=1e-5)
-    assert deviation(start, two, one) < 1e-4
+    assert deviation(start, two, one) < TOLERANCE
