@@ -24,6 +24,8 @@ _BLOCK_ELEMENTS = 2**22  # of the table: bounds the memory of everything that is
 # arithmetic; narrower strips leave out more but make poor products.
 _STRIPS = 8
 _NARROWEST_STRIP = 64
+# Smallest eigenvalue of a density matrix, in units of the products' rounding, at which they need no more digits.
+_ROUNDING = 16
 
 
 class BatchStatistics(Protocol):
@@ -95,8 +97,9 @@ class _Marginal:
 def marginal_density(p_V: Tensor, geometry: TokenGeometry, epsilon: float) -> Tensor:
     """ρ(p) = (1−ε)(Σ_v p_v ê_v ê_vᵀ + δ I/d) + ε I/d, with δ the probability on tokens without direction.
 
-    Products are float32 (unless the table is float64) and their sums over blocks float64. A rounded product is
-    off by eps·‖ρ‖ at most, where the smallest eigenvalue is ε/d or more.
+    Products are float32 (unless the table is float64) and their sums over blocks float64. A rounded product is off by
+    some eps·‖ρ‖, where the smallest eigenvalue is ε/d: with an ε so small that the former could reach the latter, and
+    ρ have a negative eigenvalue, products are float64 too.
 
     Args:
         p_V: (V,) distribution over the vocabulary, float64.
@@ -108,9 +111,11 @@ def marginal_density(p_V: Tensor, geometry: TokenGeometry, epsilon: float) -> Te
     """
     inside_V = p_V * geometry.has_direction_V
     width = geometry.width
+    resolved = epsilon / width >= _ROUNDING * torch.finfo(geometry.dtype).eps
+    dtype = geometry.dtype if resolved else torch.float64
     density_DD = torch.zeros(width, width, dtype=torch.float64, device=p_V.device)
     for ids_B in inside_V.nonzero().squeeze(-1).split(_rows_per_block(geometry)):
-        rows_BD = geometry.rows(ids_B).mul_(inside_V[ids_B].sqrt().to(geometry.dtype).unsqueeze(-1))
+        rows_BD = geometry.rows(ids_B).to(dtype).mul_(inside_V[ids_B].sqrt().to(dtype).unsqueeze(-1))
         with full_precision(rows_BD):
             for first, last in _strips(width):
                 strip_SD = rows_BD[:, first:last].T @ rows_BD[:, first:]

@@ -143,6 +143,15 @@ def test_always_finite_and_equal_to_the_reference(
     assert torch.isfinite(single.loss)
 
 
+@pytest.mark.parametrize("seed", [0, 3, 10])
+def test_a_singular_density_in_float32_without_shrinkage(seed):
+    """Two rows in seven dimensions: the smallest eigenvalues are ε/d = 2e-8, which products in float32 would lose."""
+    inputs = problem(2, 2, 7, 0.0, seed)
+    config = MatrixLossConfig(kind="marginal", shrinkage=0.0)
+    single, exact = fused(*inputs, config, torch.float32)[0].loss, fused(*inputs, config)[0].loss
+    assert number(single) == pytest.approx(number(exact), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["token", "marginal", "expected"])
 @pytest.mark.parametrize("logit", [1e4, -1e4, 0.0])
 def test_saturated_and_uniform_predictions_in_float32(kind, logit):

@@ -140,6 +140,7 @@ def alone(settings, tmp_path):
     return settings, tmp_path / "alone"
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(alone):
     settings, expected = alone
     launcher = (*LAUNCH, "--config_file", str(RECIPES / "accelerate" / "cpu.yaml"))

@@ -55,6 +55,7 @@ def test_training_and_evaluation_from_the_caches(hub, settings, tmp_path):
     assert json.loads((tmp_path / "e" / "summary.json").read_text())["n"] == 3
 
 
+@pytest.mark.slow
 def test_what_is_in_no_cache(hub, settings):
     result = run_script(words(settings, model_name_or_path="acme/other", dataset="gsm8k"), **hub)
     assert result.returncode == 2
