@@ -2,6 +2,7 @@
 
 import pytest
 
+from helpers.cluster import place, small_launcher, start  # noqa: F401 - fixtures of test_cluster.py
 from helpers.recipes import save_tiny_model
 from mce_llm.data import generate_problems, write_jsonl
 
