@@ -12,7 +12,7 @@ class IntervalError(ValueError):
 
 
 class Interval(NamedTuple):
-    """The two ends of a confidence interval, both in [0, 1]."""
+    """The two ends of a confidence interval: in [0, 1] for a proportion, in [-1, 1] for a difference of two."""
 
     low: float
     high: float

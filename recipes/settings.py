@@ -162,13 +162,14 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "gsm8k, metamathqa, a hub id, or a local json, jsonl, csv or parquet file or directory."
+            "help": "gsm8k, metamathqa, math, a hub id, or a local json, jsonl, csv or parquet file or directory."
         }
     )
     dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_format: str = field(
-        default="auto", metadata={"help": "auto, gsm8k, metamath, plain or chat: what the records look like."}
+        default="auto",
+        metadata={"help": "auto, gsm8k, metamath, math, plain or chat: what the records look like."},
     )
     columns: str | None = field(
         default=None,

@@ -1,4 +1,4 @@
-"""Record formats: recognising GSM8K, MetaMathQA, conversations and plain pairs, and converting them.
+"""Record formats: recognising GSM8K, MATH, MetaMathQA, conversations and plain pairs, and converting them.
 
 Every format becomes either ``question``/``response`` (and ``answer``, the gold final answer, where it is
 known) or ``messages``. A record that does not fit is reported, never dropped or repaired.
@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import Features, Value
 
+from mce_llm.boxed import boxed_contents
 from mce_llm.data.errors import DataError, problem_list, shorten
 from mce_llm.messages import nearest_hint
 
@@ -21,10 +22,12 @@ _SHOWN = 5
 # Role → column of each format. A `columns` mapping may point a role at another column.
 FORMATS: dict[str, dict[str, str]] = {
     "gsm8k": {"question": "question", "answer": "answer"},
+    "math": {"question": "problem", "response": "solution"},
     "metamath": {"question": "query", "response": "response"},
     "plain": {"question": "question", "response": "response"},
     "chat": {"messages": "messages"},
 }
+_PERHAPS_WITH_ANSWER = ("plain", "math")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
 _CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 _GSM8K_FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
@@ -48,7 +51,7 @@ class RecordFormat:
         if self.name == "chat":
             return Features({"messages": [{"role": Value("string"), "content": Value("string")}]})
         columns = {"question": Value("string"), "response": Value("string")}
-        if self.name in {"gsm8k", "metamath"} or "answer" in self.columns:
+        if self.name in {"gsm8k", "math", "metamath"} or "answer" in self.columns:
             columns["answer"] = Value("string")
         return Features(columns)
 
@@ -71,6 +74,13 @@ class RecordFormat:
             return converted | {"answer": finals[-1] if finals else None}
         if "answer" in self.columns:
             converted["answer"] = _text(record, self.columns["answer"])
+        elif self.name == "math":
+            boxed = [content for content, _ in boxed_contents(response)]
+            if not boxed:
+                raise _BadRecord(
+                    f"{self.columns['response']!r} has no \\boxed{{<final answer>}}: {shorten(response[-40:])}"
+                )
+            converted["answer"] = boxed[-1]
         return converted
 
 
@@ -113,10 +123,12 @@ def detect_format(
     defaults = dict(FORMATS[name])
     if name == "chat" and "messages" not in available:
         defaults["messages"] = "conversations"
-    if name == "plain" and not columns and "answer" in available:
+    if name in _PERHAPS_WITH_ANSWER and not columns and "answer" in available:
         defaults["answer"] = "answer"
     chosen = defaults | columns
-    foreign = sorted(set(chosen) - set(FORMATS[name]) - ({"answer"} if name == "plain" else set()))
+    foreign = sorted(
+        set(chosen) - set(FORMATS[name]) - ({"answer"} if name in _PERHAPS_WITH_ANSWER else set())
+    )
     if foreign:
         raise DataError(
             f"{source}: format {name!r} has no role {', '.join(foreign)}; its roles are "
@@ -165,6 +177,8 @@ def _guess(
         return "chat"
     if {"question", "response"} <= there:
         return "plain"
+    if {"problem", "solution"} <= there:
+        return "math"
     if {"query", "response"} <= there:
         return "metamath"
     if {"question", "answer"} <= there and any("####" in str(record.get("answer")) for record in sample):

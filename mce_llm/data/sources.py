@@ -22,6 +22,8 @@ from mce_llm.messages import cause, nearest_hint
 
 KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
     "gsm8k": ("openai/gsm8k", "main"),
+    # All 7,500 training and 5,000 test problems in one configuration; hendrycks/competition_math is withdrawn.
+    "math": ("DigitalLearningGmbH/MATH-lighteval", "default"),
     "metamathqa": ("meta-math/MetaMathQA", None),
 }
 """Alias → (hub id, configuration name)."""
@@ -41,21 +43,22 @@ def load_examples(
     limit: int | None = None,
     seed: int | None = None,
 ) -> datasets.Dataset:
-    """Load examples with the columns ``question``, ``response`` (and ``answer``), or ``messages``.
+    r"""Load examples with the columns ``question``, ``response`` (and ``answer``), or ``messages``.
 
     Recognised records: GSM8K (``question`` and ``answer`` ending in ``#### X``: the response loses its
-    ``<<…>>`` calculator notes and keeps the ``####`` line, ``answer`` is X), MetaMathQA (``query``,
+    ``<<…>>`` calculator notes and keeps the ``####`` line, ``answer`` is X), MATH (``problem``, ``solution``;
+    ``answer`` is the column of that name, or what the last ``\boxed{}`` holds), MetaMathQA (``query``,
     ``response``; ``answer`` is what follows the last "The answer is:", or null), pairs (``question``,
     ``response``, perhaps ``answer``) and conversations (``messages``, or ``conversations`` with from and value).
 
     Args:
-        source: ``"gsm8k"``, ``"metamathqa"``, a hub id, a directory (from ``save_to_disk``, or with data
+        source: ``"gsm8k"``, ``"math"``, ``"metamathqa"``, a hub id, a directory (from ``save_to_disk``, or with data
             files), or a .json, .jsonl, .csv or .parquet file. Write ``./gsm8k`` for a directory that has the
             name of a known data set.
         split: The split. A single file is one split, whatever it is called.
         name: The configuration of a hub data set.
         columns: Role (``question``, ``response``, ``answer``, ``messages``) → column, for other records.
-        format: ``"auto"``, or ``"gsm8k"``, ``"metamath"``, ``"plain"``, ``"chat"`` to say it outright.
+        format: ``"auto"``, or ``"gsm8k"``, ``"math"``, ``"metamath"``, ``"plain"``, ``"chat"`` to say it outright.
         limit: Take this many examples at most, after shuffling.
         seed: Shuffle with this seed; ``None`` keeps the order.
 

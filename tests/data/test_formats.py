@@ -37,6 +37,23 @@ def test_metamath_answer_is_what_follows_the_last_the_answer_is(response, answer
     assert convert(record) == {"question": "Q", "response": response, "answer": answer}
 
 
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"So $\boxed{\frac{\sqrt{3}}{2}}$.", r"\frac{\sqrt{3}}{2}"),
+        (r"First $\boxed{1}$, but then $\boxed{\{2, 3\}}$.", r"\{2, 3\}"),
+        (r"It is $\boxed 2$.", "2"),
+        (r"It is $\fbox{2}$.", "2"),
+        (r"It is $\boxed{x = \boxed{5}}$.", "5"),
+    ],
+)
+def test_math_answer_is_what_the_last_box_holds(solution, answer):
+    record = {"problem": "Q", "level": "Level 5", "type": "Algebra", "solution": solution}
+    assert convert(record) == {"question": "Q", "response": solution, "answer": answer}
+    assert convert(record | {"answer": "A", "subject": "Algebra"})["answer"] == "A"
+    assert convert(record, format="math")["answer"] == answer
+
+
 def test_pairs():
     assert convert({"question": "Q", "response": "R"}) == {"question": "Q", "response": "R"}
     assert convert({"question": "Q", "response": "R", "answer": "A"})["answer"] == "A"
@@ -103,6 +120,22 @@ GOOD = {"question": "Q", "response": "R"}
             {},
             "record 2: 'answer' has no '#### <final answer>' line: 'It is 5.'",
         ),
+        (
+            [
+                {"problem": "Q", "solution": r"\boxed{1}"},
+                {"problem": "Q", "solution": r"It is \boxed{\frac12."},
+            ],
+            {},
+            r"record 2: 'solution' has no \boxed{<final answer>}: 'It is \\boxed{\\frac12.'",
+        ),
+        (
+            {"problem": "Q", "solution": r"\boxed{}"},
+            {},
+            r"record 1: 'solution' has no \boxed{<final answer>}",
+        ),
+        ({"problem": "Q", "solution": "S", "answer": ""}, {}, "record 1: 'answer' is empty"),
+        ({"problem": "", "solution": r"\boxed{1}"}, {}, "record 1: 'problem' is empty"),
+        (GOOD, {"format": "math"}, "needs the question in the column 'problem', and the columns are"),
         ({"messages": "hello"}, {}, "record 1: 'messages' is 'hello', not a list of messages"),
         ({"messages": []}, {}, "not a list of messages"),
         ({"messages": ["hi"]}, {}, "message 1 is 'hi', not an object with role and content"),

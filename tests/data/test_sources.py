@@ -82,6 +82,7 @@ def test_saved_splits(tmp_path):
     [
         ("gsm8k", {}, ("openai/gsm8k", "main")),
         ("gsm8k", {"name": "socratic"}, ("openai/gsm8k", "socratic")),
+        ("math", {}, ("DigitalLearningGmbH/MATH-lighteval", "default")),
         ("metamathqa", {}, ("meta-math/MetaMathQA", None)),
         ("someone/problems", {"name": "small"}, ("someone/problems", "small")),
     ],

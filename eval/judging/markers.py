@@ -12,7 +12,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mce_llm.eval.quantities import Quantity, all_quantities, quantity_at, skip_lead
+from mce_llm.eval.judging.quantities import (
+    Quantity,
+    all_quantities,
+    number_words_at,
+    quantity_at,
+    skip_lead,
+)
 
 LONGEST_STATEMENT = 400  # characters that are read for one answer
 
@@ -24,7 +30,7 @@ MARKERS = {
         r"(?:\b(?:is|are|was|equals?|comes (?:out )?to|(?:would|will|should|must) be)\b(?P<colon>[*_\s]*:)?|=)",
         re.IGNORECASE,
     ),
-    "boxed": re.compile(r"\\f?boxed\s*(?:\{|(?=\d))"),
+    "boxed": re.compile(r"\\(?:f?boxed|fbox)\s*(?:\{|(?=[-$.]*\d))"),
     "a_colon": re.compile(
         r"(?:^|\n|(?<=[.!?]))[ \t]*[*_#>]{0,4}[ \t]*(?P<letter>A)[*_]{0,3}\s?:"
         r"|(?:^|(?<=[\s*_#>\"'(]))(?:Ans|ans|[Aa]nswer|ANSWER)[*_\"]{0,3}\s?:"
@@ -36,9 +42,24 @@ _SENTENCE_END = re.compile(r"\n|[!?;]|\.(?=[\s\"'*)$]|$)")
 # What makes a number the first term of a sum: an operator, perhaps after a unit, and another number.
 _OPERATOR_AHEAD = re.compile(
     r"[%$)]*\s*(?:/?\s?[A-Za-z%°]+\)?\s+){0,2}"
-    r"(?:(?:[-+/×÷·*=≈→]|(?:x|times|plus|minus)(?=[\s\d]))\s*[-(\\$€£\s]*\.?\d|=\s*\S)"
+    r"(?:\(\d[^()]*\)\s*=\s*\S|(?:[-+/×÷·*=≈→]|(?:x|times|plus|minus)(?=[\s\d]))\s*[-(\\$€£\s]*\.?\d|=\s*\S)"
 )
-_EQUALS = re.compile(r"[=≈→]")
+# What joins several answers: "10 or 12", "10 to 12", "3, 5 and 7", "18 apples and 3 pears".
+_SEVERAL = re.compile(
+    r"(?:\s*[,;]\s*(?:(?:and|or)\s+)?|\s+(?:[A-Za-z]+\s+){0,2}(?:to|or|and)\s+)(?=[-$]*\.?\d)", re.IGNORECASE
+)
+_LAST_OF_SEVERAL = re.compile(r"[*_\"')%]*(?:\s+(?!cents\b|is\b|are\b|was\b)[A-Za-z]+){0,2}[\s*_\"')\]}$.]*")
+_NOT_WORKED_OUT = re.compile(r"\\(?:sqrt|pi|log|ln|sin|cos|tan|binom|infty|sum|int)\b|√|\d!")
+_UNKNOWN = re.compile(r"\d\s*[xyz]\b(?!\s*\d)|[-+*×·]\s*[a-z]\b")
+_BETWEEN = re.compile(r"[\s:*_]*(?:between|from)\s+[-$]*\d", re.IGNORECASE)
+_CHOICE = re.compile(r"[\s:*_]*(?:(?:option|choice) )?(?:\([A-H]\)|[A-H])[\s.*_]*", re.IGNORECASE)
+# "eighteen dollars a day", but not "one of them" and not "one more than that".
+_AFTER_WORDS = re.compile(
+    r"(?:[\s*_\"')%$]+(?!(?:of|more|less|fewer|that|which|we|thing|way|where|to|who|step)\b)[A-Za-z]+){0,4}[\s*_\"')%$.!]*",
+    re.IGNORECASE,
+)
+_EQUALS = re.compile(r"[=≈→]|\bwhich (?:is|equals|makes|gives|comes to)\b|\bgiving\b")
+_SUPPOSED = re.compile(r"\bif\b[^.!?\n]*$", re.IGNORECASE)
 UNITS = re.compile(r"[\s*_\"')\]}$]*(?:%|°|¢|/)?[\s*_]*(?:[^\W\d]+[-'/.]?[\s*_)$]*){0,5}[.!]?[\s*_\"')\]}$]*")
 _HEADING = re.compile(r"[.):]\s*[*_]*\s*[A-Za-z]")
 _NOT = re.compile(r"\b(?:not|never|neither|isn't|wrong|incorrect)\b", re.IGNORECASE)
@@ -67,13 +88,30 @@ def _statement(text: str, start: int) -> str:
     return text[start : min(end.start() if end else len(text), begin + LONGEST_STATEMENT)]
 
 
-def _number_first(statement: str) -> Quantity | None:
+def number_first(statement: str) -> Quantity | None:
     """Read a number, or a worked sum such as `9 * $2 = $18`, that a statement opens with."""
     quantity = quantity_at(statement)
-    if quantity is None or not _OPERATOR_AHEAD.match(statement, quantity.end):
+    if quantity is None:
+        words = number_words_at(statement)
+        return words if words and _AFTER_WORDS.fullmatch(statement, words.end) else None
+    if _is_list(statement, quantity):
+        return Quantity(None, statement.strip(), 0, len(statement))
+    if not _OPERATOR_AHEAD.match(statement, quantity.end):
         return quantity
     results = _results(statement)
     return results[-1] if results else Quantity(None, statement.strip(), 0, len(statement))
+
+
+def _is_list(statement: str, first: Quantity) -> bool:
+    """Whether a statement that opens with a number goes on with others, and gives nothing but these."""
+    values, end = {first.value}, first.end
+    while several := _SEVERAL.match(statement, end):
+        quantity = quantity_at(statement, several.end())
+        if quantity is None:
+            return False
+        values.add(quantity.value)
+        end = quantity.end
+    return len(values) > 1 and _LAST_OF_SEVERAL.fullmatch(statement, end) is not None
 
 
 def _results(statement: str) -> list[Quantity]:
@@ -90,13 +128,15 @@ def _results(statement: str) -> list[Quantity]:
     return results
 
 
-def _only_number(statement: str) -> Quantity | None:
+def only_number(statement: str) -> Quantity | None:
     """Read the number of a statement that opens with words: its last result, or the only number in it."""
     if _NOT.search(statement):
         return None
     if _EQUALS.search(statement):
         results = _results(statement)
         return results[-1] if results else None
+    if _NOT_WORKED_OUT.search(statement):
+        return Quantity(None, statement.strip(), 0, len(statement))
     quantities = all_quantities(statement)
     return quantities[-1] if len({item.value for item in quantities}) == 1 else None
 
@@ -105,11 +145,17 @@ def _found(quantity: Quantity, offset: int) -> Found:
     return Found(quantity, offset + quantity.end)
 
 
+def is_supposed(solution: str, match: re.Match[str]) -> bool:
+    """Whether an answer is that of another case: "if she sold 10 eggs the answer would be 20"."""
+    begin = max(0, match.start() - LONGEST_STATEMENT)
+    return "would" in match[0] and _SUPPOSED.search(solution, begin, match.start()) is not None
+
+
 def _read_hash(solution: str, match: re.Match[str]) -> Found | None:
     line = solution[match.end() :].partition("\n")[0][:LONGEST_STATEMENT]
     rest = solution[match.end() + len(line) :]
     last = not rest.strip()
-    quantity = _number_first(line)
+    quantity = number_first(line)
     if quantity is not None:
         numbered = re.match(r"\s*[*_]*(\d+)$", line[: quantity.end])
         headings = len(re.findall(r"#{4,}[ \t]*[*_]*\d+[.):]\s*[*_]*\s*[A-Za-z]", solution[: match.start()]))
@@ -118,14 +164,18 @@ def _read_hash(solution: str, match: re.Match[str]) -> Found | None:
         return _found(quantity, match.end())
     if not last or not line.strip(" *_:$."):
         return None  # a heading such as "#### Step 1", or nothing
-    quantity = _only_number(line) or (None if all_quantities(line) else Quantity(None, line, 0, len(line)))
+    quantity = only_number(line) or (None if all_quantities(line) else Quantity(None, line, 0, len(line)))
     return _found(quantity, match.end()) if quantity else None
 
 
 def _read_answer_is(solution: str, match: re.Match[str]) -> Found | None:
+    if is_supposed(solution, match):
+        return None
     statement = _statement(solution, match.end())
-    quantity = _number_first(statement) or _only_number(statement)
+    quantity = number_first(statement) or only_number(statement)
     if quantity is None:
+        if _BETWEEN.match(statement) or _CHOICE.fullmatch(statement):
+            return _found(Quantity(None, statement, 0, len(statement)), match.end())
         says = match["colon"] is not None and bool(statement.strip(" *_:$.\n"))
         rest = solution[match.end() :]
         if not says or "boxed" in rest or any(character.isdigit() for character in rest):
@@ -145,11 +195,10 @@ def _read_boxed(solution: str, match: re.Match[str]) -> Found | None:
     if depth:
         return None  # cut off inside the box, or not an answer at all
     content = solution[match.end() : end - 1]
-    quantity = _number_first(content)
-    if quantity is None:
-        quantity = _only_number(content)
-    elif re.match(r"\s*[,;]\s*(?:and )?[-$]*\d|\s+(?:and|or) [-$]*\d", content[quantity.end :]):
-        quantity = None  # several answers
+    quantity = number_first(content) or only_number(content)
+    last_side = content.rpartition("=")[2]
+    if _NOT_WORKED_OUT.search(last_side) or _UNKNOWN.search(last_side):
+        quantity = None
     if quantity is None:
         quantity = Quantity(None, content, 0, len(content))
     return _found(quantity, match.end())
@@ -159,10 +208,12 @@ def _read_a_colon(solution: str, match: re.Match[str]) -> Found | None:
     if match["letter"] and re.search(r"(?:^|\n)[\s*_>-]*B[*_]*\s?:", solution):
         return None  # one of the things called A, B, ...
     statement = _statement(solution, match.end())
-    quantity = _number_first(statement)
+    quantity = number_first(statement)
     alone = not solution[match.end() + len(statement) :].strip(" .*_$\n")
-    if quantity is None:
-        quantity = _only_number(statement) if alone else None
+    if quantity is None and _CHOICE.fullmatch(statement) and not match["letter"]:
+        quantity = Quantity(None, statement, 0, len(statement))
+    elif quantity is None:
+        quantity = only_number(statement) if alone else None
     elif not alone and not UNITS.fullmatch(statement[quantity.end :]):
         quantity = None  # "A: 15 trees were there at first. Then ...": the solution, not the answer
     return _found(quantity, match.end()) if quantity else None
@@ -170,10 +221,10 @@ def _read_a_colon(solution: str, match: re.Match[str]) -> Found | None:
 
 def _read_bold(solution: str, match: re.Match[str]) -> Found | None:
     content = match[1]
-    quantity = _number_first(content)
+    quantity = number_first(content)
     if quantity is None:
         named = re.search(r"[:=]|\b(?:is|are)\b", content)
-        quantity = _only_number(content) if named else None
+        quantity = only_number(content) if named else None
         if quantity is None or not UNITS.fullmatch(content[quantity.end :]):
             return None
     elif content.rstrip().endswith(":") or not UNITS.fullmatch(content[quantity.end :]):

@@ -25,9 +25,10 @@ _NUMBER = re.compile(
     rf"|(?P<number>{_DECIMAL})(?: ?/ ?(?P<divisor>{_DECIMAL}))?"
 )
 _LEAD = re.compile(
-    r"(?:\n\s*[-+•]\s+|[\s:=~≈\"'`*_(\[{“”‘’]|\\f?boxed\b"
+    r"(?:\n\s*[-+•]\s+|[\s:=~≈\"'`*_(\[{“”‘’]|\\(?:f?boxed|fbox)\b"
     r"|(?:approximately|approx\.?|about|roughly|around|exactly|only|just|equal to|equals|thus|therefore,?"
     r"|simply|a total of|now|still|be|is|also|the number|at least)(?![\w'])"
+    r"|(?<![A-Za-z])[A-H][.):]+[\s*_]*(?=[-$]*\.?\d)"  # the letter of "(B) 18"
     r")*",
     re.IGNORECASE,
 )
@@ -40,6 +41,8 @@ _START = re.compile(
 )
 _SCALE = re.compile(r"\s?-?(thousand|million|billion|trillion)\b", re.IGNORECASE)
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_THOUSANDS_LETTER = re.compile(r"k(?![A-Za-z\d])|(?P<money>(?:K|M|bn|B)(?![A-Za-z\d]))")
+_MONEY_LETTERS = {"K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # of metres or kelvins where no money is
 _DOLLARS_AND_CENTS = re.compile(r" dollars?,? (?:and )?(\d{1,2}) cents?\b", re.IGNORECASE)
 # What follows a number and makes it part of something that is not one number.
 _NOT_ONE_NUMBER = re.compile(
@@ -47,10 +50,23 @@ _NOT_ONE_NUMBER = re.compile(
     r"|(?:,\d+)+"  # 1,2 or 12,50: a list, or a decimal comma; either reading could be wrong
     r"| ?/ ?\d+(?:/\d+)*"  # a date
     r"|\^[^\s°]+"  # a power
+    r"|'\d+"  # feet and inches
     r"|\s?\\(?:pi|sqrt|ln|log|sin|cos|tan|frac|binom|infty|pm)\b|\s?[π√±]"
     r"| (?:hours?|hrs?|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|yards?|pounds?|lbs?),?"
     r" (?:and )?\d+ (?:minutes?|mins?|seconds?|hours?|days?|weeks?|months?|inch(?:es)?|in|feet|foot|oz|ounces?)\b",
     re.IGNORECASE,
+)
+
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+)
+_SMALL += " seventeen eighteen nineteen"
+_WORD_VALUES = {word: value for value, word in enumerate(_SMALL.split())}
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_WORD_VALUES |= {word: 10 * value for value, word in enumerate(_TENS.split(), start=2)}
+_ANY_WORD = "|".join(sorted([*_WORD_VALUES, "hundred", "thousand", "million"], key=len, reverse=True))
+_NUMBER_WORDS = re.compile(
+    rf"(?P<words>(?:(?:{_ANY_WORD})(?:[- ](?:and )?|(?![A-Za-z])))+)(?![A-Za-z]*\d)", re.IGNORECASE
 )
 
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5"}
@@ -80,6 +96,7 @@ _REWRITES = [
         (r"\\\\", " "),
         (r"\\!", ""),
         (r"\{([,.])\}", r"\1"),
+        (r"(?<=\d)'(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)(?:\\[,;: ]|[\u2009\u202f])(?=\d{3}(?!\d))", ""),
         (r"\\[,;:> ]|\\q?quad\b|[\u2009\u202f]|\\(?:left|right|displaystyle)\b", " "),
         (r"\\([$%#&])", r"\1"),
@@ -115,13 +132,18 @@ class Quantity:
     end: int
 
 
+def plain_characters(text: str) -> str:
+    """Write digits, signs, spaces and fractions that have a Unicode character of their own in ASCII."""
+    text = re.sub(f"[{''.join(_VULGAR)}]", lambda match: f" {_VULGAR[match[0]]}", text)
+    return text.translate(_CHARACTERS)
+
+
 def normalize(text: str) -> str:
     r"""Rewrite LaTeX and Unicode spellings plainly and drop calculator annotations `<<…>>`.
 
     `\frac{1}{2}` becomes `1/2`, `\$1{,}234` becomes `$1,234`, `−5` becomes `-5`. `\boxed{…}` stays.
     """
-    text = re.sub(f"[{''.join(_VULGAR)}]", lambda match: f" {_VULGAR[match[0]]}", text)
-    text = re.sub(r"(?<![\d ]) (?=\d/\d)", " ", text.translate(_CHARACTERS))
+    text = plain_characters(text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return text
@@ -158,11 +180,25 @@ def _read(text: str, start: int, digits_at: int, negative: bool) -> Quantity | N
         return Quantity(None, text[start : odd.end()], start, odd.end())
     if scale := _SCALE.match(text, end):
         value, end = value and value * _SCALES[scale[1].lower()], scale.end()
+    elif letter := _thousands_letter(text, start, end):
+        value, end = (
+            value and value * (_MONEY_LETTERS[letter["money"]] if letter["money"] else 10**3),
+            letter.end(),
+        )
     elif cents := _DOLLARS_AND_CENTS.match(text, end):
         value, end = None if value is None else value + Fraction(int(cents[1]), 100), cents.end()
     if negative and value is not None:
         value = -value
     return Quantity(value, text[start:end], start, end)
+
+
+def _thousands_letter(text: str, start: int, end: int) -> re.Match[str] | None:
+    letter = _THOUSANDS_LETTER.match(text, end)
+    return (
+        letter
+        if letter and (not letter["money"] or re.match(_CURRENCY, text[start:end].lstrip("-+ ")))
+        else None
+    )
 
 
 def skip_lead(text: str, position: int = 0) -> int:
@@ -202,3 +238,30 @@ def all_quantities(text: str) -> list[Quantity]:
         found.append(quantity)
         position = quantity.end
     return found
+
+
+def number_words_at(text: str, position: int = 0) -> Quantity | None:
+    """Read a whole number in English words, such as `eighteen` or `one hundred and five`, that a text opens with.
+
+    Args:
+        text: Normalised text.
+        position: Where to start; `skip_lead` is applied first.
+
+    Returns:
+        The number, or None where the text opens with something else.
+    """
+    start = skip_lead(text, position)
+    match = _NUMBER_WORDS.match(text, start)
+    if match is None:
+        return None
+    written = match["words"].rstrip(" -")
+    total = group = 0
+    for word in re.findall(r"[a-z]+", written.lower()):
+        if word in _WORD_VALUES:
+            group += _WORD_VALUES[word]
+        elif word == "hundred":
+            group = (group or 1) * 100
+        elif word in _SCALES:
+            total, group = total + (group or 1) * _SCALES[word], 0
+    written = re.sub(r" and$", "", written, flags=re.IGNORECASE)
+    return Quantity(Fraction(total + group), written, start, start + len(written))

@@ -1,0 +1,303 @@
+r"""Whether two answers in LaTeX mean the same: the judge of MATH.
+
+`equivalent` takes three steps. Equal writing is equal (`latex` knows what does not count as writing). Two
+numbers are compared as exact fractions, so `0.3333` is not `1/3`. Tuples, intervals, sets, lists, unions and
+matrices are taken apart here, and their elements compared in turn: order and brackets count where they mean
+something. What remains, single expressions and relations, is left to math-verify (see `symbolic`), but with
+what it gets wrong kept from it:
+
+- decimals are passed on as fractions, because it rounds floats to six digits;
+- bases (`2516_8`) and indices are compared as written, because it drops the subscript;
+- single letters are compared as written, because it takes `x` and `X` for the same;
+- words are compared as words, because it takes them for products of letters (`now` = `won`);
+- units are taken off here, because it also takes the variable off `2t`;
+- of an equation that answers a plain value only `name = value` or a worked sum counts, because it would take the
+  right side of any equation (`x + 3 = 5` for 5).
+
+Known limits: the form is not judged (an expanded product equals its factors), a missing "+ C" is wrong only
+where the reference has it, and a value in other units is wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
+
+from mce_llm.eval.judging.latex import LONGEST_EXPRESSION, plain_latex
+from mce_llm.eval.judging.quantities import normalize, number_words_at, quantity_at
+from mce_llm.eval.judging.symbolic import symbolically_equal
+
+_LONGEST_LIST = 60
+_NAME = (
+    r"(?:\\angle|\\triangle|\\overline|\\hat|\\mathcal|\\max|\\min)?\s*\{?(?:\\?[A-Za-z]{1,12})\}?'*"
+    r"(?:_\{?\w+\}?|\^\{-1\}|\^[*'])*(?:\([^()=]*\))?"
+)
+_ASSIGNED = re.compile(rf"(?P<name>(?:\({_NAME}(?:,{_NAME})+\)|{_NAME}|)\s*)=(?P<value>[^=<>].*)", re.DOTALL)
+_MEMBER = re.compile(rf"{_NAME}\\in(?![A-Za-z])\s*(?P<value>.+)")
+_RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|lt|gt|equiv|approx|in|ni|subset)(?![A-Za-z])")
+_BASE = re.compile(r"(?P<digits>[0-9A-Z]+)_\{?(?P<base>\d+|[a-z]+)\}?")
+_BASES = {
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+}
+_ALL_REALS = ("all real numbers", "all reals", "all real")
+_CHOICE = re.compile(r"\(?(?P<letter>[A-H])\)?")
+_NAMED_CHOICE = re.compile(r"\(?(?P<letter>[A-H])(?:[).:]|$)")  # also "(C) 5", "C. 5"
+_TIME = re.compile(r"(?P<clock>\d{1,2}:\d\d)\s*(?:(?P<half>[AaPp])\.?\s?[Mm]\.?)?")
+_REPEATING = re.compile(r"(?P<sign>-?)(?P<whole>\d*)\.(?P<once>\d*)\\overline\{?(?P<again>\d+)\}?")
+_MATRIX = re.compile(
+    r"\\begin\{(?P<kind>[pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(?P<rows>.*)\\end\{(?P=kind)\}",
+    re.DOTALL,
+)
+_DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?!\d|\\overline)")
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """An expression taken apart: what its parts form, and the parts."""
+
+    kind: str  # "(,)", "[,)", … with order; "set" and "union" without; "2x3" for a matrix; "one" for anything else
+    items: tuple[str, ...]
+
+
+def equivalent(prediction: str, gold: str) -> bool:
+    r"""Compare an answer with the reference, both in LaTeX or plain writing.
+
+    Never raises on what is written; an answer that is too long, or that cannot be compared within the time
+    limit of `symbolic`, is not equal.
+
+    Args:
+        prediction: The answer, such as `\frac{\sqrt3}{2}`; `$` and units may be around it.
+        gold: The reference answer.
+
+    Returns:
+        Whether they mean the same.
+
+    Raises:
+        EvaluationError: If math-verify is needed and not installed.
+    """
+    if max(len(prediction), len(gold)) > LONGEST_EXPRESSION:
+        return False
+    return _equivalent(prediction, gold)
+
+
+@lru_cache(maxsize=65536)  # the same pairs come again when several samples of one question vote
+def _equivalent(prediction: str, gold: str) -> bool:
+    numbers = number_of(prediction), number_of(gold)
+    ours, theirs = plain_latex(prediction), plain_latex(gold)
+    if ours.unit and theirs.unit and ours.unit != theirs.unit:
+        return False
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if theirs.said in _ALL_REALS or ours.said in _ALL_REALS:
+        ours, theirs = (
+            replace(side, text="(-\\infty,\\infty)", in_words=False) if side.said in _ALL_REALS else side
+            for side in (ours, theirs)
+        )
+    if choice := _CHOICE.fullmatch(theirs.text):
+        named = _NAMED_CHOICE.match(ours.text)
+        return named is not None and named["letter"] == choice["letter"]
+    if (named := _NAMED_CHOICE.match(ours.text)) and named.end() < len(ours.text) and not ours.in_words:
+        ours = replace(ours, text=ours.text[named.end() :])
+        if (value := number_of(ours.text)) is not None and numbers[1] is not None:
+            return value == numbers[1]
+    times = _TIME.fullmatch(ours.text), _TIME.fullmatch(theirs.text)
+    if times[0] and times[1]:
+        halves = {match["half"].lower() for match in times if match and match["half"]}
+        return times[0]["clock"] == times[1]["clock"] and len(halves) < 2
+    if ours.in_words or theirs.in_words:
+        return bool(ours.said) and ours.said == theirs.said
+    return _equal(ours.text.partition("\\approx")[0] or ours.text, theirs.text, 0)
+
+
+def number_of(latex: str) -> Fraction | None:
+    r"""Return the exact value of an answer that is one number, perhaps with a unit; else None.
+
+    Args:
+        latex: An answer such as `\$32{,}348`, `2\frac{1}{2}` or `0.\overline{3}`.
+
+    Returns:
+        The value.
+    """
+    written = plain_latex(latex)
+    text = written.text
+    if (words := number_words_at(written.said)) and words.end == len(written.said):
+        return words.value
+    if repeating := _REPEATING.fullmatch(text):
+        once, again = repeating["once"], repeating["again"]
+        value = Fraction(
+            int((repeating["whole"] or "0") + once + again) - int((repeating["whole"] or "0") + once)
+        )
+        value /= 10 ** len(once) * (10 ** len(again) - 1)
+        return -value if repeating["sign"] else value
+    plain = normalize(text).strip()
+    while plain.startswith("{") and plain.endswith("}"):
+        plain = plain[1:-1]
+    quantity = quantity_at(plain)
+    whole = quantity is not None and quantity.start == 0 and quantity.end == len(plain)
+    return quantity.value if quantity is not None and whole else None
+
+
+def _equal(ours: str, theirs: str, depth: int) -> bool:
+    """Compare two expressions in plain writing: numbers, writing, parts, and at last symbolically."""
+    if not ours or not theirs or depth > 6:
+        return False
+    if depth:
+        numbers = number_of(ours), number_of(theirs)
+        if None not in numbers:
+            return numbers[0] == numbers[1]
+    if ours == theirs:
+        return True
+    if (simpler := _without_names(ours, theirs)) != (ours, theirs):
+        return _equal(*simpler, depth + 1)
+    if _BASE.fullmatch(ours) or _BASE.fullmatch(theirs):
+        return _in_base(ours) == _in_base(theirs)
+    mine, gold = _parts(ours), _parts(theirs)
+    if mine.kind == gold.kind == "one":
+        return _compare_single(ours, theirs)
+    if mine.kind == gold.kind:
+        return _match(mine, gold, lambda a, b: _equal(a, b, depth + 1))
+    kinds = {mine.kind, gold.kind}
+    if "one" in kinds and (_RELATION.search(ours) or _RELATION.search(theirs) or "\\mathbb" in ours + theirs):
+        return _compare_single(ours, theirs)  # 1 < x < 2 and (1, 2)
+    if kinds == {"set", "one"} and len(mine.items) == len(gold.items):
+        return _equal(mine.items[0], gold.items[0], depth + 1)  # {5} and 5
+    return False
+
+
+def _match(mine: _Parts, gold: _Parts, same: Callable[[str, str], bool]) -> bool:
+    """Compare parts one by one, or in any order where order means nothing."""
+    if len(mine.items) != len(gold.items) or len(gold.items) > _LONGEST_LIST:
+        return False
+    if mine.kind not in ("set", "union"):
+        return all(same(a, b) for a, b in zip(mine.items, gold.items, strict=True))
+    left = list(mine.items)
+    for item in gold.items:
+        partner = next((other for other in left if same(other, item)), None)
+        if partner is None:
+            return False
+        left.remove(partner)
+    return True
+
+
+def _without_names(ours: str, theirs: str) -> tuple[str, str]:
+    r"""Drop `x =`, `f(x) =` and `x \in` where the other side does without it, and sums that are worked out."""
+    for pattern in (_ASSIGNED, _MEMBER):
+        mine, gold = pattern.fullmatch(ours), pattern.fullmatch(theirs)
+        if mine and gold and mine[0].removesuffix(mine["value"]) == gold[0].removesuffix(gold["value"]):
+            return mine["value"], gold["value"]
+        if mine and not gold and not _RELATION.search(theirs):
+            return mine["value"], theirs
+        if gold and not mine and not _RELATION.search(ours):
+            return ours, gold["value"]
+    sides = ours.split("=")
+    if len(sides) > 1 and all(sides) and not _RELATION.search(theirs) and not _has_variable(sides[0]):
+        return sides[-1], theirs  # 3 + 4 = 7
+    return ours, theirs
+
+
+def _has_variable(side: str) -> bool:
+    return re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", side)) is not None
+
+
+def _in_base(text: str) -> tuple[str, str] | None:
+    match = _BASE.fullmatch(text)
+    return (match["digits"].lstrip("0"), _BASES.get(match["base"], match["base"])) if match else None
+
+
+def _parts(text: str) -> _Parts:
+    while text.startswith("{") and _closing(text, 0) == len(text) - 1:
+        text = text[1:-1]
+    if matrix := _MATRIX.fullmatch(text):
+        rows = [row for row in re.split(r"\\\\|\\cr(?![A-Za-z])", matrix["rows"]) if row.strip()]
+        cells = [row.split("&") for row in rows]
+        kind = "determinant" if matrix["kind"] in ("vmatrix", "Vmatrix") else "matrix"
+        shape = "x".join([str(len(cells)), *sorted({str(len(row)) for row in cells})])
+        return _Parts(f"{kind} {shape}", tuple(cell.strip() for row in cells for cell in row))
+    if len(pieces := _split(text, r"\\cup(?![A-Za-z])")) > 1:
+        return _Parts("union", tuple(pieces))
+    if text.startswith("\\{") and text.endswith("\\}") and _closing(text, 1) == len(text) - 1:
+        inside = text[2:-2]
+        if condition := re.fullmatch(rf"{_NAME}(?:\\in[^|:]*)?(?:\\mid|\||:)(?P<rest>.+)", inside):
+            return _Parts("one", (condition["rest"],))
+        return _Parts("set", tuple(_with_signs(_split(inside, ","))))
+    if text[0] in "([" and _closing(text, 0) == len(text) - 1:
+        items = _split(text[1:-1], ",")
+        if len(items) > 1:
+            return _Parts(f"{text[0]},{text[-1]}", tuple(items))
+        if text[0] == "(" and text[-1] == ")":
+            return _parts(text[1:-1]) if len(text) > 2 else _Parts("one", (text,))
+    if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?[^,]*", text):
+        return _Parts("one", (text,))  # 12,345 √2: thousands
+    items = _with_signs(_split(text, ","))
+    return _Parts("set" if len(items) > 1 else "one", tuple(items))
+
+
+def _with_signs(items: list[str]) -> list[str]:
+    r"""Write `a \pm b` as its two values."""
+    found: list[str] = []
+    for item in items:
+        if item.count("\\pm") == 1 and "\\mp" not in item:
+            name = _ASSIGNED.fullmatch(item)
+            value = name["value"] if name else item
+            found += [value.replace("\\pm", "+", 1).lstrip("+"), value.replace("\\pm", "-", 1)]
+        else:
+            found.append(item)
+    return found
+
+
+def _closing(text: str, start: int) -> int:
+    """Return where the bracket at `start` is closed; an interval may close with the other kind."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        if depth == 0:
+            return position
+    return -1
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split where the separator stands outside all brackets."""
+    pieces, last = [], 0
+    for match in re.finditer(separator, text):
+        before = text[: match.start()]
+        if sum(before.count(bracket) for bracket in "([{") == sum(before.count(bracket) for bracket in ")]}"):
+            pieces.append(text[last : match.start()])
+            last = match.end()
+    return [piece.strip() for piece in [*pieces, text[last:]] if piece.strip()]
+
+
+def _compare_single(ours: str, theirs: str) -> bool:
+    while (inner := _parts(theirs)).kind == "one" and inner.items[0] != theirs:
+        theirs = inner.items[0]
+    while (inner := _parts(ours)).kind == "one" and inner.items[0] != ours:
+        ours = inner.items[0]
+    if ours == theirs:
+        return True
+    letters = r"(?:[A-Za-z]|\\[A-Za-z]+)'*"
+    if re.fullmatch(letters, ours) or re.fullmatch(letters, theirs):
+        return False
+    if _WORD.search(ours) or _WORD.search(theirs) or _subscripts(ours) != _subscripts(theirs):
+        return False
+    if bool(_RELATION.search(ours)) > bool(_RELATION.search(theirs)) and _parts(theirs).kind == "one":
+        return False  # an equation or inequality for a value
+    return symbolically_equal(_exactly(theirs), _exactly(ours))
+
+
+def _subscripts(text: str) -> list[str]:
+    return sorted(set(re.findall(r"(?<!\\log)(?<!\\sum)(?<!\\int)_(\{[^{}]*\}|\w)", text)))
+
+
+def _exactly(text: str) -> str:
+    """Write decimals as fractions, for math-verify rounds floats."""
+    return _DECIMAL.sub(lambda match: rf"\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}", text)
