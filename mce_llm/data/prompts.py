@@ -180,14 +180,19 @@ PROMPTS: dict[str, PromptTemplate] = {
     template.name: template
     for template in (
         PromptTemplate(
-            # MetaMath (Yu et al., 2023) trains on the response directly after the colon, with no space.
+            # MetaMath (Yu et al., 2023) trains on the response directly after the colon, with no space; the words at
+            # which its evaluation cuts are those of its eval_gsm8k.py (each also covers its form with a colon).
             name="metamath",
             prompt=(
                 "Below is an instruction that describes a task. Write a response that appropriately "
                 "completes the request.\n\n### Instruction:\n{question}\n\n### Response:"
             ),
             evaluation_suffix=" Let's think step by step.",
-            stop=("### Instruction:", "### Response:", "Below is an instruction"),
+            stop=tuple(
+                word + colon
+                for word in ("Question", "USER", "ASSISTANT", "Instruction", "Response")
+                for colon in (":", "")
+            ),
         ),
         PromptTemplate(
             name="plain",

@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from mce_llm.data import train_tokenizer, write_jsonl
 
@@ -30,21 +39,24 @@ def random_model(kind, vocabulary):
         config = GPT2Config(
             vocab_size=vocabulary, n_positions=256, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5
         )
-        model = GPT2LMHeadModel(config)
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocabulary,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
-                initializer_range=0.5,
-            )
-        )
-    return model.eval()
+        return GPT2LMHeadModel(config).eval()
+    config_class, model_class, options = {
+        "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 8}),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+    }[kind]
+    config = config_class(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.5,
+        **options,
+    )
+    return model_class(config).eval()
 
 
 @pytest.fixture(scope="session")

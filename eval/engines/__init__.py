@@ -1,0 +1,1 @@
+"""What generates answers: the settings of decoding, batches in transformers, and vLLM."""
