@@ -173,6 +173,84 @@ def merge(
         typer.echo(str(merged))
 
 
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="A B [A2 B2 …]", help="Evaluations: baseline, new; a pair for each seed."),
+    ],
+    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
+    resamples: Annotated[int, typer.Option(help="Drawings of the bootstrap.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    listed: Annotated[
+        int, typer.Option("--list", min=0, help="Questions won and lost to show, of each.")
+    ] = 5,
+    allow_differences: Annotated[
+        bool, typer.Option("--allow-differences", help="Compare runs of different settings, with a warning.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the whole outcome there, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, all questions included.")] = False,
+) -> None:
+    """Compare evaluations on the same questions: paired test, intervals, what could have been found.
+
+    Runs must share prompt, data, decoding and dtype. With several pairs the interval covers other training seeds too.
+    """
+    from mce_llm.commands.compare import run_compare
+    from mce_llm.eval.errors import EvaluationError
+    from mce_llm.eval.intervals import IntervalError
+
+    try:  # not _problems(), which loads all that training needs
+        run_compare(
+            folders,
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+            allow_differences=allow_differences,
+            listed=listed,
+            output=output,
+            json_output=as_json,
+        )
+    except (EvaluationError, IntervalError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN [RUN …]", help="Evaluations, or trainings with their evaluations below: A B A2 B2 …"
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for index.html and the pictures.")] = Path("report"),
+    pair: Annotated[
+        bool | None,
+        typer.Option(
+            "--pair/--no-pair",
+            help="Fail unless the runs can be compared as A B A2 B2 …, or show them side by side only; by default "
+            "they are compared where that is possible.",
+        ),
+    ] = None,
+    allow_differences: Annotated[
+        bool, typer.Option("--allow-differences", help="Compare runs of different settings, with a warning.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that holds something else than a report.")
+    ] = False,
+) -> None:
+    """Write a page that shows and compares runs: accuracies, training curves, spectra, all questions and answers.
+
+    One HTML file that works offline, and each picture as PNG beside it. Runs on different tasks get a section each.
+    """
+    from mce_llm.commands.report import run_report
+    from mce_llm.eval.errors import EvaluationError
+
+    try:  # not _problems(), which loads all that training needs
+        run_report(runs, output, pair=pair, allow_differences=allow_differences, overwrite=overwrite)
+    except EvaluationError as error:
+        _fail(str(error))
+
+
 @contextmanager
 def _problems() -> Iterator[None]:
     """Problems that a message explains as one line and exit code 2."""

@@ -1,0 +1,1 @@
+"""The statistics of two methods on the same questions, for one training seed or several."""

@@ -1,0 +1,192 @@
+"""What a comparison of evaluations has found, as data: the tables of `mce-llm compare` and of the report are made of it.
+
+All differences are B minus A, as shares: 0.031 for 3.1 points. Nothing is computed here; `comparison` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mce_llm.eval.comparing.comparability import Mismatch, Note
+from mce_llm.eval.comparing.paired import PairedCounts
+from mce_llm.eval.intervals import Interval
+
+
+@dataclass(frozen=True)
+class RunAccuracy:
+    """The accuracy of one run.
+
+    Attributes:
+        label: A short name that tells it from the others.
+        path: Its folder.
+        model: What was evaluated.
+        n: Questions.
+        num_samples: Samples of each.
+        correct: Right answers over all samples.
+        accuracy: Their share.
+        interval: Wilson's; with several samples a question Student's, over questions.
+        truncated: Share of answers that were cut off.
+        fallback: Share of answers that were found without a marker.
+    """
+
+    label: str
+    path: str
+    model: str
+    n: int
+    num_samples: int
+    correct: int
+    accuracy: float
+    interval: Interval
+    truncated: float
+    fallback: float
+
+
+@dataclass(frozen=True)
+class PairComparison:
+    """A and B of one training seed.
+
+    Attributes:
+        a: The baseline.
+        b: What is held against it.
+        counts: Who was right where; None with several samples a question.
+        difference: Accuracy of B minus that of A.
+        interval: For the difference of these two trained models on questions like these.
+        interval_method: How it was computed.
+        p_value: Of the hypothesis that they are equally good.
+        test: How it was tested.
+        discordance: Share of the questions whose scores differ.
+    """
+
+    a: RunAccuracy
+    b: RunAccuracy
+    counts: PairedCounts | None
+    difference: float
+    interval: Interval
+    interval_method: str
+    p_value: float
+    test: str
+    discordance: float
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """What this comparison could have found, if the rest were as it was seen.
+
+    Attributes:
+        difference: Least true difference that is found with probability `power`; None where there is none.
+        needed: How many of `unit` would find the difference that was seen; None where none was seen or no number does.
+        unit: questions, or pairs of seeds on these questions.
+        alpha: A difference is found at p ≤ alpha, or by an interval of coverage 1 − alpha.
+        power: The probability.
+        method: What is to find it.
+    """
+
+    difference: float | None
+    needed: int | None
+    unit: str
+    alpha: float
+    power: float
+    method: str
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """How the differences vary over training seeds.
+
+    Attributes:
+        seeds: Pairs.
+        differences: B minus A of each.
+        sd: Their standard deviation.
+        sd_by_chance: What it would be if seeds differed by single answers alone.
+        mean_squares: Of seeds, questions and the rest, as in `SeedSpread`.
+    """
+
+    seeds: int
+    differences: tuple[float, ...]
+    sd: float
+    sd_by_chance: float
+    mean_squares: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class QuestionOutcome:
+    """A question on which A and B differ.
+
+    Attributes:
+        index: Its number.
+        question: Its text.
+        gold: The reference answer.
+        won: Pairs in which B did better.
+        lost: Pairs in which A did.
+        a: Scores of A, pair by pair.
+        b: Scores of B.
+        predicted_a: Answers of A (of the first sample).
+        predicted_b: Those of B.
+    """
+
+    index: int
+    question: str
+    gold: str
+    won: int
+    lost: int
+    a: tuple[float, ...]
+    b: tuple[float, ...]
+    predicted_a: tuple[str | None, ...]
+    predicted_b: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome of `compare_runs`.
+
+    Attributes:
+        task: gsm8k or math.
+        n: Questions.
+        confidence: Coverage of all intervals.
+        resamples: Drawings of the bootstrap.
+        seed: Of its random numbers.
+        pairs: The runs by pair; A and B of a pair stand for the same training seed.
+        difference: Mean over the pairs.
+        interval: For one pair as there; for several over seeds and questions.
+        interval_method: How it was computed.
+        bootstrap: The plain percentile interval, seeds and questions drawn anew; too narrow for few seeds.
+        seeds: How the pairs vary; None with one pair.
+        detectable: What could have been found.
+        questions: Where A and B differ: those that B won most often first, those it lost most often last.
+        mismatches: What was allowed to differ between the runs.
+        notes: What a reader must know, warnings first.
+        verdict: What may be concluded, in plain words.
+    """
+
+    task: str
+    n: int
+    confidence: float
+    resamples: int
+    seed: int
+    pairs: tuple[PairComparison, ...]
+    difference: float
+    interval: Interval
+    interval_method: str
+    bootstrap: Interval
+    seeds: SeedResult | None
+    detectable: Detectable
+    questions: tuple[QuestionOutcome, ...]
+    mismatches: tuple[Mismatch, ...]
+    notes: tuple[Note, ...]
+    verdict: str
+
+    @property
+    def won(self) -> tuple[QuestionOutcome, ...]:
+        """Questions that B won more often than it lost, the most often won first."""
+        return tuple(item for item in self.questions if item.won > item.lost)
+
+    @property
+    def lost(self) -> tuple[QuestionOutcome, ...]:
+        """Questions that B lost more often than it won, the most often lost first."""
+        lost = [item for item in self.questions if item.lost > item.won]
+        return tuple(sorted(lost, key=lambda item: item.won - item.lost))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole comparison as `json.dumps` takes it."""
+        return asdict(self)
