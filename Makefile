@@ -1,4 +1,5 @@
 # make demo   make its own environment, install, and run the quickstart (two fine-tunes, evaluated)
+# make study-demo   the whole study in small: 3 seeds x 2 losses, evaluated, compared, a page to look at
 # make test   install what is missing, then linters, type checker and tests
 # make test-slow   heavy trials: every engine against one process, kill trials, launches
 PYTHON ?= python3
@@ -6,10 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPECHECK := build/typecheck/mce_llm
 
-.PHONY: demo test test-slow lint typecheck format clean
+.PHONY: demo study-demo test test-slow lint typecheck format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
+
+study-demo: $(VENV)/.installed-eval
+	PYTHON=$(BIN)/python recipes/reproduce_gsm8k.sh --toy
 
 test: lint typecheck
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -39,13 +43,17 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e .
 	@touch $@
 
+$(VENV)/.installed-eval: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[eval]"
+	@touch $(VENV)/.installed $@
+
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $(VENV)/.installed $@
 
-# DeepSpeed runs on the CPU too, and the slow tests shard a model with it.
+# DeepSpeed runs on the CPU too, and the slow tests shard a model with it; others run lm-evaluation-harness.
 $(VENV)/.installed-slow: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e ".[dev,deepspeed]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,deepspeed,lm-eval]"
 	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 clean:

@@ -14,7 +14,7 @@ from mce_llm.data import load_tokenizer
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.messages import cause, model_path_problem
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_model_and_tokenizer(
@@ -35,16 +35,16 @@ def load_model_and_tokenizer(
             missing from the checkpoint.
         DataError: If there is no usable tokenizer.
     """
-    adapter = _adapter_config(name)
+    adapter = adapter_config(name)
     if adapter is None:
-        _check_path(name)
+        check_path(name)
         tokenizer = load_tokenizer(name)
         return _load_causal(name, dtype).to(device).eval(), tokenizer
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise EvaluationError(f"the adapter {name} does not name its base model (base_model_name_or_path)")
     try:
-        _check_path(base)
+        check_path(base)
         model = _load_causal(base, dtype)
     except EvaluationError as error:
         raise EvaluationError(
@@ -59,7 +59,18 @@ def load_model_and_tokenizer(
     return _load_adapter(model, name).to(device).eval(), tokenizer
 
 
-def _adapter_config(name: str) -> dict[str, Any] | None:
+def adapter_config(name: str) -> dict[str, Any] | None:
+    """Read the configuration of an adapter.
+
+    Args:
+        name: A directory or a hub id.
+
+    Returns:
+        The configuration, or None for anything but a directory with an adapter.
+
+    Raises:
+        EvaluationError: If it cannot be read.
+    """
     path = Path(name, "adapter_config.json")
     if not path.is_file():
         return None
@@ -72,7 +83,15 @@ def _adapter_config(name: str) -> dict[str, Any] | None:
     return config
 
 
-def _check_path(name: str) -> None:
+def check_path(name: str) -> None:
+    """Refuse a name that looks like a path and is no model.
+
+    Args:
+        name: A directory or a hub id.
+
+    Raises:
+        EvaluationError: If it is no model.
+    """
     if problem := model_path_problem(name):
         raise EvaluationError(problem)
 

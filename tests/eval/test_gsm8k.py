@@ -82,8 +82,13 @@ def test_summary(one_process, model_directory, questions):
     assert (summary.model, summary.prompt, summary.dtype) == (str(model_directory), "plain", "float32")
     assert {"python", "torch", "transformers"} <= set(summary.versions)
     config = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    assert config["data"] == str(questions)
-    assert "output" not in config
+    assert config["settings"]["data"] == str(questions)
+    assert "output" not in config["settings"]
+    assert config["hashes"] == summary.hashes
+    assert set(config["hashes"]) == {"prompt", "data", "decoding", "model"}
+    assert config["prompt"]["prompt"] == get_prompt("plain").prompt
+    assert config["decoding"]["stop"] == ["\nQuestion:"]
+    assert config["versions"] == summary.versions
     assert sorted(path.name for path in output.iterdir()) == ["config.json", "items.jsonl", "summary.json"]
 
 
@@ -131,7 +136,7 @@ def launch(arguments, processes):
 
 
 def test_two_processes_give_the_same_items(tmp_path, one_process, model_directory, questions):
-    (tmp_path / "items.rank7.jsonl").write_text("stale\n")  # of an interrupted run with more processes
+    (tmp_path / "items.rank7.jsonl").write_text("stale\n")  # no answer, whatever left it
     result = launch(command_line(options(model_directory, questions, tmp_path)), 2)
     assert result.returncode == 0, result.stderr
     assert read_items(tmp_path) == read_items(one_process[0])
@@ -185,12 +190,13 @@ def test_help_names_every_option_and_default(capsys):
 
 def test_runs_as_a_plain_script_from_anywhere(tmp_path):
     """The script's own folder comes first on sys.path there; no module of it may hide another."""
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, cwd=tmp_path, check=True
-    )
-    assert "--model" in result.stdout
+    for script in (SCRIPT, SCRIPT.with_name("math.py")):
+        result = subprocess.run(
+            [sys.executable, str(script), "--help"], capture_output=True, text=True, cwd=tmp_path, check=True
+        )
+        assert "--model" in result.stdout
     names = {path.stem for path in SCRIPT.parent.glob("*.py")}
-    assert not names & set(sys.stdlib_module_names)
+    assert names & set(sys.stdlib_module_names) == {"math"}  # which both scripts take off the path first
 
 
 def test_adapter(tmp_path, model_directory, questions, one_process):
@@ -229,24 +235,6 @@ def test_results_of_another_configuration_are_kept(tmp_path, model_directory, qu
     evaluate_gsm8k(Gsm8kConfig(**first))  # the same again is no conflict
     assert (tmp_path / "items.jsonl").read_text() == before
     assert evaluate_gsm8k(Gsm8kConfig(**changed, overwrite=True)).max_new_tokens == 5
-
-
-def test_ctrl_c_keeps_the_written_lines(tmp_path, model_directory, questions, capsys, monkeypatch):
-    def interrupted(*arguments):
-        if arguments[0] == 1:  # the second question; the longest prompts come first
-            raise KeyboardInterrupt
-        return judge(*arguments)
-
-    judge = gsm8k.judge
-    monkeypatch.setattr(gsm8k, "judge", interrupted)
-    assert main(command_line(options(model_directory, questions, tmp_path))) == 130
-    lines = (tmp_path / "items.rank0.jsonl").read_text().splitlines()
-    assert 0 < len(lines) < 11
-    assert (
-        f"interrupted: {len(lines)} answers are kept in {tmp_path}/items.rank*.jsonl"
-        in capsys.readouterr().err
-    )
-    assert not (tmp_path / "summary.json").exists()
 
 
 def broken_copy(model_directory, path, change):
@@ -349,10 +337,20 @@ def test_bad_data(rows, message, tmp_path, model_directory, capsys):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
         (
-            {"max_new_tokens": -1, "dtype": "float16"},
+            {"max_new_tokens": -1, "dtype": "float8"},
             "max_new_tokens must be at least 1, got -1; dtype must be one of auto",
         ),
-        ({"prompt": "metamaths"}, "prompt must be one of metamath, plain, chat, got 'metamaths'"),
+        ({"prompt": "metamaths"}, "got 'metamaths' (did you mean 'metamath'?)"),
+        ({"num_samples": 4}, "num_samples is 4 and temperature 0"),
+        ({"temperature": -0.5}, "temperature must be 0 (greedy) or more, got -0.5"),
+        ({"shots": "x.jsonl"}, "shots has no effect without prompt cot-8shot"),
+        ({"prompt": "cot-8shot", "shots": "x.jsonl"}, "x.jsonl: no such file"),
+        ({"prompt": "cot-8shot"}, "more than the 512 positions of the model"),
+        ({"backend": "tgi"}, "backend must be one of hf, vllm, got 'tgi'"),
+        ({"backend": "vllm"}, "the backend vllm is not installed; `pip install vllm`"),
+        ({"batching": "paged"}, "batching must be one of auto, continuous, bucketed, static, got 'paged'"),
+        ({"backend": "vllm", "batching": "static"}, "batching has no effect on the backend vllm"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size has no effect without backend vllm"),
         ({"model": ""}, "model must not be empty"),
         ({"max_new_tokens": 500}, "more than the 512 positions of the model"),
         ({"prompt": "chat"}, "chat template"),

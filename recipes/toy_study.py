@@ -1,0 +1,56 @@
+"""The data of `reproduce_gsm8k.sh --toy`: made-up arithmetic in the formats of GSM8K and of MATH, and a tokenizer.
+
+python -m mce_llm.recipes.toy_study FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
+
+LARGEST_NUMBER = 10
+TRAINING = {
+    "pretrain": ("train", 24000, 1),
+    "train": ("train", 12000, 2),
+    "validation": ("validation", 200, 1),
+}
+NUM_QUESTIONS = 300
+
+
+def make_data(folder: Path) -> None:
+    """Write the training, validation and test problems and a tokenizer; the same ones every time.
+
+    Args:
+        folder: Where to; `math.jsonl` is written last.
+    """
+    records = {
+        name: generate_problems(count, split=split, seed=seed, max_number=LARGEST_NUMBER)
+        for name, (split, count, seed) in TRAINING.items()
+    }
+    test = generate_problems(2 * NUM_QUESTIONS, split="test", seed=1, max_number=LARGEST_NUMBER)
+    records["gsm8k"] = test[:NUM_QUESTIONS]
+    for name, rows in records.items():
+        write_jsonl(rows, folder / f"{name}.jsonl")
+    texts = (f"{row['question']}\n{row['answer']}" for row in records["pretrain"])
+    train_tokenizer(texts).save_pretrained(folder / "tokenizer")
+    write_jsonl(map(_as_math, test[NUM_QUESTIONS:]), folder / "math.jsonl")
+
+
+def _as_math(row: dict[str, str]) -> dict[str, str]:
+    worked, _, answer = row["answer"].rpartition("#### ")
+    return {
+        "problem": row["question"],
+        "solution": f"{worked.strip()} The answer is $\\boxed{{{answer}}}$.",
+        "level": "Level 1",
+        "type": "Prealgebra",
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    make_data(parser.parse_args().folder)
