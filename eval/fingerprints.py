@@ -35,6 +35,9 @@ def model_fingerprint(model: Any) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):  # what a module keeps beside its weights
+            digest.update(f"{name} {tensor!r}\n".encode())
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().contiguous().flatten()
         step = max(1, _PIECE // max(1, flat.element_size()))
