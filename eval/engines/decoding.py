@@ -129,8 +129,10 @@ class Picker:
         Raises:
             GenerationError: Logits are NaN or +infinite.
         """
-        bad_B = (torch.isnan(logits_BV) | torch.isposinf(logits_BV)).any(dim=-1)
-        tokens_B = self._sample(logits_BV, rows) if self.decoding.temperature else logits_BV.argmax(dim=-1)
+        largest_B, tokens_B = logits_BV.max(dim=-1)  # NaN where any is
+        bad_B = ~(largest_B < torch.inf)
+        if self.decoding.temperature:
+            tokens_B = self._sample(logits_BV, rows)
         tokens, bad = torch.stack([tokens_B, bad_B.long()]).tolist()  # one transfer from the device
         if broken := [row for row, is_bad in zip(rows, bad, strict=True) if is_bad and row is not None]:
             where = "" if position is None else f" at new token {position}"

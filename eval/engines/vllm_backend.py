@@ -20,6 +20,7 @@ from mce_llm.eval.loading import adapter_config, check_path
 from mce_llm.eval.settings import EvaluationConfig
 from mce_llm.messages import cause
 
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 _CHUNK = 512  # answers between two moments at which they are kept; enough to fill the engine
 
 
@@ -40,18 +41,14 @@ class VllmBackend:
         own_tokenizer = adapter is None or Path(config.model, "tokenizer_config.json").is_file()
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model if own_tokenizer else base)
         self.folders = [_folder(name) for name in dict.fromkeys((base, config.model))]
-        rank = (
-            {}
-            if adapter is None
-            else {"enable_lora": True, "max_lora_rank": max(8, int(adapter.get("r", 8)))}
-        )
+        lora = {} if adapter is None else _lora_options(config.model, adapter)
         try:
             self.engine = LLM(
                 model=base,
                 dtype=config.dtype,
                 tensor_parallel_size=config.tensor_parallel_size,
                 generation_config="vllm",  # the checkpoint's own sampling settings do not count
-                **rank,
+                **lora,
             )
         except Exception as error:  # engine, CUDA, configuration and hub errors have no common type
             raise EvaluationError(f"vllm cannot load {config.model}: {cause(error)}") from error
@@ -94,6 +91,26 @@ class VllmBackend:
             )
             for request, output in zip(chunk, outputs, strict=True):
                 yield ends.finish(request, list(output.outputs[0].token_ids))
+
+
+def _lora_options(name: str, adapter: dict[str, Any]) -> dict[str, Any]:
+    """Return the engine's options for an adapter; refuse what vLLM would leave out or stop at later."""
+    rank = int(adapter.get("r") or 8)
+    odd = [
+        what
+        for what, present in (
+            (f"peft_type {adapter.get('peft_type')}", adapter.get("peft_type") != "LORA"),
+            ("use_dora", adapter.get("use_dora")),
+            ("modules_to_save", adapter.get("modules_to_save")),
+            (f"rank {rank}", rank > _LORA_RANKS[-1]),
+        )
+        if present
+    ]
+    if odd:
+        raise EvaluationError(
+            f"vllm cannot run the adapter {name} ({', '.join(odd)}); merge it first (mce-llm merge), or use --backend hf"
+        )
+    return {"enable_lora": True, "max_lora_rank": next(most for most in _LORA_RANKS if most >= rank)}
 
 
 def _sampling(decoding: Decoding, request: Request, end_token_ids: Sequence[int]) -> Any:

@@ -162,9 +162,9 @@ def _detectable_table(comparison: Comparison) -> Table:
     table.add_row("least difference", least)
     if comparison.difference:
         have = comparison.seeds.seeds if comparison.seeds else comparison.n
-        needed = "more than can be had" if found.needed is None else f"about {found.needed:,} {found.unit}"
+        needed = f"no number of {found.unit}" if found.needed is None else f"about {found.needed:,} {found.unit}"
         size = points(abs(comparison.difference))
-        table.add_row("needed", f"{needed} to find a true difference of {size} points (here: {have:,})")
+        table.add_row("needed", f"{needed} (here: {have:,}) to find a true difference of {size} points")
     table.add_row(
         "by", Text(f"{found.method}, α = {found.alpha:g}; the rest as it was seen here", style="dim")
     )
