@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -109,6 +110,7 @@ def main() -> None:
             begin = time.perf_counter()
             answers[name] = call()
             seconds[name].append(time.perf_counter() - begin)
+            print(f"{name}: {seconds[name][-1]:.1f} s", file=sys.stderr)
     progress("")
     lengths = [
         len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers[options.engines[0]]

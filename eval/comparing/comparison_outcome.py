@@ -114,7 +114,7 @@ class QuestionOutcome:
     """A question on which A and B differ.
 
     Attributes:
-        index: Its number.
+        index: As in `items.jsonl`, from 0; tables and the report count from 1.
         question: Its text.
         gold: The reference answer.
         won: Pairs in which B did better.

@@ -10,6 +10,7 @@ Shapes: N new prompts, L tokens of the longest of them after the common beginnin
 from __future__ import annotations
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from mce_llm.eval.engines.decoding import Ends, Generation, Picker, Request, eva
 from mce_llm.eval.engines.key_value_rows import KeyValueRows
 
 _SHORTEST_COMMON = 16  # tokens; a shorter common beginning is not worth handling apart
+_USUAL_TOKENS = 128  # of an answer, until some have ended
 _PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -76,6 +78,7 @@ class _Batch:
         self.states = KeyValueRows(rows, model.device)
         self.common = _common_beginning(requests)
         self.beginning: DynamicCache | None = None
+        self.ended = self.ended_tokens = 0
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         parameters = inspect.signature(base.forward).parameters
         self.keeps_logits = "logits_to_keep" in parameters
@@ -94,9 +97,14 @@ class _Batch:
         return [row for row, request in enumerate(self.slots) if request is not None]
 
     def _admit(self) -> Iterator[Generation]:
-        """Fill empty rows, several at once: a forward pass for each row alone would cost more than the rows' waiting."""
+        """Fill empty rows, several at once: a forward pass for each row alone would cost more than the rows' waiting.
+
+        Reading new prompts takes about as long as a step. Where answers have T tokens, B/T rows become free at each step,
+        and waiting for k of them wastes k²T/2B² steps: together least, for each row, at k = B·√(2/T).
+        """
         free = [row for row, request in enumerate(self.slots) if request is None]
-        if self.waiting and (len(free) >= max(1, len(self.slots) // 8)):
+        mean_tokens = self.ended_tokens / self.ended if self.ended else _USUAL_TOKENS
+        if self.waiting and len(free) >= max(1, int(len(self.slots) * min(1.0, math.sqrt(2 / mean_tokens)))):
             rows = free[: len(self.waiting)]
             new = [self.waiting.popleft() for _ in rows]
             yield from self._begin(rows, new)
@@ -182,6 +190,7 @@ class _Batch:
         assert request is not None
         answer = self.ends.finish(request, self.new_ids[row])
         self.picker.forget(request)
+        self.ended, self.ended_tokens = self.ended + 1, self.ended_tokens + answer.n_tokens
         self.slots[row], self.new_ids[row] = None, []
         return answer
 

@@ -162,7 +162,9 @@ def _detectable_table(comparison: Comparison) -> Table:
     table.add_row("least difference", least)
     if comparison.difference:
         have = comparison.seeds.seeds if comparison.seeds else comparison.n
-        needed = f"no number of {found.unit}" if found.needed is None else f"about {found.needed:,} {found.unit}"
+        needed = (
+            f"no number of {found.unit}" if found.needed is None else f"about {found.needed:,} {found.unit}"
+        )
         size = points(abs(comparison.difference))
         table.add_row("needed", f"{needed} (here: {have:,}) to find a true difference of {size} points")
     table.add_row(
@@ -186,7 +188,7 @@ def _print_questions(comparison: Comparison, console: Console, listed: int) -> N
         for outcome in shown:
             tally = [f"{outcome.won}, {outcome.lost}"] if comparison.seeds else []
             text = Text(" ".join(outcome.question.split()))
-            table.add_row(str(outcome.index), *tally, *_answers(outcome), text)
+            table.add_row(str(outcome.index + 1), *tally, *_answers(outcome), text)
         if shown:
             console.print(table)
 

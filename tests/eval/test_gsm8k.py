@@ -156,6 +156,7 @@ def test_fewer_questions_than_processes(tmp_path, one_process, model_directory, 
     assert read_items(tmp_path) == read_items(one_process[0])[:1]
 
 
+@pytest.mark.slow
 def test_two_processes_report_a_problem_once(tmp_path, model_directory):
     result = launch(command_line(options(model_directory, tmp_path / "nothing.jsonl", tmp_path / "out")), 2)
     assert result.returncode != 0
@@ -189,6 +190,7 @@ def test_help_names_every_option_and_default(capsys):
     assert "(default: metamath)" in printed
 
 
+@pytest.mark.slow
 def test_runs_as_a_plain_script_from_anywhere(tmp_path):
     """The script's own folder comes first on sys.path there; no module of it may hide another."""
     result = subprocess.run(
