@@ -73,6 +73,7 @@ def test_report(capsys):
     assert "1 problem to mend" in text
 
 
+@pytest.mark.slow
 def test_command_on_this_installation():
     result = subprocess.run(
         [sys.executable, "-m", "mce_llm", "doctor"],

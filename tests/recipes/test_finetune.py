@@ -89,6 +89,7 @@ def test_packing_trains_on_the_same_tokens(settings, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_as_if_nothing_had_happened(settings, tmp_path, capsys):
     settings |= {"save_strategy": "steps", "save_steps": 40, "max_steps": 120}
     main(words(settings, output_dir=tmp_path / "whole"))
@@ -150,6 +151,7 @@ def test_two_processes_are_one(alone):
     assert numbers(settings["output_dir"]) == pytest.approx(numbers(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_that_would_work_alone(settings):
     launcher = (*LAUNCH, "--config_file", str(RECIPES / "accelerate" / "cpu.yaml"))
     result = run_script(words(settings, use_cpu="false"), launcher, CUDA_VISIBLE_DEVICES="")

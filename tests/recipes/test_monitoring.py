@@ -1,5 +1,6 @@
 """Monitoring as a recipe asks for it, and access tokens, which end up in no file and no message."""
 
+import pytest
 import yaml
 
 from helpers.recipes import run_script, words
@@ -21,6 +22,7 @@ def test_lists_from_a_recipe(tmp_path):
     assert (overridden.training.sample_prompts, overridden.training.report_to) == (["One"], [])
 
 
+@pytest.mark.slow
 def test_a_run_with_samples_shows_no_token_in_any_file_or_message(settings, tmp_path):
     """Interrupted and resumed with another token, since a resumed run says which settings are others."""
     changes = {"report_to": "tensorboard", "save_strategy": "steps", "save_steps": 1, "max_steps": 2}

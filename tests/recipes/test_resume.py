@@ -259,9 +259,8 @@ STARTED = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind", ["python", *(pytest.param(kind, marks=pytest.mark.slow) for kind in STARTED if kind != "python")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STARTED)
 def test_preempted(settings, started, tmp_path, kind):
     launcher, code, to_all = STARTED[kind]
     settings |= {"max_steps": 300, "save_strategy": "steps", "save_steps": 5, "save_total_limit": 1}
