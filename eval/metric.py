@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from evaluate import EvaluationModule, load
 
+from mce_llm.eval.answers import extract_answer, is_correct
 from mce_llm.eval.errors import EvaluationError
+from mce_llm.eval.intervals import wilson_interval
 from mce_llm.messages import nearest_hint
 
 METRICS_FOLDER = Path(__file__).resolve().parent / "metrics"
@@ -36,3 +40,30 @@ def load_metric(name: str = "gsm8k_accuracy") -> EvaluationModule:
             f"unknown metric {name!r}{nearest_hint(name, METRIC_NAMES)}; choose one of {', '.join(METRIC_NAMES)}"
         )
     return load(str(METRICS_FOLDER / name))
+
+
+def score_solutions(
+    predictions: Sequence[str], references: Sequence[str], style: str | None = None
+) -> dict[str, Any]:
+    """Judge solutions; what the metrics compute.
+
+    Args:
+        predictions: Solutions, as texts; one at least.
+        references: Reference answers.
+        style: As for `extract_answer`.
+
+    Returns:
+        accuracy, correct, n, interval_low and interval_high (Wilson, 95 %), fallback, no_answer.
+    """
+    answers = [extract_answer(prediction, style=style) for prediction in predictions]
+    correct = sum(map(is_correct, answers, references))
+    interval = wilson_interval(correct, len(answers))
+    return {
+        "accuracy": correct / len(answers),
+        "correct": correct,
+        "n": len(answers),
+        "interval_low": interval.low,
+        "interval_high": interval.high,
+        "fallback": sum(answer.found_by == "last_number" for answer in answers),
+        "no_answer": sum(answer.found_by == "none" for answer in answers),
+    }

@@ -1,6 +1,6 @@
 """The data of `reproduce_gsm8k.sh --toy`: made-up arithmetic in the formats of GSM8K and of MATH, and a tokenizer.
 
-python -m mce_llm.recipes.toy_study FOLDER
+`python -m mce_llm.recipes.toy_study FOLDER` writes it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,9 @@ import argparse
 from pathlib import Path
 
 from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
+from mce_llm.quickstart import HELD_OUT, LARGEST_NUMBER, PROBLEMS
 
-LARGEST_NUMBER = 10
-TRAINING = {
-    "pretrain": ("train", 24000, 1),
-    "train": ("train", 12000, 2),
-    "validation": ("validation", 200, 1),
-}
+TRAINING = {**PROBLEMS, "validation": HELD_OUT["validation"]}
 NUM_QUESTIONS = 300
 
 

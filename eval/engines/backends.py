@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.eval.engines.decoding import Decoding, Generation
+from mce_llm.eval.engines.decoding import Decoding, Generation, own_end_token_ids
 from mce_llm.eval.engines.generation import choose_batching, generate
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import model_fingerprint
@@ -62,8 +62,7 @@ class TransformersBackend:
         self.tokenizer = tokenizer
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.batching = choose_batching(model, batching)
-        own = getattr(model.generation_config, "eos_token_id", None)
-        self.end_token_ids = own if isinstance(own, list) else [] if own is None else [own]
+        self.end_token_ids = own_end_token_ids(model.generation_config)
 
     def fingerprint(self) -> str:
         """Return the hash of the weights."""

@@ -22,7 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from mce_llm.eval.engines.decoding import Ends, Generation, Picker, Request, evaluating
+from mce_llm.eval.engines.decoding import Ends, Generation, Picker, Request, base_model, evaluating
 
 _STATIC_STEP = 64  # prompt lengths are rounded up to multiples of this, so that few shapes are compiled
 
@@ -108,7 +108,7 @@ class _AllEnded(StoppingCriteria):
 @contextmanager
 def _empty_generation_config(model: Any) -> Iterator[None]:
     """The checkpoint's own settings (sampling, penalties, ...) do not count, for as long as one batch takes."""
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    owner = base_model(model)
     saved = owner.generation_config
     owner.generation_config = GenerationConfig()
     try:

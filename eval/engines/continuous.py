@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from mce_llm.eval.engines.decoding import Ends, Generation, Picker, Request, evaluating
+from mce_llm.eval.engines.decoding import Ends, Generation, Picker, Request, base_model, evaluating
 from mce_llm.eval.engines.key_value_rows import KeyValueRows
 
 _SHORTEST_COMMON = 16  # tokens; a shorter common beginning is not worth handling apart
@@ -35,7 +35,7 @@ def continuous_problem(model: Any) -> str | None:
     Returns:
         The reason.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_model(model)
     if getattr(base, "_is_stateful", False):
         return f"{type(base).__name__} keeps a state that is no key-value cache"
     config = base.config.get_text_config()
@@ -79,7 +79,7 @@ class _Batch:
         self.common = _common_beginning(requests)
         self.beginning: DynamicCache | None = None
         self.ended = self.ended_tokens = 0
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = base_model(model)
         parameters = inspect.signature(base.forward).parameters
         self.keeps_logits = "logits_to_keep" in parameters
         self.cache_name = (

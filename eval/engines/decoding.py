@@ -9,7 +9,7 @@ Shapes: B rows, V the vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,6 +85,21 @@ class Request:
     index: int
     sample: int
     prompt: tuple[int, ...]
+
+
+def wanted_requests(
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    decoding: Decoding,
+    done: Collection[tuple[int, int]] = (),
+) -> list[Request]:
+    """Return the answers that are wanted: every sample of every prompt, but for those that are `done`."""
+    return [
+        Request(number, sample, tuple(prompt))
+        for number, prompt in zip(numbers, prompts, strict=True)
+        for sample in range(decoding.num_samples)
+        if (number, sample) not in done
+    ]
 
 
 @dataclass(frozen=True)
@@ -223,6 +238,17 @@ class Ends:
                 or not self._last_characters.isdisjoint(text)
             )
         return self._may_complete[token]
+
+
+def own_end_token_ids(generation_config: Any) -> list[int]:
+    """Return the ids with which a checkpoint's generation config ends an answer: none, one or several."""
+    own = getattr(generation_config, "eos_token_id", None)
+    return own if isinstance(own, list) else [] if own is None else [own]
+
+
+def base_model(model: Any) -> Any:
+    """Return the transformers model that an adapter is on, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:

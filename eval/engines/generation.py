@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mce_llm.eval.engines.bucketed import answer_in_buckets
 from mce_llm.eval.engines.continuous import answer_continuously, continuous_problem
-from mce_llm.eval.engines.decoding import Decoding, Ends, Generation, Picker, Request
+from mce_llm.eval.engines.decoding import Decoding, Ends, Generation, Picker, wanted_requests
 from mce_llm.eval.errors import GenerationError
 
 BATCHINGS = ("auto", "continuous", "bucketed", "static")
@@ -61,12 +61,7 @@ def generate(
     ends = Ends(tokenizer, _end_ids(tokenizer, end_token_ids), decoding)
     _check(model, prompts, numbers, decoding.max_new_tokens, batch_size)
     batching = choose_batching(model, batching)
-    wanted = [
-        Request(number, sample, tuple(prompt))
-        for number, prompt in zip(numbers, prompts, strict=True)
-        for sample in range(decoding.num_samples)
-        if (number, sample) not in done
-    ]
+    wanted = wanted_requests(prompts, numbers, decoding, done)
     wanted.sort(key=lambda request: (-len(request.prompt), request.index, request.sample))
     picker = Picker(decoding)
     if batching == "continuous":

@@ -13,7 +13,14 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from mce_llm.data import load_tokenizer
-from mce_llm.eval.engines.decoding import Decoding, Ends, Generation, Request
+from mce_llm.eval.engines.decoding import (
+    Decoding,
+    Ends,
+    Generation,
+    Request,
+    own_end_token_ids,
+    wanted_requests,
+)
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import files_fingerprint
 from mce_llm.eval.loading import adapter_config, check_path
@@ -75,12 +82,7 @@ class VllmBackend:
     ) -> Iterator[Generation]:
         """Answer prompts as `generation.generate` does; vLLM decides itself how many at a time."""
         ends = Ends(self.tokenizer, end_token_ids, decoding)
-        wanted = [
-            Request(number, sample, tuple(prompt))
-            for number, prompt in zip(indices, prompts, strict=True)
-            for sample in range(decoding.num_samples)
-            if (number, sample) not in done
-        ]
+        wanted = wanted_requests(prompts, indices, decoding, done)
         for start in range(0, len(wanted), _CHUNK):
             chunk = wanted[start : start + _CHUNK]
             outputs = self.engine.generate(
@@ -133,7 +135,6 @@ def _folder(name: str) -> Path:
 
 def _end_token_ids(name: str) -> list[int]:
     try:
-        own = GenerationConfig.from_pretrained(name).eos_token_id
+        return own_end_token_ids(GenerationConfig.from_pretrained(name))
     except OSError:  # a model without generation_config.json
         return []
-    return own if isinstance(own, list) else [] if own is None else [own]

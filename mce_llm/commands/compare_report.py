@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mce_llm.commands.tables import plain_table, print_heading
 from mce_llm.eval.comparing.comparison_outcome import Comparison, PairComparison, QuestionOutcome
 from mce_llm.eval.comparing.verdicts import p_text, percent, points
 from mce_llm.eval.intervals import Interval
@@ -26,20 +27,20 @@ def print_comparison(comparison: Comparison, console: Console, *, listed: int = 
             console.print(Text(f"WARNING: {note.text}", style="bold red"))
     console.print(_accuracies(comparison))
     if comparison.seeds:
-        _heading(console, "B minus A, pair by pair")
+        print_heading(console, "B minus A, pair by pair")
         console.print(_pairs_table(comparison))
-        _heading(console, f"B minus A over {comparison.seeds.seeds} training seeds")
+        print_heading(console, f"B minus A over {comparison.seeds.seeds} training seeds")
         console.print(_seeds_table(comparison))
     else:
-        _heading(console, "B minus A")
+        print_heading(console, "B minus A")
         console.print(_pair_table(comparison))
-    _heading(console, "what this could have found")
+    print_heading(console, "what this could have found")
     console.print(_detectable_table(comparison))
     if listed and comparison.questions:
         _print_questions(comparison, console, listed)
     notes = [note for note in comparison.notes if note.level == "note"]
     if notes:
-        _heading(console, "notes")
+        print_heading(console, "notes")
         for note in notes:
             console.print(Text(f"- {note.text}"))
     console.print()
@@ -73,7 +74,7 @@ def _accuracies(comparison: Comparison) -> Table:
 
 def _pair_table(comparison: Comparison) -> Table:
     (pair,) = comparison.pairs
-    table = _plain_table()
+    table = plain_table()
     table.add_row("difference", _difference(pair.difference, pair.interval, comparison.confidence))
     table.add_row("", Text(f"{pair.interval_method}, for these two trained models", style="dim"))
     table.add_row(
@@ -127,7 +128,7 @@ def _counts(pair: PairComparison) -> list[tuple[str, int]]:
 def _seeds_table(comparison: Comparison) -> Table:
     seeds = comparison.seeds
     assert seeds is not None
-    table = _plain_table()
+    table = plain_table()
     each = ", ".join(points(value, sign=True) for value in seeds.differences)
     table.add_row("each seed", f"{each} points")
     table.add_row(
@@ -153,7 +154,7 @@ def _seeds_table(comparison: Comparison) -> Table:
 
 def _detectable_table(comparison: Comparison) -> Table:
     found, power = comparison.detectable, percent(comparison.detectable.power)
-    table = _plain_table()
+    table = plain_table()
     least = (
         "none: too few questions are answered unlike"
         if found.difference is None
@@ -177,7 +178,7 @@ def _print_questions(comparison: Comparison, console: Console, listed: int) -> N
     for what, questions in (("won", comparison.won), ("lost", comparison.lost)):
         shown = questions[:listed]
         more = f" (the first {len(shown)})" if len(shown) < len(questions) else ""
-        _heading(console, f"{len(questions):,} question{'s' * (len(questions) != 1)} {what} by B{more}")
+        print_heading(console, f"{len(questions):,} question{'s' * (len(questions) != 1)} {what} by B{more}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
         table.add_column("no.", justify="right", no_wrap=True)
         if comparison.seeds:
@@ -209,15 +210,3 @@ def _bounds(interval: Interval) -> str:
 def _difference(difference: float, interval: Interval, confidence: float) -> str:
     bounds = f"{percent(confidence)} interval {_bounds(interval)}"
     return f"{points(difference, sign=True)} points, {bounds}"
-
-
-def _heading(console: Console, title: str) -> None:
-    console.print()
-    console.rule(Text(title, style="bold"), align="left", characters="─")
-
-
-def _plain_table() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    return table

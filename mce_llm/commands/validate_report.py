@@ -11,6 +11,7 @@ from mce_llm.commands.data_examination import DataExamination
 from mce_llm.commands.findings import Level
 from mce_llm.commands.plan_report import engines_table, print_subject
 from mce_llm.commands.sample_view import CLOSING, OPENING
+from mce_llm.commands.tables import plain_table, print_heading
 from mce_llm.commands.validate import Validation
 
 _MARKS: dict[Level, Text] = {
@@ -28,25 +29,25 @@ def print_validation(outcome: Validation, console: Console) -> None:
         console: Where to.
     """
     if outcome.fetches:
-        _heading(console, "what is read")
-        table = _plain_table()
+        print_heading(console, "what is read")
+        table = plain_table()
         for fetch in outcome.fetches:
             style = {"missing": "red", "no weights": "red", "download": "yellow"}.get(fetch.state, "green")
             table.add_row(fetch.role, Text(fetch.name), Text(fetch.state, style=style), fetch.detail)
         console.print(table)
     if outcome.samples:
-        _heading(console, f"what the model sees ({OPENING}trained{CLOSING}, the rest is not)")
+        print_heading(console, f"what the model sees ({OPENING}trained{CLOSING}, the rest is not)")
         for number, sample in enumerate(outcome.samples):
             console.print(Padding(sample, (1 if number else 0, 0, 0, 2)))
     for role, data in outcome.data.items():
-        _heading(console, f"{role} data: {data.source}")
+        print_heading(console, f"{role} data: {data.source}")
         console.print(data_table(data))
     if outcome.plan is not None:
-        _heading(console, "memory")
+        print_heading(console, "memory")
         print_subject(outcome.plan, console)
         console.print(engines_table(outcome.plan, console.width))
-    _heading(console, "findings")
-    table = _plain_table()
+    print_heading(console, "findings")
+    table = plain_table()
     for level in ("ok", "warning", "problem"):
         for finding in outcome.findings.items:
             if finding.level == level:
@@ -58,7 +59,7 @@ def print_validation(outcome: Validation, console: Console) -> None:
 
 def data_table(data: DataExamination) -> Table:
     """The counts of one data set."""
-    table = _plain_table()
+    table = plain_table()
     first = "the first " if data.limited else ""
     table.add_row("examples", f"{first}{data.examples:,}; kept {data.kept:,}, cut {data.truncated:,}")
     table.add_row(
@@ -84,15 +85,3 @@ def _summary(outcome: Validation) -> Text:
     if problems:
         return Text(f"not ready: {told}", style="bold red")
     return Text(f"ready: {told}", style="bold yellow" if warnings else "bold green")
-
-
-def _heading(console: Console, title: str) -> None:
-    console.print()
-    console.rule(Text(title, style="bold"), align="left", characters="─")
-
-
-def _plain_table() -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    return table

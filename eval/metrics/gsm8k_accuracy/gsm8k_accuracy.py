@@ -9,8 +9,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from mce_llm.eval.answers import extract_answer, is_correct
-from mce_llm.eval.intervals import wilson_interval
+from mce_llm.eval.metric import score_solutions
 
 _DESCRIPTION = """Share of worked solutions whose final answer equals the reference exactly, with Wilson's
 95 % interval. The answer is read from `#### X`, `The answer is: X`, `\\boxed{X}`, `A: X` or bold; failing
@@ -40,15 +39,4 @@ class Gsm8kAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
-        answers = [extract_answer(prediction) for prediction in predictions]
-        correct = sum(map(is_correct, answers, references))
-        interval = wilson_interval(correct, len(answers))
-        return {
-            "accuracy": correct / len(answers),
-            "correct": correct,
-            "n": len(answers),
-            "interval_low": interval.low,
-            "interval_high": interval.high,
-            "fallback": sum(answer.found_by == "last_number" for answer in answers),
-            "no_answer": sum(answer.found_by == "none" for answer in answers),
-        }
+        return score_solutions(predictions, references)
