@@ -25,10 +25,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# eval/ and recipes/ install inside the package; the type checker gets to see them there.
+# eval/, recipes/ and vision/ install inside the package; the type checker gets to see them there.
 typecheck: $(VENV)/.installed-dev
 	@rm -rf build/typecheck && mkdir -p $(TYPECHECK)
-	@ln -s $(CURDIR)/mce_llm/* $(CURDIR)/eval $(CURDIR)/recipes $(TYPECHECK)/
+	@ln -s $(CURDIR)/mce_llm/* $(CURDIR)/eval $(CURDIR)/recipes $(CURDIR)/vision $(TYPECHECK)/
 	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml mce_llm
 
 format: $(VENV)/.installed-dev

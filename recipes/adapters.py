@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mce_llm.configuration import names_of
 from mce_llm.lm.heads import UnsupportedModelError, output_layer
 from mce_llm.messages import cause, nearest_hint
 from mce_llm.recipes.models import unquantized_layers, without_weights
 from mce_llm.recipes.quantization import quantized_loading
-from mce_llm.recipes.settings import ModelArguments, ModelSourceError, names_of
+from mce_llm.recipes.settings import ModelArguments, ModelSourceError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel  # heavy, and needed for adapters alone

@@ -18,6 +18,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from mce_llm.configuration import ConfigurationError
 from mce_llm.data import (
     KNOWN_SOURCES,
     CompletionCollator,
@@ -37,16 +38,16 @@ from mce_llm.lm import (
 from mce_llm.lm.training.card_facts import DataRecord
 from mce_llm.lm.training.checkpoints import CheckpointError, engine_of
 from mce_llm.lm.training.pickles import UnsafeCheckpointError
-from mce_llm.lm.training.preemption import EXIT_CODE, PreemptedError, handle_signals
 from mce_llm.lm.training.publishing import HubError
 from mce_llm.messages import cause
+from mce_llm.preemption import EXIT_CODE, PreemptedError, handle_signals
 from mce_llm.processes import LaunchError, check_engine, check_processes, leave_processes, say
 from mce_llm.recipes.adapters import check_adapters, with_lora
 from mce_llm.recipes.configuration import parse_recipe
 from mce_llm.recipes.merging import MergeError, merge_trained
 from mce_llm.recipes.models import load_model, tokenizer_of
 from mce_llm.recipes.outputs import OutputError, mark_finished, prepare_output, remove_earlier, write_record
-from mce_llm.recipes.settings import ConfigurationError, DataArguments, ModelSourceError
+from mce_llm.recipes.settings import DataArguments, ModelSourceError
 
 # How the writers of weights (safetensors) and of optimizer states (torch) say it.
 _DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")

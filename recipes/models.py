@@ -19,11 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mce_llm.configuration import names_of
 from mce_llm.data import load_tokenizer
 from mce_llm.messages import cause, loading_problem, model_path_problem, nearest_hint
 from mce_llm.processes import say
 from mce_llm.recipes.quantization import quantized_loading
-from mce_llm.recipes.settings import ModelArguments, ModelSourceError, names_of
+from mce_llm.recipes.settings import ModelArguments, ModelSourceError
 
 
 def tokenizer_of(settings: ModelArguments) -> PreTrainedTokenizerBase:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from mce_llm.configuration import without_secrets
 from mce_llm.lm.training.checkpoints import CheckpointError, list_checkpoints, newest_whole, remove_if_there
 from mce_llm.lm.training.manifest import flush_directory
 from mce_llm.processes import gather, say
@@ -107,11 +108,6 @@ def write_record(output: Path, given: Mapping[str, Any]) -> None:
     (output / "recipe.yaml").write_text(text, encoding="utf-8")
     versions = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     (output / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
-
-
-def without_secrets(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings but for access tokens, which belong in no file and no message."""
-    return {name: value for name, value in given.items() if not name.endswith("_token")}
 
 
 def mark_finished(output: Path) -> None:

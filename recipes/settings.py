@@ -1,22 +1,16 @@
 """The settings of a recipe's model and data, checked when they are made.
 
-How a file and a command line are read into them is in `configuration`; the settings of training are
+How a file and a command line are read into them is in `mce_llm.configuration`; the settings of training are
 `MatrixTrainingArguments`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
 
-import yaml
-
+from mce_llm.configuration import mapping_of, raise_all
 from mce_llm.data import PROMPTS
 from mce_llm.messages import nearest_hint
-
-
-class ConfigurationError(ValueError):
-    """Settings that cannot be used; the message lists all that are wrong."""
 
 
 class ModelSourceError(RuntimeError):
@@ -222,31 +216,3 @@ class DataArguments:
                 problems.append(f"{name} must be at least 1, got {value}")
         self.column_mapping = mapping_of("columns", self.columns, problems) or None
         raise_all(problems)
-
-
-def names_of(text: str | None) -> list[str]:
-    """The names in a list that is separated by commas."""
-    return [name for part in (text or "").split(",") if (name := part.strip())]
-
-
-def mapping_of(name: str, text: str | None, problems: list[str]) -> dict[str, Any]:
-    """The mapping in a setting's text; what is wrong with it is added to the problems."""
-    if text is None:
-        return {}
-    try:
-        value = yaml.safe_load(text)  # JSON is YAML
-    except yaml.YAMLError as error:
-        problems.append(f"{name} is not a mapping: {error}")
-        return {}
-    if not isinstance(value, dict):
-        problems.append(f"{name} must be a mapping, got {text!r}")
-        return {}
-    return value
-
-
-def raise_all(problems: list[str]) -> None:
-    """Raise one `ConfigurationError` for all problems, if there are any."""
-    if len(problems) == 1:
-        raise ConfigurationError(problems[0])
-    if problems:
-        raise ConfigurationError("".join(f"\n- {problem}" for problem in problems))

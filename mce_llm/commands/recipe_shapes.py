@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from mce_llm.configuration import ConfigurationError
 from mce_llm.data.errors import DataError
 from mce_llm.lm.linear_loss import default_chunk_size
 from mce_llm.messages import cause
@@ -19,7 +20,7 @@ from mce_llm.planning.shapes import Attention
 from mce_llm.recipes.adapters import with_lora
 from mce_llm.recipes.configuration import Recipe, parse_recipe
 from mce_llm.recipes.models import tokenizer_of, without_weights
-from mce_llm.recipes.settings import ConfigurationError, ModelArguments, ModelSourceError
+from mce_llm.recipes.settings import ModelArguments, ModelSourceError
 
 
 def read_recipe(config: str, overrides: list[str]) -> Recipe:

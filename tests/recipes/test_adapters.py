@@ -10,11 +10,12 @@ import torch
 from helpers.adapters import EVERY, HEADS, VARIANTS, adapted_model, lora_settings, trained_names
 from helpers.models import make_batch, make_model
 from helpers.recipes import words
+from mce_llm.configuration import ConfigurationError
 from mce_llm.lm import MatrixLossConfig, TokenGeometry, patch_model, reference_matrix_cross_entropy
 from mce_llm.recipes import finetune
 from mce_llm.recipes.adapters import with_lora
 from mce_llm.recipes.configuration import parse_recipe
-from mce_llm.recipes.settings import ConfigurationError, ModelArguments, ModelSourceError
+from mce_llm.recipes.settings import ModelArguments, ModelSourceError
 
 EXACT = MatrixLossConfig(weight=0.7, support=None, order=16)
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
+from mce_llm.configuration import ConfigurationError
 from mce_llm.lm import MatrixLossConfigError
 from mce_llm.recipes.configuration import parse_recipe
-from mce_llm.recipes.settings import ConfigurationError
 
 LEAST = {"model_name_or_path": "some/model", "dataset": "data.jsonl", "use_cpu": True}
 

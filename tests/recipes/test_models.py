@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers.recipes import words
+from mce_llm.configuration import ConfigurationError
 from mce_llm.data import DataError
 from mce_llm.recipes.finetune import main
 from mce_llm.recipes.models import load_model, tokenizer_of
-from mce_llm.recipes.settings import ConfigurationError, ModelArguments, ModelSourceError
+from mce_llm.recipes.settings import ModelArguments, ModelSourceError
 
 SHAPE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 SHAPE |= {"num_attention_heads": 2, "num_key_value_heads": 2}

@@ -5,9 +5,9 @@ import torch
 import transformers
 import yaml
 
+from mce_llm.configuration import ConfigurationError
 from mce_llm.lm import MatrixLossConfigError
 from mce_llm.recipes.configuration import parse_recipe
-from mce_llm.recipes.settings import ConfigurationError
 
 
 @pytest.fixture

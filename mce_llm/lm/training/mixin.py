@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from torch.distributed import get_world_size, group, is_available, is_initialized
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from mce_llm import preemption
 from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import causal_model, find_head
 from mce_llm.lm.patch import MatrixLossPatch, patch_model
-from mce_llm.lm.training import checkpoints, preemption
+from mce_llm.lm.training import checkpoints
 from mce_llm.lm.training.guard import StepGuard
 from mce_llm.lm.training.guard_callback import GuardCallback
 from mce_llm.lm.training.meters import HiddenMeter, LossMeter
 from mce_llm.lm.training.monitoring import add_monitoring
+from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
 from mce_llm.lm.training.row_ids import ROW_IDS, NumberedCollator, NumberedRows
 
@@ -104,7 +106,7 @@ class MatrixLossMixin(PublishingMixin):
         )
         self.add_callback(GuardCallback(self._guard, lambda: self.model_wrapped, loss_scaler=scaled))
         add_monitoring(self)
-        self.add_callback(preemption.PreemptionCallback(lambda: self._guard.stop))
+        self.add_callback(PreemptionCallback(lambda: self._guard.stop))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """The stock training, from a checkpoint that is whole and holds data alone, where there is one."""

@@ -12,9 +12,9 @@ import pytest
 from transformers import TrainerCallback
 
 from helpers.interrupted import checkpoint_names, make_trainer, same, weights
-from mce_llm.lm.training import preemption
+from mce_llm import preemption
 from mce_llm.lm.training.manifest import problem_of, read_manifest
-from mce_llm.lm.training.preemption import EXIT_CODE, PreemptedError, handle_signals, requested
+from mce_llm.preemption import EXIT_CODE, PreemptedError, handle_signals, requested
 
 
 class SignalAt(TrainerCallback):
@@ -159,7 +159,7 @@ def test_another_thread_changes_nothing():
 
 SCRIPT = """
 import os, signal, sys, time
-from mce_llm.lm.training import preemption
+from mce_llm import preemption
 preemption.SAME_REQUEST_SECONDS = 0.3
 with preemption.handle_signals(), preemption.training():
     print("ready", flush=True)

@@ -1,8 +1,8 @@
 """A scheduler takes the machine away: it sends SIGTERM (Slurm's `--signal` often SIGUSR1) some time before it kills.
 
-A handler only notes that. `StepGuard` asks `requested` before each optimizer step and tells all processes, these finish
-the step together and save a whole checkpoint, and `train()` ends in `PreemptedError`: the process leaves with exit code 143,
-since nothing that comes after training may run on a model that is not trained to its end.
+A handler only notes that. A training loop asks `requested` at each optimizer step and tells all processes, these finish
+the step together, save a whole checkpoint and end in `PreemptedError`: the process leaves with exit code 143, since
+nothing that comes after training may run on a model that is not trained to its end.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 EXIT_CODE = 128 + signal.SIGTERM  # whichever signal it was: "not finished, the same command goes on"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -90,6 +87,11 @@ def requested() -> bool:
     return _noted is not None
 
 
+def reason() -> str:
+    """What asked for the stop that this process takes part in: a signal's name."""
+    return _noted[0] if _noted else "a signal to another process"
+
+
 def shield_workers(loader: Any) -> Any:
     """Keep the worker processes of a data loader at work when a scheduler signals the whole process group.
 
@@ -106,43 +108,6 @@ def shield_workers(loader: Any) -> Any:
         # accelerate puts its own loader around the one that starts the workers.
         loader.worker_init_fn = getattr(loader, "base_dataloader", loader).worker_init_fn = begin
     return loader
-
-
-class PreemptionCallback(TrainerCallback):
-    """Ends training in `PreemptedError` after the save that all ranks agreed to.
-
-    Args:
-        agreed: Whether they have; `GuardCallback`, which asks for that save, comes before this one.
-    """
-
-    def __init__(self, agreed: Callable[[], bool]) -> None:
-        self._agreed = agreed
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """At the end of an epoch, save after what is due there: when the run goes on, that epoch is over."""
-        if self._agreed() and state.epoch is not None and state.epoch == int(state.epoch):
-            control.should_save = False
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The save that was put off."""
-        if self._agreed():
-            control.should_save = True
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave.
-
-        Raises:
-            PreemptedError: Where that was agreed.
-        """
-        if self._agreed():
-            folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            raise PreemptedError(_noted[0] if _noted else "a signal to another process", folder)
 
 
 def _handle(owner: int, number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,49 @@
+"""Ends the Trainer's loop in `PreemptedError` after the save that all ranks agreed to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from mce_llm.preemption import PreemptedError, reason
+
+
+class PreemptionCallback(TrainerCallback):
+    """Ends training in `PreemptedError` after the save that all ranks agreed to.
+
+    Args:
+        agreed: Whether they have; `GuardCallback`, which asks for that save, comes before this one.
+    """
+
+    def __init__(self, agreed: Callable[[], bool]) -> None:
+        self._agreed = agreed
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """At the end of an epoch, save after what is due there: when the run goes on, that epoch is over."""
+        if self._agreed() and state.epoch is not None and state.epoch == int(state.epoch):
+            control.should_save = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The save that was put off."""
+        if self._agreed():
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave.
+
+        Raises:
+            PreemptedError: Where that was agreed.
+        """
+        if self._agreed():
+            folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            raise PreemptedError(reason(), folder)

@@ -1,0 +1,123 @@
+"""How a script starts and ends: its processes, a request to stop, and problems as one message with an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType
+
+from mce_llm.configuration import ConfigurationError
+from mce_llm.messages import cause
+from mce_llm.preemption import EXIT_CODE, PreemptedError, handle_signals, reason, requested
+from mce_llm.processes import LaunchError, check_processes, leave_processes
+
+_WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+_DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
+
+
+def make_accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
+    """Join the processes that were launched together.
+
+    Args:
+        mixed_precision: no, bf16 or fp16.
+        cpu: Leave an accelerator alone.
+
+    Returns:
+        Their accelerator; data parallelism is the only engine it may have.
+
+    Raises:
+        LaunchError: The processes work alone, the model would be sharded, or gradients would be accumulated.
+        ConfigurationError: The machine cannot do the precision.
+    """
+    if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1") or 1) > 1:
+        raise LaunchError(
+            "gradient_accumulation_steps is set in the launch configuration, but the losses here are of whole batches: "
+            "a sum over parts of a batch is another loss; set it to 1 and use more processes or smaller images"
+        )
+    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision, cpu=cpu or asked or not torch.accelerator.is_available()
+        )
+    except ValueError as error:  # such as fp16 on a CPU
+        raise ConfigurationError(f"mixed_precision {mixed_precision}: {cause(error)}") from error
+    check_processes(accelerator.num_processes)
+    if accelerator.distributed_type not in _WHOLE:
+        raise LaunchError(
+            f"{accelerator.distributed_type.value} shards models, which the encoders here need not be; launch with "
+            "recipes/accelerate/ddp.yaml (cpu.yaml without an accelerator)"
+        )
+    return accelerator
+
+
+def stop_agreed() -> bool:
+    """Whether any process was asked to stop. All processes call this at the same step, and hear the same."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return requested()
+    flag = torch.tensor([int(requested())], device=state.device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
+def leave_if_asked(save: Callable[[], object], checkpoint: Path) -> None:
+    """At the end of an optimizer step: where a stop was asked for, save and leave. All processes call this.
+
+    Args:
+        save: Writes the checkpoint.
+        checkpoint: The file that it writes, for the message.
+
+    Raises:
+        PreemptedError: A stop was asked for; the process ends with exit code 143.
+    """
+    if stop_agreed():
+        save()
+        raise PreemptedError(reason(), checkpoint)
+
+
+def run_script(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
+    """Run a script's `main`, with problems as one message instead of a traceback.
+
+    Args:
+        main: Takes the command line, None for that of the process.
+        argv: What to give it.
+
+    Returns:
+        The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
+    """
+    try:
+        with handle_signals():
+            main(argv)
+    except PreemptedError as stop:
+        if stop.checkpoint is not None:  # all the others have come this far too
+            leave_processes()
+        if os.environ.get("RANK", "0") == "0":
+            print(stop.message, file=sys.stderr)
+        return EXIT_CODE
+    except (ConfigurationError, LaunchError) as error:
+        message = str(error)
+    except torch.OutOfMemoryError as error:
+        message = (
+            f"out of memory: {cause(error)}; lower batch_size, or use more processes or mixed_precision: bf16"
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        # This package's own errors are written for the reader; anything else is a bug, with its traceback.
+        if type(error).__module__.startswith("mce_llm."):
+            message = str(error)
+        elif any(sign in str(error) for sign in _DISK_FULL):
+            message = f"the disk is full: {cause(error)}; with space, the same command goes on from the last checkpoint"
+        else:
+            raise
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    else:
+        leave_processes()
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
