@@ -102,6 +102,27 @@ def feature_dim(module: nn.Module, image_size: int = 64) -> int:
     return int(features.shape[1])
 
 
+def channels_last_is_safe(module: nn.Module, device: torch.device) -> bool:
+    """Whether training with channels last in memory is safe for an encoder on a device.
+
+    On the CPU the backward pass of a strided 1×1 convolution with fewer than 8 input channels writes beyond its
+    buffers in that layout (seen with torch 2.14.1; 8 and more channels, and strides of 1, agree with the other layout).
+
+    Args:
+        module: The encoder.
+        device: Where it is trained.
+    """
+    if device.type != "cpu":
+        return True
+    return not any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and max(layer.stride) > 1
+        and layer.in_channels // layer.groups < 8
+        for layer in module.modules()
+    )
+
+
 def _torchvision_model(spec: BackboneSpec, zero_init_residual: bool) -> nn.Module:
     from torchvision import models
 

@@ -1,0 +1,30 @@
+"""One of two processes that normalise unequal parts of a batch together; started by test_sync_norm.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from mce_llm.vision.models import synchronise_norms
+
+dist.init_process_group("gloo")
+rank, folder = dist.get_rank(), Path(sys.argv[1])
+job = torch.load(folder / "job.pt", weights_only=False)
+results = {}
+for name, (module, rows, weights) in job.items():
+    part = slice(0, 5) if rank == 0 else slice(5, None)
+    if name.endswith("-alone"):  # the control: each process by its own statistics
+        norm = module
+    else:
+        norm = synchronise_norms(module, torch.device("cpu"))
+    x = rows[part].clone().requires_grad_()
+    out = norm(x)
+    (out * weights[part]).sum().backward()
+    gradients = {n: p.grad.clone() for n, p in norm.named_parameters()}
+    for value in gradients.values():
+        dist.all_reduce(value)
+    results[name] = (out.detach(), x.grad, gradients, norm.state_dict())
+torch.save(results, folder / f"result-{rank}.pt")
+dist.barrier()
+dist.destroy_process_group()

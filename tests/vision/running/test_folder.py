@@ -1,0 +1,100 @@
+"""The folder of a run."""
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from mce_llm.configuration import ConfigurationError
+from mce_llm.vision.running import OutputError, RunSettings, load_checkpoint, open_run, save_checkpoint
+
+
+def settings(tmp_path, **given):
+    return RunSettings(output_dir=str(tmp_path / "run"), cpu=True, **given)
+
+
+def lines(run):
+    with (run.path / "metrics.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_from_beginning_to_end(tmp_path):
+    given = {"epochs": 3, "hub_token": "secret"}
+    run = open_run(settings(tmp_path), given)
+    assert run.checkpoint is None
+    run.log(1, {"loss": 0.5, "note": "text"})
+    save_checkpoint(run.checkpoint_file, {"step": 1})
+    run.finish({"accuracy": 0.25})
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary["accuracy"] == 0.25
+    assert summary["processes"] == 1
+    assert summary["device"] == "cpu"
+    assert lines(run) == [{"step": 1, "loss": 0.5, "note": "text"}]
+    assert yaml.safe_load((run.path / "recipe.yaml").read_text()) == {"epochs": 3}
+    assert json.loads((run.path / "versions.json").read_text())["torch"] == torch.__version__.split("+")[0]
+    assert not run.checkpoint_file.exists()
+    assert list((run.path / "tensorboard").iterdir())
+    with pytest.raises(OutputError, match=r"holds a finished run.*--overwrite true"):
+        open_run(settings(tmp_path), given)
+    again = open_run(settings(tmp_path, overwrite=True), given)
+    assert again.checkpoint is None
+    assert not (run.path / "summary.json").exists()
+    assert not (run.path / "metrics.jsonl").exists()
+
+
+def test_an_interrupted_run_goes_on(tmp_path, capsys):
+    run = open_run(settings(tmp_path), {"epochs": 3, "lr": 1.0})
+    for step in (1, 2, 3):
+        run.log(step, {"loss": 1.0 / step})
+    save_checkpoint(run.checkpoint_file, {"step": 2})
+    run = open_run(settings(tmp_path), {"epochs": 3, "lr": 2.0}, fixed=("epochs",))
+    assert run.checkpoint == run.checkpoint_file
+    assert load_checkpoint(run.checkpoint)["step"] == 2
+    run.rewind(2)
+    assert [line["step"] for line in lines(run)] == [1, 2]
+    assert "lr 1.0 → 2.0" in capsys.readouterr().out
+
+
+def test_what_may_not_change(tmp_path):
+    run = open_run(settings(tmp_path), {"epochs": 3})
+    save_checkpoint(run.checkpoint_file, {"step": 2})
+    with pytest.raises(OutputError, match=r"cannot go on with other settings: epochs 3 → 4.*--resume false"):
+        open_run(settings(tmp_path), {"epochs": 4}, fixed=("epochs",))
+    with pytest.raises(OutputError, match=r"holds a checkpoint"):
+        open_run(settings(tmp_path, resume=False), {"epochs": 4})
+    assert open_run(settings(tmp_path, resume=False, overwrite=True), {"epochs": 4}).checkpoint is None
+    assert not run.checkpoint_file.exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    run = open_run(settings(tmp_path), {})
+    run.log(1, {"loss": 1.0})
+    run = open_run(settings(tmp_path), {})
+    assert run.checkpoint is None
+    assert not (run.path / "metrics.jsonl").exists()
+
+
+def test_files_of_others_stay(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    run = open_run(settings(tmp_path), {})
+    run.finish({})
+    open_run(settings(tmp_path, overwrite=True), {})
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_places_that_cannot_be_written(tmp_path, unwritable):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="is a file; name a directory"):
+        open_run(RunSettings(output_dir=str(tmp_path / "file"), cpu=True), {})
+    with pytest.raises(OutputError, match="cannot write to output_dir"):
+        open_run(RunSettings(output_dir=str(unwritable), cpu=True), {})
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ConfigurationError) as caught:
+        RunSettings(output_dir="", mixed_precision="bf61", seed=-1)
+    assert "mixed_precision must be" in str(caught.value)
+    assert "seed must be" in str(caught.value)
+    assert "output_dir must name" in str(caught.value)

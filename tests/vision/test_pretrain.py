@@ -1,0 +1,215 @@
+"""The pretraining script, as it is run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from mce_llm.vision import pretrain
+from mce_llm.vision.models import load_backbone
+from mce_llm.vision.running import run_script
+from mce_llm.vision.training.method import METHODS
+
+ROOT = Path(pretrain.__file__).parents[1]
+TINY = {
+    "dataset": "shapes",
+    "limit": 40,
+    "eval_limit": 20,
+    "image_size": 16,
+    "backbone": "timm/resnet18",
+    "stem": "cifar",
+    "backbone_kwargs": "{channels: [8, 8, 8, 8], stem_width: 8}",
+    "embedding_dim": 12,
+    "projector_dim": 12,
+    "predictor_dim": 6,
+    "teacher_momentum": 0.9,
+    "epochs": 2,
+    "batch_size": 10,
+    "base_learning_rate": 1.0,
+    "warmup_epochs": 1,
+    "monitor_images": 20,
+    "knn_k": 3,
+    "num_workers": 0,
+    "cpu": True,
+}
+
+
+def words(output, **changed):
+    settings = {**TINY, "output_dir": str(output), **changed}
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()]
+
+
+def journal(folder):
+    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def weights(folder):
+    return load_backbone(folder)[0].state_dict()
+
+
+def assert_same(one, other, **tolerance):
+    for name, value in one.items():
+        torch.testing.assert_close(value, other[name], msg=name, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_trains(method, tmp_path, capsys):
+    assert run_script(pretrain.main, words(tmp_path, method=method)) == 0, capsys.readouterr().err
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["epochs"] == 2
+    assert summary["steps"] == 8
+    assert 0 <= summary["monitor/knn_top1"] <= 1
+    assert 1 <= summary["monitor/effective_rank"] <= 8
+    lines = journal(tmp_path)
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[0]["train/learning_rate"] == pytest.approx(10 / 256)  # the warm-up's end
+    with (tmp_path / "spectra.jsonl").open(encoding="utf-8") as file:
+        spectra = [json.loads(line) for line in file]
+    assert [s["epoch"] for s in spectra] == [1, 2]
+    assert len(spectra[0]["encoder"]) == 8
+    assert len(spectra[0]["embedding"]) == 12
+    assert (tmp_path / "teacher" / "backbone.safetensors").exists() == (METHODS[method].target == "teacher")
+    _, spec, facts = load_backbone(tmp_path)
+    assert spec.stem == "cifar"
+    assert facts["method"] == method
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert "kNN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gradient_accumulation_steps": 2}, r"covariance of a whole batch"),
+        ({"learning_rate": 0.1}, r"give base_learning_rate"),
+        ({"method": "matrix_sll"}, r"unknown method 'matrix_sll' \(did you mean 'matrix_ssl'"),
+        ({"loss_options": "{gama: 1}"}, r"gamma"),
+        ({"loss_options": "3"}, r"loss_options must be a mapping"),
+        ({"batch_size": 41}, r"a batch of 41 images needs 41 images, and there are 40"),
+        ({"batch_size": 1}, r"batch_size must be at least 2"),
+        ({"warmup_epochs": 2}, r"warmup_epochs \(2\) must be fewer than epochs \(2\)"),
+        ({"backbone": "resnet19"}, r"no classification model 'resnet19'"),
+        ({"stem": "cifra"}, r"stem must be imagenet or cifar"),
+        ({"dataset": "nowhere/at/all"}, r"nowhere/at/all"),
+        ({"optimizer": "adam"}, r"optimizer must be sgd or lars"),
+    ],
+)
+def test_what_is_refused(tmp_path, changed, message, capsys):
+    import re
+
+    assert run_script(pretrain.main, words(tmp_path, **changed)) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_run_that_diverges_says_so(tmp_path, capsys):
+    code = run_script(pretrain.main, words(tmp_path, method="sim_siam", base_learning_rate=1e30, warmup_epochs=0))
+    assert code == 2
+    assert "finite" in capsys.readouterr().err
+
+
+def stopped_at(monkeypatch, step):
+    """Have a signal come at a step."""
+    real = pretrain.leave_if_asked
+    count = 0
+
+    def leave(save, checkpoint):
+        nonlocal count
+        count += 1
+        if count == step:
+            signal.raise_signal(signal.SIGTERM)
+        real(save, checkpoint)
+
+    monkeypatch.setattr(pretrain, "leave_if_asked", leave)
+
+
+@pytest.mark.parametrize("step", [2, 4, 7])
+def test_interrupted_and_gone_on_ends_with_the_same_weights(tmp_path, monkeypatch, step):
+    assert run_script(pretrain.main, words(tmp_path / "whole")) == 0
+    with monkeypatch.context() as patch:
+        stopped_at(patch, step)
+        assert run_script(pretrain.main, words(tmp_path / "parts")) == 143
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    assert run_script(pretrain.main, words(tmp_path / "parts")) == 0
+    for part in ("", "teacher"):
+        assert_same(weights(tmp_path / "whole" / part), weights(tmp_path / "parts" / part))
+    undisturbed, gone_on = journal(tmp_path / "whole"), journal(tmp_path / "parts")
+    assert [line["step"] for line in gone_on] == [line["step"] for line in undisturbed]
+    assert gone_on[-1]["monitor/knn_top1"] == undisturbed[-1]["monitor/knn_top1"]
+
+
+def test_a_finished_run_stays(tmp_path, capsys):
+    assert run_script(pretrain.main, words(tmp_path, epochs=1, warmup_epochs=0)) == 0
+    assert run_script(pretrain.main, words(tmp_path, epochs=1, warmup_epochs=0)) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+
+
+def launch(output, processes, *, wait=True, **changed):
+    command = [
+        sys.executable,
+        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        str(ROOT / "pretrain.py" if (ROOT / "pretrain.py").exists() else pretrain.__file__),
+        *words(output, **changed),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if wait:
+        shown = started.communicate(timeout=300)[0]
+        assert started.returncode == 0, shown[-4000:]
+        return shown
+    return started
+
+
+def test_two_processes_are_one(tmp_path):
+    """Batch norms, loss and teacher are of the whole batch, so the weights are those of one process, to rounding."""
+    assert run_script(pretrain.main, words(tmp_path / "one")) == 0
+    launch(tmp_path / "two", 2)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    torch.manual_seed(0)
+    begun = pretrain.build_backbone(load_backbone(tmp_path / "one")[1]).state_dict()
+    for name, value in one.items():
+        if value.ndim > 1:
+            moved = (value - begun[name]).norm()
+            assert (two[name] - value).norm() < 2e-3 * moved, name
+    assert journal(tmp_path / "two")[0]["train/loss"] == pytest.approx(
+        journal(tmp_path / "one")[0]["train/loss"], rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_uneven_batches_over_processes_are_refused(tmp_path):
+    started = launch(tmp_path, 2, wait=False, batch_size=9)
+    shown = started.communicate(timeout=200)[0]
+    assert started.returncode != 0
+    assert "batch_size 9 cannot be dealt out evenly to 2 processes; 8 can" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_any_moment(tmp_path, processes):
+    """SIGKILL, twice, at moments that are not chosen; the same command then ends with bitwise the same weights."""
+    changed = {"epochs": 6, "checkpoint_steps": 3, "limit": 120}
+    launch(tmp_path / "whole", processes, **changed)
+    for pause in (1.0, 0.4):
+        started = launch(tmp_path / "parts", processes, wait=False, **changed)
+        began = time.monotonic()
+        while not (tmp_path / "parts" / "checkpoint.pt").exists() and time.monotonic() - began < 120:
+            time.sleep(0.02)
+        time.sleep(pause)
+        children = subprocess.run(
+            ["pgrep", "-P", str(started.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        for number in [*map(int, children), started.pid]:
+            os.kill(number, signal.SIGKILL)
+        started.wait()
+        started.stdout.close()
+        time.sleep(0.5)
+    launch(tmp_path / "parts", processes, **changed)
+    for part in ("", "teacher"):
+        assert_same(weights(tmp_path / "whole" / part), weights(tmp_path / "parts" / part))
