@@ -1,5 +1,6 @@
 # make demo   make its own environment, install, and run the quickstart (two fine-tunes, evaluated)
 # make study-demo   the whole study in small: 3 seeds x 2 losses, evaluated, compared, a page to look at
+# make vision-demo   pretrain a small encoder on generated shapes, probe it, draw what happened
 # make test   install what is missing, then linters, type checker and tests
 # make test-slow   heavy trials: every engine against one process, kill trials, launches
 PYTHON ?= python3
@@ -7,13 +8,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPECHECK := build/typecheck/mce_llm
 
-.PHONY: demo study-demo test test-slow lint typecheck format clean
+.PHONY: demo study-demo vision-demo test test-slow lint typecheck format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
 
 study-demo: $(VENV)/.installed-eval
 	PYTHON=$(BIN)/python recipes/reproduce_gsm8k.sh --toy
+
+vision-demo: $(VENV)/.installed-vision
+	$(BIN)/python vision/pretrain.py --config vision/configs/shapes_demo.yaml
+	$(BIN)/python vision/knn.py --config vision/configs/shapes_knn.yaml
+	$(BIN)/python vision/pictures.py --run runs/shapes-demo --output_dir runs/shapes-demo/pictures
 
 test: lint typecheck
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -45,6 +51,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-eval: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[eval]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-vision: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[vision]"
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def save_backbone(
     try:
         save_file(weights, parts[0][1], metadata={"format": "pt"})
         parts[1][1].write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        # safetensors makes files that their owner alone may read; these are to be as readable as the others.
+        parts[0][1].chmod(parts[1][1].stat().st_mode)
         for path, beside in parts:
             with beside.open("rb") as file:
                 os.fsync(file.fileno())
@@ -129,4 +132,6 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source:
     ]
     if problems:
         raise BackboneFileError(f"{source} does not fit the encoder: {'; '.join(problems)}")
-    module.load_state_dict(dict(weights))
+    ordered = OrderedDict(weights)
+    ordered._metadata = own._metadata  # type: ignore[attr-defined] # versions of layers, which files do not keep
+    module.load_state_dict(ordered)

@@ -30,6 +30,13 @@ def test_round_trip(kept):
     for name, value in module.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
     assert load_backbone(folder / "backbone.safetensors")[1] == SPEC
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # weights can be read by whoever can read the JSON
+
+
+def test_layers_with_versions(tmp_path):
+    spec = BackboneSpec("mnasnet0_5")
+    save_backbone(build_backbone(spec), spec, tmp_path, {"image_size": 64})
+    assert load_backbone(tmp_path)[1] == spec
 
 
 @pytest.fixture
