@@ -42,7 +42,10 @@ TINY = {
 
 def words(output, **changed):
     settings = {**TINY, "output_dir": str(output), **changed}
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()]
+    return [
+        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in settings.items()
+    ]
 
 
 def journal(folder):
@@ -108,7 +111,9 @@ def test_what_is_refused(tmp_path, changed, message, capsys):
 
 
 def test_a_run_that_diverges_says_so(tmp_path, capsys):
-    code = run_script(pretrain.main, words(tmp_path, method="sim_siam", base_learning_rate=1e30, warmup_epochs=0))
+    code = run_script(
+        pretrain.main, words(tmp_path, method="sim_siam", base_learning_rate=1e30, warmup_epochs=0)
+    )
     assert code == 2
     assert "finite" in capsys.readouterr().err
 
@@ -152,13 +157,23 @@ def test_a_finished_run_stays(tmp_path, capsys):
 def launch(output, processes, *, wait=True, **changed):
     command = [
         sys.executable,
-        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"),
+        *(
+            "-m",
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes",
+            str(processes),
+            "--num_machines",
+            "1",
+        ),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
         str(ROOT / "pretrain.py" if (ROOT / "pretrain.py").exists() else pretrain.__file__),
         *words(output, **changed),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    started = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if wait:
         shown = started.communicate(timeout=300)[0]
         assert started.returncode == 0, shown[-4000:]

@@ -7,7 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mce_llm.vision.models import BackboneFileError, BackboneSpec, build_backbone, load_backbone, save_backbone
+from mce_llm.vision.models import (
+    BackboneFileError,
+    BackboneSpec,
+    build_backbone,
+    load_backbone,
+    save_backbone,
+)
 
 SPEC = BackboneSpec("timm/resnet18", stem="cifar", kwargs={"channels": [8, 8, 8, 16], "stem_width": 8})
 
@@ -30,7 +36,9 @@ def test_round_trip(kept):
     for name, value in module.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
     assert load_backbone(folder / "backbone.safetensors")[1] == SPEC
-    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # weights can be read by whoever can read the JSON
+    assert (
+        len({p.stat().st_mode for p in folder.iterdir()}) == 1
+    )  # weights can be read by whoever can read the JSON
 
 
 def test_layers_with_versions(tmp_path):
@@ -64,7 +72,10 @@ def _note(folder, **changed):
         (lambda f: (f / "backbone.json").write_text("{"), r"backbone.json cannot be read: JSONDecodeError"),
         (lambda f: (f / "backbone.json").write_text("{}"), r"cannot be read: KeyError: 'name'"),
         (lambda f: (f / "backbone.safetensors").unlink(), r"backbone.safetensors cannot be read"),
-        (lambda f: (f / "backbone.safetensors").write_bytes(b"x" * 50), r"backbone.safetensors cannot be read"),
+        (
+            lambda f: (f / "backbone.safetensors").write_bytes(b"x" * 50),
+            r"backbone.safetensors cannot be read",
+        ),
         (lambda f: _note(f, name="timm/resnet1"), r"backbone.json: timm has no model"),
         (lambda f: _weights(f, lambda w: w.pop("conv1.weight")), r"1 missing \(conv1.weight\)"),
         (lambda f: _weights(f, lambda w: w.update(fc=torch.ones(2))), r"1 not of this encoder \(fc\)"),

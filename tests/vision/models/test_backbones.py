@@ -57,14 +57,26 @@ def test_residual_branches_start_at_zero(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BackboneSpec("resnet18", stem="cifra"), r"stem must be imagenet or cifar, got 'cifra'.*'cifar'"),
+        (
+            lambda: BackboneSpec("resnet18", stem="cifra"),
+            r"stem must be imagenet or cifar, got 'cifra'.*'cifar'",
+        ),
         (lambda: BackboneSpec(""), r"has no name"),
-        (lambda: build_backbone(BackboneSpec("resnet5")), r"no classification model 'resnet5' \(did you mean 'resnet50'"),
+        (
+            lambda: build_backbone(BackboneSpec("resnet5")),
+            r"no classification model 'resnet5' \(did you mean 'resnet50'",
+        ),
         (lambda: build_backbone(BackboneSpec("timm/resnet1")), r"timm has no model 'resnet1' \(did you mean"),
-        (lambda: build_backbone(BackboneSpec("resnet18", kwargs={"depth": 3})), r"torchvision refuses .*depth"),
+        (
+            lambda: build_backbone(BackboneSpec("resnet18", kwargs={"depth": 3})),
+            r"torchvision refuses .*depth",
+        ),
         (lambda: build_backbone(BackboneSpec("timm/resnet18", kwargs={"wide": 3})), r"timm refuses .*wide"),
         (lambda: build_backbone(BackboneSpec("timm/resnet18", kwargs={"num_classes": 3})), r"num_classes"),
-        (lambda: build_backbone(BackboneSpec("mobilenet_v2", stem="cifar")), r"for ResNets, which mobilenet_v2 is not"),
+        (
+            lambda: build_backbone(BackboneSpec("mobilenet_v2", stem="cifar")),
+            r"for ResNets, which mobilenet_v2 is not",
+        ),
         (lambda: build_backbone(BackboneSpec("timm/resnet18d", stem="cifar")), r"has a deep stem"),
     ],
 )

@@ -72,7 +72,9 @@ def test_without_it_two_processes_are_not_one(results):
 
 
 def test_names_and_weights_stay():
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4)), nn.Flatten(), nn.BatchNorm1d(4))
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4)), nn.Flatten(), nn.BatchNorm1d(4)
+    )
     state = module.state_dict()
     parameters = list(module.parameters())
     converted = synchronise_norms(module, torch.device("cpu"))

@@ -1,0 +1,117 @@
+"""Images and targets: one function of (seed, epoch, index), with boxes and masks that stay together."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from mce_llm.vision.coco import CocoDataError, EvaluationImages, TrainingImages, read_annotations
+from mce_llm.vision.coco.batches import evaluation_loader
+from mce_llm.vision.coco.dataset import scaled_size
+
+
+@pytest.fixture
+def annotations(hard_set):
+    return read_annotations(hard_set.path, hard_set.folder)
+
+
+def images_of(annotations, seed=0, sides=(40, 56, 72), flip=0.5, max_size=200):
+    return TrainingImages(annotations, seed=seed, short_sides=sides, max_size=max_size, flip_probability=flip)
+
+
+def test_an_item_is_a_function_of_seed_epoch_and_index(annotations):
+    first, second = images_of(annotations), images_of(annotations)
+    torch.rand(7)  # whoever drew what before
+    places = [(epoch, index) for epoch in range(4) for index in range(3)]
+    forward = {place: first[place] for place in places}
+    backward = {place: second[place] for place in reversed(places)}
+    for place in places:
+        torch.testing.assert_close(forward[place], backward[place], rtol=0, atol=0)
+    shapes = {tuple(forward[epoch, 0][0].shape) for epoch in range(4)}
+    assert len(shapes) > 1  # epochs differ
+    other = images_of(annotations, seed=1)
+    assert any(other[place][0].shape != forward[place][0].shape for place in places)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_boxes_masks_and_pixels_move_together(annotations, flip, index):
+    image, target = images_of(annotations, sides=(96,), flip=flip)[0, index]
+    assert image.dtype == torch.uint8
+    assert image.shape[0] == 3
+    assert min(image.shape[1:]) == 96
+    assert target["masks"].shape == (len(target["boxes"]), *image.shape[1:])
+    assert target["labels"].dtype == torch.int64
+    for box, mask in zip(target["boxes"], target["masks"], strict=True):
+        rows, columns = torch.where(mask)
+        around = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        # A pixel of the original is 2 of the resized image, and a polygon's edge pixels may round either way.
+        torch.testing.assert_close(box, around.float(), rtol=0, atol=2.5)
+    # Instances are bright in the first channel, whatever else moved: within the first mask more than elsewhere.
+    inside = image[0][target["masks"].any(0).bool()].float().mean()
+    assert inside > 80 + image[0][~target["masks"].any(0).bool()].float().mean()
+
+
+def test_flipping_mirrors(annotations):
+    plain, flipped = (images_of(annotations, sides=(48,), flip=p)[0, 0] for p in (0.0, 1.0))
+    torch.testing.assert_close(flipped[0], plain[0].flip(-1))
+    torch.testing.assert_close(flipped[1]["masks"], plain[1]["masks"].flip(-1))
+    width = plain[0].shape[-1]
+    torch.testing.assert_close(flipped[1]["boxes"][:, [2, 0]], width - plain[1]["boxes"][:, [0, 2]])
+
+
+def test_an_image_without_instances_has_empty_targets_of_the_right_kind(annotations):
+    image, target = images_of(annotations)[0, 3]
+    assert target["boxes"].shape == (0, 4)
+    assert target["boxes"].dtype == torch.float32
+    assert target["labels"].shape == (0,)
+    assert target["masks"].shape == (0, *image.shape[1:])
+
+
+def test_evaluation_images_come_at_one_size(annotations):
+    images = EvaluationImages(annotations, short_side=96, max_size=110, positions=[2, 0])
+    assert len(images) == 2
+    image, position = images[0]
+    assert position == 2
+    assert tuple(image.shape) == (3, 110, 82)  # 64 × 48: the long side limits
+
+
+@pytest.mark.parametrize(
+    ("size", "short", "longest", "expected"),
+    [
+        ((480, 640), 800, 1333, (800, 1067)),
+        ((480, 640), 240, 1333, (240, 320)),
+        ((300, 900), 800, 1333, (444, 1333)),
+        ((1, 2000), 800, 1333, (1, 1333)),
+    ],
+)
+def test_scaled_size(size, short, longest, expected):
+    assert scaled_size(*size, short, longest) == expected
+
+
+def test_files_that_do_not_fit_their_annotation(hard_set, tmp_path):
+    content = copy.deepcopy(hard_set.content)
+    content["images"][3].update(height=41)
+    content["images"][4].update(file_name="text.png")
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(content))
+    (hard_set.folder / "text.png").write_text("no image")
+    images = images_of(read_annotations(path, hard_set.folder))
+    with pytest.raises(CocoDataError, match=r"has 40 × 60 pixels, but its annotation says 41 × 60"):
+        images[0, 3]
+    with pytest.raises(CocoDataError, match=r"text\.png cannot be decoded"):
+        images[0, 4]
+
+
+def test_an_error_in_a_worker_process_reads_like_one_here(hard_set, tmp_path):
+    content = copy.deepcopy(hard_set.content)
+    content["images"][0].update(height=49, width=64)
+    content["annotations"] = []
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(content))
+    images = EvaluationImages(read_annotations(path, hard_set.folder), short_side=48, max_size=64)
+    with pytest.raises(CocoDataError) as caught:
+        list(evaluation_loader(images, batch_size=2, num_workers=1, pin_memory=False))
+    assert "Traceback" not in str(caught.value)
+    assert "but its annotation says 49 × 64" in str(caught.value)
