@@ -14,10 +14,8 @@ job = torch.load(folder / "job.pt", weights_only=False)
 results = {}
 for name, (module, rows, weights) in job.items():
     part = slice(0, 5) if rank == 0 else slice(5, None)
-    if name.endswith("-alone"):  # the control: each process by its own statistics
-        norm = module
-    else:
-        norm = synchronise_norms(module, torch.device("cpu"))
+    # The control is each process by its own statistics.
+    norm = module if name.endswith("-alone") else synchronise_norms(module, torch.device("cpu"))
     x = rows[part].clone().requires_grad_()
     out = norm(x)
     (out * weights[part]).sum().backward()
