@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from mce_llm import recipes
 from mce_llm.vision import pretrain
 from mce_llm.vision.models import load_backbone
 from mce_llm.vision.running import run_script
 from mce_llm.vision.training.method import METHODS
 
-ROOT = Path(pretrain.__file__).parents[1]
+CPU = Path(recipes.__file__).parent / "accelerate" / "cpu.yaml"
 TINY = {
     "dataset": "shapes",
     "limit": 40,
@@ -62,7 +63,10 @@ def assert_same(one, other, **tolerance):
         torch.testing.assert_close(value, other[name], msg=name, **(tolerance or {"rtol": 0, "atol": 0}))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.slow if m in ("mec", "total_coding_rate") else ()) for m in METHODS],
+)
 def test_every_method_trains(method, tmp_path, capsys):
     assert run_script(pretrain.main, words(tmp_path, method=method)) == 0, capsys.readouterr().err
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -133,7 +137,9 @@ def stopped_at(monkeypatch, step):
     monkeypatch.setattr(pretrain, "leave_if_asked", leave)
 
 
-@pytest.mark.parametrize("step", [2, 4, 7])
+@pytest.mark.parametrize(
+    "step", [7, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_interrupted_and_gone_on_ends_with_the_same_weights(tmp_path, monkeypatch, step):
     assert run_script(pretrain.main, words(tmp_path / "whole")) == 0
     with monkeypatch.context() as patch:
@@ -157,17 +163,9 @@ def test_a_finished_run_stays(tmp_path, capsys):
 def launch(output, processes, *, wait=True, **changed):
     command = [
         sys.executable,
-        *(
-            "-m",
-            "accelerate.commands.launch",
-            "--cpu",
-            "--num_processes",
-            str(processes),
-            "--num_machines",
-            "1",
-        ),
-        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-        str(ROOT / "pretrain.py" if (ROOT / "pretrain.py").exists() else pretrain.__file__),
+        *("-m", "accelerate.commands.launch", "--config_file", str(CPU), "--num_processes", str(processes)),
+        *("--main_process_port", "0"),
+        pretrain.__file__,
         *words(output, **changed),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -182,19 +180,23 @@ def launch(output, processes, *, wait=True, **changed):
 
 
 def test_two_processes_are_one(tmp_path):
-    """Batch norms, loss and teacher are of the whole batch, so the weights are those of one process, to rounding."""
-    assert run_script(pretrain.main, words(tmp_path / "one")) == 0
-    launch(tmp_path / "two", 2)
+    """Batch norms, loss and teacher are of the whole batch, so the weights are those of one process, to rounding.
+
+    Rounding grows with the steps, tenfold in each at a large learning rate: hence four steps at a small one.
+    """
+    changed = {"epochs": 1, "warmup_epochs": 0, "base_learning_rate": 0.1}
+    assert run_script(pretrain.main, words(tmp_path / "one", **changed)) == 0
+    launch(tmp_path / "two", 2, **changed)
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["processes"] == 2
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     torch.manual_seed(0)
     begun = pretrain.build_backbone(load_backbone(tmp_path / "one")[1]).state_dict()
     for name, value in one.items():
         if value.ndim > 1:
             moved = (value - begun[name]).norm()
-            assert (two[name] - value).norm() < 2e-3 * moved, name
-    assert journal(tmp_path / "two")[0]["train/loss"] == pytest.approx(
-        journal(tmp_path / "one")[0]["train/loss"], rel=1e-4
-    )
+            assert (two[name] - value).norm() < 1e-4 * moved, name
+    for key in ("train/loss", "monitor/knn_top1"):
+        assert journal(tmp_path / "two")[0][key] == pytest.approx(journal(tmp_path / "one")[0][key], rel=1e-6)
 
 
 @pytest.mark.slow
@@ -226,5 +228,6 @@ def test_killed_at_any_moment(tmp_path, processes):
         started.stdout.close()
         time.sleep(0.5)
     launch(tmp_path / "parts", processes, **changed)
+    assert json.loads((tmp_path / "parts" / "summary.json").read_text())["processes"] == processes
     for part in ("", "teacher"):
         assert_same(weights(tmp_path / "whole" / part), weights(tmp_path / "parts" / part))

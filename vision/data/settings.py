@@ -140,7 +140,8 @@ class AugmentationSettings:
     blur: str = field(
         default="auto",
         metadata={
-            "help": "Blur at all: true, false, or auto for views of at least 64 pixels; CIFAR goes without."
+            "help": "Blur at all: true, false, or auto for views of at least 64 pixels; CIFAR goes without. The kernel is "
+            "a tenth of the view wide, as in SimCLR."
         },
     )
     blur_probability_1: float = field(

@@ -6,6 +6,7 @@ Ten classes, told apart by outline alone: colours, place, size, angle and the ba
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class Shapes(ImageSource):
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1
         self._x, self._y = axis[None, :], axis[:, None]
 
-    @property
+    @cached_property
     def names(self) -> Sequence[str]:
         """The index of each image as text."""
         return [str(i) for i in range(len(self))]

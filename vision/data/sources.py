@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -128,7 +129,7 @@ class Subset(ImageSource):
         self.name, self.classes, self.statistics = whole.name, whole.classes, whole.statistics
         self.labels = [whole.labels[i] for i in chosen.tolist()]
 
-    @property
+    @cached_property
     def names(self) -> Sequence[str]:
         """The names that the images have in the whole."""
         names = self.whole.names

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class TableImages(ImageSource):
             self._table = self._table.cast_column(self._column, datasets.Image(decode=False))
         self.image(0)  # a column of something else is found out now
 
-    @property
+    @cached_property
     def names(self) -> Sequence[str]:
         """The row of each image as text."""
         return [str(i) for i in range(len(self))]
@@ -171,10 +172,7 @@ def open_parquet(pattern: str, settings: DataSettings, purpose: str, *, whole: b
     usual = {name for names in USUAL.values() for name in names}
     wanted = getattr(settings, f"{purpose}_split")
     if not usual & set(by_split) and wanted not in by_split:
-        if purpose == "train" or whole:
-            by_split = {wanted or USUAL[purpose][0]: [str(file) for file in files]}
-        else:
-            by_split = {"train": [str(file) for file in files]}
+        by_split = {USUAL["eval" if whole else "train"][0]: [str(file) for file in files]}
     split = choose_split(list(by_split), wanted, purpose, pattern)
     try:
         rows = datasets.load_dataset("parquet", data_files=by_split[split], split="train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class ArrayImages(ImageSource):
         self.labels = [int(label) for label in labels]
         self.classes, self.name, self.statistics = list(classes), name, statistics
 
-    @property
+    @cached_property
     def names(self) -> Sequence[str]:
         """The index of each image as text."""
         return [str(i) for i in range(len(self))]

@@ -12,7 +12,6 @@ from mce_llm.vision.probing.fitting import ProbeError
 from mce_llm.vision.probing.images import encode_images, open_labelled
 from mce_llm.vision.probing.linear import LinearProbe
 from mce_llm.vision.probing.neighbours import NeighbourError, knn_accuracy, knn_ranks, nearest_neighbours
-from mce_llm.vision.probing.online import OnlineProbe
 from mce_llm.vision.probing.protocol import ProbeSettings
 from mce_llm.vision.probing.subsets import SubsetError, balanced_subset, read_subset, write_subset
 
@@ -24,7 +23,6 @@ __all__ = [
     "FineTuningSettings",
     "LinearProbe",
     "NeighbourError",
-    "OnlineProbe",
     "ProbeError",
     "ProbeSettings",
     "SubsetError",

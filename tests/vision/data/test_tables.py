@@ -79,6 +79,8 @@ def test_parquet_without_types_or_split(draw, tmp_path, settings):
     assert torch.equal(source.image(1), pixels(draw, 7))
     with pytest.raises(ImageDataError, match=r"set eval_split .* or eval_dataset"):
         open_images(settings(tmp_path / "animals.parquet"), "eval")
+    with pytest.raises(ImageDataError, match="no split 'foo'; it has train"):
+        open_images(settings(tmp_path / "animals.parquet", train_split="foo"))
     apart = settings("shapes", eval_dataset=str(tmp_path / "animals.parquet"))
     assert len(open_images(apart, "eval")) == 2
 

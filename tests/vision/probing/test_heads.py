@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mce_llm.vision.probing import OnlineProbe
 from mce_llm.vision.probing.heads import ParallelHeads, heads_optimizer
 
 
@@ -74,27 +73,3 @@ def test_lars_leaves_biases_alone():
         (2, 2.0, True, 0.1),
         (1, 2.0, False, 0.0),
     ]
-
-
-def test_an_online_probe_learns_from_detached_features_and_goes_on():
-    features, labels = problem(n=200)
-    features.requires_grad_()
-    probe = OnlineProbe(6, 4, lr=0.5)
-    losses = [probe.step(features, labels) for _ in range(30)]
-    assert features.grad is None
-    assert losses[-1] < 0.5 * losses[0]
-    assert probe.accuracy(features.detach(), labels) > 0.85
-    twin = OnlineProbe(6, 4, lr=0.1, seed=3)
-    twin.load_state_dict(copy.deepcopy(probe.state_dict()))
-    for each in (probe, twin):
-        each.step(features.flip(0), labels.flip(0))
-    assert torch.equal(probe.classifier.heads[0].weight, twin.classifier.heads[0].weight)
-
-
-def test_an_online_probe_takes_low_precision():
-    features, labels = problem()
-    probe = OnlineProbe(6, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = probe.step(features.bfloat16(), labels)
-    assert loss == pytest.approx(1.386, abs=0.1)
-    assert probe.classifier.heads[0].weight.dtype == torch.float32
