@@ -44,13 +44,11 @@ def draw_spectra(spectra: Sequence[EpochSpectrum]) -> Figure:
         raise ValueError("there are no spectra to draw")
     shown = evenly(spectra, _MOST_LINES)
     with look():
-        figure = new_figure(3.6)
+        figure = new_figure(4.4)  # high enough for the legend to stay below the lines
         panels = figure.subplots(1, len(_PANELS), sharey=True)
         for axes, (values_name, rank_name, title) in zip(panels, _PANELS, strict=True):
-            lowest = 1.0
             for number, spectrum in enumerate(shown):
                 shares = normalised(getattr(spectrum, values_name))
-                lowest = min([lowest, *(share for share in shares if share >= _FLOOR)])
                 axes.plot(
                     range(1, len(shares) + 1),
                     [share if share >= _FLOOR else math.nan for share in shares],

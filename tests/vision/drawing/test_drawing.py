@@ -213,5 +213,5 @@ def test_nothing_is_left_in_pyplot_and_the_users_style_does_not_matter(tmp_path)
         Image.open(tmp_path / "a" / "styled.png") as styled,
         Image.open(tmp_path / "a" / "plain.png") as plain,
     ):
-        assert plain.size == (8 * DPI, 3.6 * DPI)
+        assert plain.size == (8 * DPI, 4.4 * DPI)
         np.testing.assert_array_equal(np.asarray(styled), np.asarray(plain))

@@ -132,10 +132,10 @@ def test_a_published_encoder_becomes_a_run(run_folder, tmp_path, capsys):
 
 
 @pytest.mark.slow  # another interpreter imports everything again
-def test_the_script_starts_as_a_file():
+def test_the_script_starts_as_a_file(tmp_path):
     script = Path(export.__file__)
     done = subprocess.run(
-        [sys.executable, str(script), "--encoder", "/nowhere", "--output_dir", "/tmp/never"],
+        [sys.executable, str(script), "--encoder", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
