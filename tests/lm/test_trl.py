@@ -1,6 +1,5 @@
-"""MatrixSFTTrainer: MatrixTrainer's losses on the same tokens, TRL's own at weight 0, metrics, adapters, refusals."""
+"""MatrixSFTTrainer: MatrixTrainer's losses on the same tokens, TRL's own at weight 0, metrics, adapters, processes."""
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -12,166 +11,30 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from transformers import LlamaConfig, LlamaForCausalLM
-
-import mce_llm.lm
-from mce_llm.data import train_tokenizer
 
 trl = pytest.importorskip("trl", minversion="1.0")
 
-from mce_llm.lm import (  # noqa: E402
-    BypassedLossError,
-    MatrixLossConfig,
-    MatrixLossMixin,
-    MatrixSFTConfig,
-    MatrixSFTTrainer,
-    MatrixTrainer,
-    MatrixTrainingArguments,
-    UnsupportedModelError,
-    UnsupportedTrainerError,
-    patch_model,
+from helpers.sft import (  # noqa: E402
+    ROWS,
+    assert_same,
+    assert_same_weights,
+    common,
+    logged,
+    made,
+    make_model,
+    make_tokenizer,
+    reference,
+    trained,
 )
+from mce_llm.lm import MatrixLossConfig, MatrixSFTTrainer, patch_model  # noqa: E402
 
 # TRL sets this one under its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-
-# Completions of 1 to 8 words, so that wrong averaging shows.
-ROWS = [
-    {
-        "prompt": f"what is {i} and {i * 7 % 5} ?",
-        "completion": " " + " ".join(["so", "it", "is", "now"] * 2)[: 2 + 3 * i],
-    }
-    for i in range(8)
-]
-CHAT = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}it is {% generation %}{{ m['content'] }}"
-    "{% endgeneration %} now {% else %}what {{ m['content'] }} ? {% endif %}{% endfor %}"
-)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
-
-
-def make_tokenizer():
-    tokenizer = train_tokenizer([row["prompt"] + row["completion"] for row in ROWS] * 3, vocab_size=300)
-    tokenizer.chat_template = CHAT
-    return tokenizer
-
-
-def make_model(tokenizer):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer) + 3,  # rows that are no tokens
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-        )
-    )
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)
-    return model
-
-
-def common(folder, **changes):
-    return {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "max_steps": 3,
-        "per_device_train_batch_size": 8,
-        "learning_rate": 1e-2,
-        "optim": "sgd",
-        "max_grad_norm": 0.0,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        **changes,
-    }
-
-
-def trained(*args, **changes):
-    trainer = made(*args, **changes)
-    trainer.train()
-    return trainer
-
-
-def made(
-    tokenizer,
-    folder,
-    rows=ROWS,
-    trainer_class=MatrixSFTTrainer,
-    config=MatrixSFTConfig,
-    model=None,
-    **changes,
-):
-    named = {name: changes.pop(name) for name in ("peft_config", "eval_dataset") if name in changes}
-    return trainer_class(
-        model=model if model is not None else make_model(tokenizer),
-        args=config(**common(folder, **changes)),
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=tokenizer,
-        **named,
-    )
-
-
-def reference(tokenizer, folder, mask_prompt=True, rows=ROWS, model=None, **changes):
-    """MatrixTrainer on the same ids, with one padded row for each example."""
-    examples = []
-    for row in rows:
-        prompt = tokenizer(row["prompt"])["input_ids"]
-        ids = tokenizer(row["prompt"] + row["completion"])["input_ids"] + [tokenizer.eos_token_id]
-        examples.append((ids, len(prompt) if mask_prompt else 0))
-
-    def collate(batch):
-        width = max(len(ids) for ids, _ in batch)
-        pad = tokenizer.pad_token_id
-        return {
-            "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
-            "labels": torch.tensor(
-                [[-100] * masked + ids[masked:] + [-100] * (width - len(ids)) for ids, masked in batch]
-            ),
-        }
-
-    settings = common(folder, remove_unused_columns=False, **changes)
-    settings.pop("gradient_checkpointing")
-    trainer = MatrixTrainer(
-        model=model if model is not None else make_model(tokenizer),
-        args=MatrixTrainingArguments(**settings),
-        train_dataset=examples,
-        data_collator=collate,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    return trainer
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def assert_same(ours, other, names=("loss", "ce_loss", "mce_loss")):
-    for name in names:
-        assert logged(ours, name) == pytest.approx(logged(other, name), rel=1e-5), name
-        assert len(logged(ours, name)) == 3
-    assert_same_weights(ours.model, other.model)
-
-
-def assert_same_weights(a, b):
-    for (name, x), y in zip(a.named_parameters(), b.parameters(), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -319,13 +182,6 @@ def test_adapters_made_by_the_trainer(tokenizer, tmp_path, modules_to_save):
     assert any("lm_head.modules_to_save" in name for name in moved) == bool(modules_to_save)
 
 
-def test_an_adapter_on_the_head_is_refused(tokenizer, tmp_path):
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
-    with pytest.raises((UnsupportedModelError, ValueError), match="adapter"):
-        trained(tokenizer, tmp_path, peft_config=config)
-
-
 def test_a_model_by_name(tokenizer, tmp_path, whole):
     make_model(tokenizer).save_pretrained(tmp_path / "model")
     assert_same(trained(tokenizer, tmp_path / "run", model=str(tmp_path / "model")), whole)
@@ -350,66 +206,6 @@ def test_stock_config_with_a_matrix_loss(tokenizer, tmp_path, whole):
     assert_same(trainer, whole)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loss_type": "dft"}, "loss_type 'dft' is another loss in the place of cross-entropy"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor replaces the model's loss"),
-        ({"use_liger_kernel": True}, "use_liger_kernel replaces the forward"),
-        ({"matrix_kind": "tokn"}, "did you mean 'token'"),
-    ],
-)
-def test_settings_that_would_put_another_loss_in_place(tokenizer, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        trained(tokenizer, tmp_path, **changes)
-
-
-@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated")
-@pytest.mark.parametrize("by_position", [True, False])
-def test_another_loss_function_is_refused(tokenizer, tmp_path, by_position):
-    rows = datasets.Dataset.from_list(ROWS)
-    positional = (None, rows, None, tokenizer, _zero) if by_position else ()
-    named = (
-        {}
-        if by_position
-        else {"train_dataset": rows, "processing_class": tokenizer, "compute_loss_func": _zero}
-    )
-    with pytest.raises(ValueError, match="compute_loss_func replaces the model's loss"):
-        MatrixSFTTrainer(make_model(tokenizer), MatrixSFTConfig(**common(tmp_path)), *positional, **named)
-
-
-def _zero(*_, **__):
-    return torch.zeros(())
-
-
-def test_a_trainer_that_never_runs_the_model_forward_with_labels_is_an_error(tokenizer, tmp_path):
-    class FromLogits(transformers.Trainer):
-        def compute_loss(self, model, inputs, *_, **__):
-            return model(input_ids=inputs["input_ids"]).logits.square().mean()
-
-    class Mixed(MatrixLossMixin, FromLogits):
-        pass
-
-    trainer = Mixed(
-        make_model(tokenizer),
-        MatrixTrainingArguments(**common(tmp_path)),
-        train_dataset=[{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}] * 8,
-        data_collator=transformers.default_data_collator,
-    )
-    with pytest.raises(
-        UnsupportedTrainerError, match=r"FromLogits.compute_loss never ran the model's own forward"
-    ):
-        trainer.train()
-
-
-def test_a_patched_model_in_the_stock_trainer_is_an_error_and_not_plain_cross_entropy(tokenizer, tmp_path):
-    model = make_model(tokenizer)
-    patch_model(model, MatrixLossConfig(), tokenizer=tokenizer)
-    # By version: TRL trains past the model's forward, or looks for logits in what it returns.
-    with pytest.raises((BypassedLossError, TypeError, AttributeError)):
-        trained(tokenizer, tmp_path, trainer_class=trl.SFTTrainer, config=trl.SFTConfig, model=model)
-
-
 def test_checkpoints_and_the_model_card(tokenizer, tmp_path):
     trainer = trained(tokenizer, tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
@@ -419,30 +215,11 @@ def test_checkpoints_and_the_model_card(tokenizer, tmp_path):
     assert f"| trl | {trl.__version__} |" in card
 
 
-@pytest.mark.parametrize(
-    ("installed", "message"),
-    [
-        (None, r"MatrixSFTTrainer needs TRL, which is not installed: pip install 'mce-llm\[trl\]'"),
-        ("0.24.0", r"MatrixSFTTrainer needs TRL 1.0 or newer, 0.24.0 is installed: pip install"),
-    ],
-)
-def test_a_trl_that_is_missing_or_too_old(monkeypatch, installed, message):
-    def version(name):
-        if installed is None:
-            raise importlib.metadata.PackageNotFoundError(name)
-        return installed
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    monkeypatch.delitem(sys.modules, "mce_llm.lm.trl")
-    with pytest.raises(ImportError, match=message):
-        _ = mce_llm.lm.MatrixSFTTrainer
-
-
 WORKER = """
 import json, sys
-sys.path[:0] = {folders!r}
+sys.path.insert(0, {tests!r})
 import torch
-from test_trl import logged, make_tokenizer, trained
+from helpers.sft import logged, make_tokenizer, trained
 from mce_llm.processes import leave_processes
 
 out, rows = sys.argv[1:]
@@ -459,9 +236,7 @@ leave_processes()
 @pytest.mark.slow
 def test_two_processes_are_one(tokenizer, tmp_path):
     """Four rows on each of two ranks, with unequal numbers of trained tokens, are eight rows on one."""
-    (tmp_path / "worker.py").write_text(
-        WORKER.format(folders=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    )
+    (tmp_path / "worker.py").write_text(WORKER.format(tests=str(Path(__file__).parents[1])))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*launcher, str(tmp_path / "worker.py"), str(tmp_path), "4"],
