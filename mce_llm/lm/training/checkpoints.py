@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
+from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mce_llm.lm.training import manifest
@@ -165,7 +166,7 @@ def resuming(trainer: Any, checkpoint: str | bool | None) -> Iterator[str | None
         The folder, or None.
 
     Raises:
-        CheckpointError: It is not whole, or not for this run.
+        CheckpointError: It is not whole, or not for this run, or cannot be loaded into this run's model and optimizer.
         UnsafeCheckpointError: A file in it would run code.
     """
     output = Path(str(trainer.args.output_dir))
@@ -187,8 +188,31 @@ def resuming(trainer: Any, checkpoint: str | bool | None) -> Iterator[str | None
             "Go on from a checkpoint of your own, or fine-tune the weights (model.safetensors) of this one"
         )
     trainer._whole_checkpoint = folder
-    with data_only():
-        yield checkpoint
+    begin = _TrainingBegun()
+    trainer.add_callback(begin)
+    try:
+        with data_only():
+            yield checkpoint
+    # As transformers, torch, PEFT and the engines say that weights or optimizer states are of another shape or missing.
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        if begin.seen or type(error).__module__.startswith("mce_llm."):
+            raise
+        raise CheckpointError(
+            f"cannot go on from {folder}: {cause(error)}. Is it of another model, other adapters or another optimizer? Set "
+            "what it was trained with, or start anew with --resume false --overwrite true"
+        ) from error
+    finally:
+        trainer.remove_callback(begin)
+
+
+class _TrainingBegun(TrainerCallback):
+    """Sees whether training has begun, and with it whether everything has been loaded."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.seen = True
 
 
 def remove_if_there(folder: Path) -> None:

@@ -1,0 +1,47 @@
+"""A run that is started again with another model than its checkpoint holds says so in words, and touches nothing."""
+
+import pytest
+
+from helpers.recipes import words
+from mce_llm.recipes.finetune import run
+
+WIDER = "{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "change", "why"),
+    [
+        ({}, {"model_config": WIDER}, "model_name_or_path", "size mismatch for"),
+        ({"lora_r": 2}, {"lora_r": 4}, "lora_r 2 → 4", "size mismatch for"),
+        ({"lora_r": 2}, {}, "lora_r 2 → None", "find a checkpoint index"),
+        ({}, {"lora_r": 2}, "lora_r None → 2", "a parameter group that"),
+        (
+            {"lora_r": 2},
+            {"lora_r": 2, "lora_target_modules": "q_proj"},
+            "lora_target_modules None → 'q_proj'",
+            "a parameter group that doesn't match",
+        ),
+    ],
+    ids=["wider", "rank", "adapters to all weights", "all weights to adapters", "targets"],
+)
+def test_a_checkpoint_of_another_model(settings, folder, capsys, before, after, change, why):
+    settings |= {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    assert run(words(settings | before)) == 0
+    checkpoint = settings["output_dir"] / "checkpoint-1"
+    for result in (
+        *settings["output_dir"].glob("*.safetensors"),
+        settings["output_dir"] / "train_results.json",
+    ):
+        result.unlink()  # as a run leaves it that was stopped after its first save
+    held = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    if "model_config" in after:
+        settings["tokenizer_name_or_path"] = settings.pop("model_name_or_path")
+    capsys.readouterr()
+    assert run(words(settings | after, max_steps=2)) == 2
+    captured = capsys.readouterr()
+    assert change in captured.out
+    assert f"error: cannot go on from {checkpoint}" in captured.err
+    assert why in captured.err
+    assert "--resume false --overwrite true" in captured.err
+    assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == held
+    assert run(words(settings | after, max_steps=2, resume="false", overwrite="true")) == 0
