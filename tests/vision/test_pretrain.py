@@ -75,11 +75,12 @@ def test_every_method_trains(method, tmp_path, capsys):
     assert 0 <= summary["monitor/knn_top1"] <= 1
     assert 1 <= summary["monitor/effective_rank"] <= 8
     lines = journal(tmp_path)
-    assert [line["epoch"] for line in lines] == [1, 2]
-    assert lines[0]["train/learning_rate"] == pytest.approx(10 / 256)  # the warm-up's end
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert set(lines[0]) == {"step", "epoch", *(name for name in lines[1] if name.startswith("monitor/"))}
+    assert lines[1]["train/learning_rate"] == pytest.approx(10 / 256)  # the warm-up's end
     with (tmp_path / "spectra.jsonl").open(encoding="utf-8") as file:
         spectra = [json.loads(line) for line in file]
-    assert [s["epoch"] for s in spectra] == [1, 2]
+    assert [s["epoch"] for s in spectra] == [0, 1, 2]
     assert len(spectra[0]["encoder"]) == 8
     assert len(spectra[0]["embedding"]) == 12
     assert (tmp_path / "teacher" / "backbone.safetensors").exists() == (METHODS[method].target == "teacher")
@@ -154,6 +155,27 @@ def test_interrupted_and_gone_on_ends_with_the_same_weights(tmp_path, monkeypatc
     assert gone_on[-1]["monitor/knn_top1"] == undisturbed[-1]["monitor/knn_top1"]
 
 
+def test_killed_before_its_first_checkpoint_a_run_measures_its_start_once(tmp_path, monkeypatch):
+    def killed(save, checkpoint):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "leave_if_asked", killed)
+        assert run_script(pretrain.main, words(tmp_path)) == 130
+    assert [line["step"] for line in journal(tmp_path)] == [0]
+    assert run_script(pretrain.main, words(tmp_path)) == 0
+    for name in ("metrics.jsonl", "spectra.jsonl"):
+        lines = (tmp_path / name).read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [0, 4, 8]
+
+
+def test_watching_changes_nothing(tmp_path):
+    for every in (1, 0):
+        assert run_script(pretrain.main, words(tmp_path / str(every), monitor_every=every)) == 0
+    assert_same(weights(tmp_path / "1"), weights(tmp_path / "0"))
+    assert not (tmp_path / "0" / "spectra.jsonl").exists()
+
+
 def test_a_finished_run_stays(tmp_path, capsys):
     assert run_script(pretrain.main, words(tmp_path, epochs=1, warmup_epochs=0)) == 0
     assert run_script(pretrain.main, words(tmp_path, epochs=1, warmup_epochs=0)) == 2
@@ -196,7 +218,7 @@ def test_two_processes_are_one(tmp_path):
             moved = (value - begun[name]).norm()
             assert (two[name] - value).norm() < 1e-4 * moved, name
     for key in ("train/loss", "monitor/knn_top1"):
-        assert journal(tmp_path / "two")[0][key] == pytest.approx(journal(tmp_path / "one")[0][key], rel=1e-6)
+        assert journal(tmp_path / "two")[-1][key] == pytest.approx(journal(tmp_path / "one")[-1][key], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -31,7 +31,8 @@ CHECKPOINT = "checkpoint.pt"
 SUMMARY = "summary.json"
 _PRECISIONS = ("no", "bf16", "fp16")
 _PACKAGES = ("mce-llm", "torch", "torchvision", "timm", "accelerate")
-_OURS = (SUMMARY, CHECKPOINT, "metrics.jsonl", "recipe.yaml", "versions.json", "tensorboard")
+_JOURNALS = ("metrics.jsonl", "spectra.jsonl", "tensorboard")
+_OURS = (SUMMARY, CHECKPOINT, "recipe.yaml", "versions.json", *_JOURNALS)
 _PLACE_ONLY = ("output_dir", "resume", "overwrite", "num_workers", "data_dir", "cpu")
 
 
@@ -216,7 +217,7 @@ def _prepared(
         if checkpoint.exists():
             _check_settings(folder, given, fixed)
             return checkpoint
-        for name in ("metrics.jsonl", "tensorboard"):  # of a run that never came to its first checkpoint
+        for name in _JOURNALS:  # of a run that never came to its first checkpoint
             _remove(folder / name)
         text = yaml.safe_dump(without_secrets(given), sort_keys=False, allow_unicode=True)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
