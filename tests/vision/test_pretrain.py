@@ -218,7 +218,9 @@ def test_two_processes_are_one(tmp_path):
             moved = (value - begun[name]).norm()
             assert (two[name] - value).norm() < 1e-4 * moved, name
     for key in ("train/loss", "monitor/knn_top1"):
-        assert journal(tmp_path / "two")[-1][key] == pytest.approx(journal(tmp_path / "one")[-1][key], rel=1e-6)
+        assert journal(tmp_path / "two")[-1][key] == pytest.approx(
+            journal(tmp_path / "one")[-1][key], rel=1e-6
+        )
 
 
 @pytest.mark.slow

@@ -96,3 +96,11 @@ def test_semi_supervised_configurations_ask_for_a_list(name, rates):
     (_, _, settings, _), _ = parse_settings(groups, [*words, "--subset_file", f"{name}.txt"])
     assert (settings.encoder_learning_rate, settings.classifier_learning_rate) == rates
     assert (settings.batch_size, settings.epochs) == (256, 20)
+
+
+def test_the_small_semi_supervised_configuration_is_whole():
+    words = ["--config", str(CONFIGS / "semi_cifar10.yaml"), "--encoder", "x", "--output_dir", "y"]
+    (_, data, settings, _), _ = parse_settings(
+        (EncoderSettings, DataSettings, FineTuningSettings, RunSettings), words
+    )
+    assert data.limit * settings.fraction == 500
