@@ -79,7 +79,10 @@ class PretrainSettings:
     )
     compile: bool = field(default=False, metadata={"help": "Let torch.compile compile the student."})
     monitor_every: int = field(
-        default=1, metadata={"help": "Measure kNN accuracy and spectra before training and after every so many epochs; 0 never."}
+        default=1,
+        metadata={
+            "help": "Measure kNN accuracy and spectra before training and after every so many epochs; 0 never."
+        },
     )
     monitor_images: int = field(
         default=5000,
