@@ -149,9 +149,9 @@ def main(argv: list[str] | None = None) -> None:
     if watcher is not None:
         watcher.rewind(step)
         if step == 0:  # where every curve begins, and what a run has to rise above
-            values = watcher.measure(student.online, 0, 0)
-            run.log(0, {"epoch": 0, **values})
-            say(f"untrained: {epoch_values(values)}")
+            start = watcher.measure(student.online, 0, 0)
+            run.log(0, {"epoch": 0, **start})
+            say(f"untrained: {epoch_values(start)}")
     facts = {
         "image_size": data.image_size,
         "mean": list(train.mean),
