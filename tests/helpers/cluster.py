@@ -85,6 +85,12 @@ def program(path, text):
     path.chmod(0o755)
 
 
+def _listen():
+    """Under nohup, or in the background of a script, the tests ignore signals; a shell could not undo that for itself."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def place(tmp_path):
     """A folder with programs in bin/, and where the stand-in's processes are told what to do."""
@@ -129,6 +135,7 @@ def start(place):
                 cwd=REPOSITORY,
                 env=environment(place, **more),
                 start_new_session=True,
+                preexec_fn=_listen,
             )
         started.append(process)
         return process
