@@ -298,9 +298,19 @@ def test_preempted(settings, started, tmp_path, kind):
     assert not (output / "_UNFINISHED").exists()
 
 
+# Sixty rows are loaded and trained on faster than a busy machine sends a signal.
+MUCH_DATA = """
+import sys, time
+from mce_llm.recipes import finetune
+load = finetune.tokenized
+finetune.tokenized = lambda *given: (time.sleep(60), load(*given))[1]
+sys.exit(finetune.run(sys.argv[2:]))
+"""
+
+
 def test_preempted_before_training(settings, started, tmp_path):
     """While data and model are loaded there is nothing to save."""
-    process, log = started(dataset_format="gsm8k", max_steps=3)
+    process, log = started(("-c", MUCH_DATA), dataset_format="gsm8k", max_steps=3)
     wait_for(process, settings["output_dir"], log)  # made before anything is loaded
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=100) == 143
