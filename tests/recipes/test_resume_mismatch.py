@@ -1,8 +1,12 @@
 """A run that is started again with another model than its checkpoint holds says so in words, and touches nothing."""
 
+import errno
+
 import pytest
+import torch
 
 from helpers.recipes import words
+from mce_llm.lm import MatrixTrainer
 from mce_llm.recipes.finetune import run
 
 WIDER = "{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4}"
@@ -45,3 +49,30 @@ def test_a_checkpoint_of_another_model(settings, folder, capsys, before, after, 
     assert "--resume false --overwrite true" in captured.err
     assert {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()} == held
     assert run(words(settings | after, max_steps=2, resume="false", overwrite="true")) == 0
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_memory_and_disk_are_not_taken_for_another_model(settings, monkeypatch, capsys, problem, said):
+    settings |= {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    assert run(words(settings)) == 0
+    for result in (
+        *settings["output_dir"].glob("*.safetensors"),
+        settings["output_dir"] / "train_results.json",
+    ):
+        result.unlink()
+
+    def load(*_, **__):
+        raise problem
+
+    monkeypatch.setattr(MatrixTrainer, "_load_from_checkpoint", load)
+    assert run(words(settings, max_steps=2)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "another model" not in error

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -194,8 +195,12 @@ def resuming(trainer: Any, checkpoint: str | bool | None) -> Iterator[str | None
         with data_only():
             yield checkpoint
     # As transformers, torch, PEFT and the engines say that weights or optimizer states are of another shape or missing.
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        if begin.seen or type(error).__module__.startswith("mce_llm."):
+    except (RuntimeError, ValueError, KeyError) as error:
+        if (
+            begin.seen
+            or isinstance(error, torch.OutOfMemoryError)
+            or type(error).__module__.startswith("mce_llm.")
+        ):
             raise
         raise CheckpointError(
             f"cannot go on from {folder}: {cause(error)}. Is it of another model, other adapters or another optimizer? Set "
