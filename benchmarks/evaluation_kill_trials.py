@@ -23,9 +23,7 @@ from pathlib import Path
 
 from measuring import positive, progress, table
 
-from mce_llm.eval import gsm8k
-
-SCRIPT = Path(gsm8k.__file__).resolve()
+SCRIPT = Path(__file__).resolve().parents[1] / "eval" / "gsm8k.py"
 KINDS = {
     "greedy": {},
     "sampled": {"temperature": 0.8, "num_samples": 3, "seed": 3},

@@ -31,9 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
 from mce_llm.lm.training.manifest import INCOMPLETE, MANIFEST
-from mce_llm.recipes import finetune
 
-RECIPE = Path(finetune.__file__).resolve()
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "finetune.py"
 LAUNCH = [
     sys.executable,
     "-m",

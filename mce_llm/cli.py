@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from mce_llm import __version__
+from mce_llm.errors import MceLlmError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,12 +54,11 @@ def quickstart(
 
     Takes a few minutes on two CPU cores; needs no GPU and no network.
     """
-    from mce_llm.quickstart import QuickstartError, run_quickstart
+    from mce_llm.commands.quickstart import run_quickstart
 
     try:
-        run_quickstart(output, fresh=fresh, steps_scale=steps_scale)
-    except QuickstartError as error:
-        _fail(str(error))
+        with _problems():
+            run_quickstart(output, fresh=fresh, steps_scale=steps_scale)
     except OSError as error:
         _fail(f"cannot write to {output}: {error.strerror or error}")
     except KeyboardInterrupt:
@@ -69,7 +69,7 @@ def quickstart(
 @app.command()
 def doctor() -> None:
     """Check versions, devices and optional packages, and say what to do about each problem."""
-    from mce_llm.doctor import examine, print_findings
+    from mce_llm.commands.doctor import examine, print_findings
 
     findings = examine()
     print_findings(findings, Console())
@@ -163,14 +163,11 @@ def merge(
 
     Takes memory and disk for the base model's weights in that dtype, on the CPU.
     """
-    from mce_llm.recipes.merging import MergeError, merge_adapters
+    from mce_llm.finetuning.merging import merge_adapters
 
-    try:
+    with _problems():
         merged = merge_adapters(adapter, output, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
-    except MergeError as error:
-        _fail(str(error))
-    else:
-        typer.echo(str(merged))
+    typer.echo(str(merged))
 
 
 @app.command()
@@ -196,10 +193,8 @@ def compare(
     Runs must share prompt, data, decoding and dtype. With several pairs the interval covers other training seeds too.
     """
     from mce_llm.commands.compare import run_compare
-    from mce_llm.eval.errors import EvaluationError
-    from mce_llm.eval.intervals import IntervalError
 
-    try:  # not _problems(), which loads all that training needs
+    with _problems():
         run_compare(
             folders,
             confidence=confidence,
@@ -210,8 +205,6 @@ def compare(
             output=output,
             json_output=as_json,
         )
-    except (EvaluationError, IntervalError) as error:
-        _fail(str(error))
 
 
 @app.command()
@@ -243,22 +236,17 @@ def report(
     One HTML file that works offline, and each picture as PNG beside it. Runs on different tasks get a section each.
     """
     from mce_llm.commands.report import run_report
-    from mce_llm.eval.errors import EvaluationError
 
-    try:  # not _problems(), which loads all that training needs
+    with _problems():
         run_report(runs, output, pair=pair, allow_differences=allow_differences, overwrite=overwrite)
-    except EvaluationError as error:
-        _fail(str(error))
 
 
 @contextmanager
 def _problems() -> Iterator[None]:
     """Problems that a message explains as one line and exit code 2."""
-    from mce_llm.commands.problems import EXPLAINED
-
     try:
         yield
-    except EXPLAINED as error:
+    except MceLlmError as error:
         _fail(str(error))
 
 

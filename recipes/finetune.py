@@ -9,48 +9,25 @@ again after an interruption, goes on from the last whole checkpoint; exit code 1
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
-from mce_llm.configuration import ConfigurationError
-from mce_llm.data import (
-    KNOWN_SOURCES,
-    CompletionCollator,
-    DataError,
-    get_prompt,
-    load_examples,
-    pack_examples,
-    tokenize_examples,
-)
-from mce_llm.lm import (
-    GeometryError,
-    MatrixLossConfigError,
-    MatrixTrainer,
-    NonFiniteLossError,
-    UnsupportedModelError,
-)
-from mce_llm.lm.training.card_facts import DataRecord
-from mce_llm.lm.training.checkpoints import CheckpointError, engine_of
-from mce_llm.lm.training.pickles import UnsafeCheckpointError
+from mce_llm.data import CompletionCollator
+from mce_llm.finetuning.adapters import check_adapters, with_lora
+from mce_llm.finetuning.configuration import parse_recipe
+from mce_llm.finetuning.merging import merge_trained
+from mce_llm.finetuning.models import load_model, tokenizer_of, whole_size
+from mce_llm.finetuning.outputs import begin_record, mark_finished, prepare_output, remove_earlier
+from mce_llm.finetuning.rows import tokenized
+from mce_llm.lm import GeometryError, MatrixLossConfigError, MatrixTrainer
+from mce_llm.lm.training.checkpoints import engine_of
 from mce_llm.lm.training.publishing import HubError
-from mce_llm.messages import cause
-from mce_llm.preemption import EXIT_CODE, PreemptedError, handle_signals
-from mce_llm.processes import LaunchError, check_engine, check_processes, leave_processes, say
-from mce_llm.recipes.adapters import check_adapters, with_lora
-from mce_llm.recipes.configuration import parse_recipe
-from mce_llm.recipes.merging import MergeError, merge_trained
-from mce_llm.recipes.models import load_model, tokenizer_of
-from mce_llm.recipes.outputs import OutputError, mark_finished, prepare_output, remove_earlier, write_record
-from mce_llm.recipes.settings import DataArguments, ModelSourceError
-
-# How the writers of weights (safetensors) and of optimizer states (torch) say it.
-_DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
+from mce_llm.running.launching import run_script
+from mce_llm.running.processes import check_engine, check_processes, say
+from mce_llm.running.settings import ConfigurationError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.data_records = records
     if PartialState().is_main_process:
         remove_earlier(stale)
-        write_record(output, recipe.given)
+        begin_record(output, recipe.given)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_metrics("train", result.metrics)
 
@@ -148,97 +125,15 @@ def main(argv: list[str] | None = None) -> None:
         raise refused
 
 
-def whole_size(parameter: torch.nn.Parameter) -> int:
-    """Elements of a parameter, also of one that ZeRO-3 has cut into shards."""
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def tokenized(
-    tokenizer: PreTrainedTokenizerBase, settings: DataArguments, source: str, split: str, role: str
-) -> tuple[object, DataRecord]:
-    """Examples of one source, tokenised for completion-only training, packed if asked for; and what they are."""
-    # The main process of each machine fills the cache of `datasets`; the others then read it.
-    with PartialState().local_main_process_first():
-        examples = load_examples(
-            source,
-            split=split,
-            name=settings.dataset_name if role == "train" else None,
-            columns=settings.column_mapping,
-            format=settings.dataset_format,
-            limit=settings.limit if role == "train" else settings.eval_limit,
-        )
-        rows, report = tokenize_examples(
-            examples,
-            tokenizer,
-            get_prompt(settings.prompt),
-            max_length=settings.max_length,
-            overlong="drop" if settings.overlong == "drop" else "truncate",
-        )
-        say(f"{role} data: {source}\n{report}")
-        if settings.packing:
-            rows, packing_report = pack_examples(rows, settings.max_length)
-            say(str(packing_report))
-    return rows, DataRecord(
-        role=role,
-        source=KNOWN_SOURCES.get(source, (source, None))[0],
-        split=split,
-        examples=report.kept,
-        prompt=settings.prompt,
-        trained_tokens=report.trained_tokens,
-    )
-
-
 def run(argv: list[str] | None = None) -> int:
-    """Run `main`, with problems as one message instead of a traceback.
-
-    Args:
-        argv: The command line; by default that of the process.
-
-    Returns:
-        The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
-    """
-    try:
-        with handle_signals():
-            main(argv)
-    except PreemptedError as stop:
-        if stop.checkpoint is not None:  # all the others have come this far too
-            leave_processes()
-        if os.environ.get("RANK", "0") == "0":
-            print(stop.message, file=sys.stderr)
-        return EXIT_CODE
-    except (
-        CheckpointError,
-        ConfigurationError,
-        DataError,
-        GeometryError,
-        HubError,
-        LaunchError,
-        MatrixLossConfigError,
-        MergeError,
-        ModelSourceError,
-        NonFiniteLossError,
-        OutputError,
-        UnsafeCheckpointError,
-        UnsupportedModelError,
-    ) as error:
-        message = str(error)
-    except torch.OutOfMemoryError as error:
-        message = (
-            f"out of memory: {cause(error)}; lower per_device_train_batch_size (total_batch_size keeps the batch as it "
-            "is), or set gradient_checkpointing: true"
-        )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not any(sign in str(error) for sign in _DISK_FULL):
-            raise
-        message = f"the disk is full: {cause(error)}; with space, the same command goes on from the last complete checkpoint"
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last complete checkpoint", file=sys.stderr)
-        return 130
-    else:
-        leave_processes()
-        return 0
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    """Run `main`, with problems as one message instead of a traceback; the exit codes are those of `run_script`."""
+    return run_script(
+        main,
+        argv,
+        goes_on_from="the last complete checkpoint",
+        needs_less_memory="lower per_device_train_batch_size (total_batch_size keeps the batch as it is), or set "
+        "gradient_checkpointing: true",
+    )
 
 
 if __name__ == "__main__":

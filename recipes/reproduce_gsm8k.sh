@@ -73,7 +73,7 @@ settings=("$@")
 [[ -z $processes || $processes =~ ^[1-9][0-9]*$ ]] || fail "--num_processes must be a positive number, got '$processes'"
 python=${PYTHON:-python}
 command -v "$python" >/dev/null || fail "there is no $python; activate the environment, or set PYTHON"
-"$python" -c 'import mce_llm.recipes' 2>/dev/null || fail "$python does not have mce-llm; pip install -e '$root'"
+"$python" -c 'import mce_llm' 2>/dev/null || fail "$python does not have mce-llm; pip install -e '$root'"
 launch=("$python" -m accelerate.commands.launch)
 
 if [[ -n $toy ]]; then
@@ -127,7 +127,7 @@ train() { # NAME CONFIG SETTING…: one run of the recipe, unless it is finished
 [[ -n $plan ]] || mkdir -p "$output"
 extra=()
 if [[ -n $toy ]]; then
-    [[ -f $output/data/math.jsonl ]] || step "data" "$python" -m mce_llm.recipes.toy_study "$output/data"
+    [[ -f $output/data/math.jsonl ]] || step "data" "$python" "$here/toy_study.py" "$output/data"
     train "$output/base" --config "$here/quickstart_pretrain.yaml" --tokenizer_name_or_path "$output/data/tokenizer" \
         --dataset "$output/data/pretrain.jsonl" "${settings[@]}"
     extra=(--model_name_or_path "$output/base" --dataset "$output/data/train.jsonl"

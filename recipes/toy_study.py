@@ -1,6 +1,6 @@
 """The data of `reproduce_gsm8k.sh --toy`: made-up arithmetic in the formats of GSM8K and of MATH, and a tokenizer.
 
-`python -m mce_llm.recipes.toy_study FOLDER` writes it.
+`python recipes/toy_study.py FOLDER` writes it.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mce_llm.commands.quickstart import HELD_OUT, LARGEST_NUMBER, PROBLEMS
 from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
-from mce_llm.quickstart import HELD_OUT, LARGEST_NUMBER, PROBLEMS
 
 TRAINING = {**PROBLEMS, "validation": HELD_OUT["validation"]}
 NUM_QUESTIONS = 300

@@ -11,22 +11,14 @@ each category; predictions_bbox.json and predictions_segm.json are in COCO's res
 
 from __future__ import annotations
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # A script's own folder comes first on sys.path, where its rooms would hide modules of the same names.
-    sys.path[:] = [
-        place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
-    ]
-
 
 import torch
 from torch import nn
 
-from mce_llm.configuration import ConfigurationError, parse_settings
-from mce_llm.preemption import training
-from mce_llm.processes import say
+from mce_llm.running.preemption import training
+from mce_llm.running.processes import say
+from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.coco.annotations import CocoAnnotations, read_annotations
 from mce_llm.vision.coco.batches import training_loader
 from mce_llm.vision.coco.body import load_body

@@ -5,19 +5,11 @@ Every export is read back by its own library and compared with the encoder befor
 
 from __future__ import annotations
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # A script's own folder comes first on sys.path, where its rooms would hide installed modules of the same names.
-    sys.path[:] = [
-        place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
-    ]
-
 from collections.abc import Sequence
 from pathlib import Path
 
-from mce_llm.configuration import parse_settings
+from mce_llm.running.settings import parse_settings
 from mce_llm.vision.exporting import (
     FORMATS,
     ExportError,

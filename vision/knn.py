@@ -5,22 +5,14 @@ Nothing is trained: a test image gets the class that its k nearest training imag
 
 from __future__ import annotations
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # A script's own folder comes first on sys.path, where data/ and models/ could hide other packages.
-    sys.path[:] = [
-        place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
-    ]
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from mce_llm.configuration import parse_settings, raise_all
-from mce_llm.processes import say
+from mce_llm.running.processes import say
+from mce_llm.running.settings import parse_settings, raise_all
 from mce_llm.vision.data import DataSettings
 from mce_llm.vision.probing.accuracy import accuracy_report, sentence
 from mce_llm.vision.probing.encoders import EncoderSettings, open_encoder, prepared_as

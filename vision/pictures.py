@@ -6,15 +6,7 @@ the augmentation are those of the run's recipe.yaml; what differs is given on th
 
 from __future__ import annotations
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # A script's own folder comes first on sys.path, where its rooms would hide installed modules of the same names.
-    sys.path[:] = [
-        place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
-    ]
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -8,15 +8,7 @@ again after an interruption, goes on from the last checkpoint; exit code 143 ask
 
 from __future__ import annotations
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # A script's own folder comes first on sys.path, where its rooms would hide modules of the same names.
-    sys.path[:] = [
-        place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
-    ]
-
 import time
 from functools import partial
 from typing import Any
@@ -25,9 +17,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from mce_llm.configuration import ConfigurationError, parse_settings
-from mce_llm.preemption import training
-from mce_llm.processes import say
+from mce_llm.running.preemption import training
+from mce_llm.running.processes import say
+from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.data import AugmentationSettings, DataSettings, open_images, train_views, view_loader
 from mce_llm.vision.losses import build_loss
 from mce_llm.vision.models import (

@@ -5,20 +5,12 @@ The whole encoder and a new classifier are trained on the images of a list, or o
 
 from __future__ import annotations
 
-import os
 import sys
-
-if __name__ == "__main__":
-    # A script's own folder comes first on sys.path, where data/ and models/ could hide other packages.
-    sys.path[:] = [
-        place for place in sys.path if os.path.abspath(place) != os.path.dirname(os.path.abspath(__file__))
-    ]
-
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from mce_llm.configuration import ConfigurationError, parse_settings
-from mce_llm.processes import say
+from mce_llm.running.processes import say
+from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.data import DataSettings, ImageSource, classify_view, view_loader
 from mce_llm.vision.models import feature_dim, save_backbone
 from mce_llm.vision.probing.accuracy import accuracy_report, rank_of_label, sentence

@@ -22,7 +22,7 @@ from mce_llm.data import (
     pack_examples,
     tokenize_examples,
 )
-from mce_llm.recipes.settings import DataArguments
+from mce_llm.finetuning.settings import DataArguments
 
 PERCENTILES = (50, 90, 95, 99, 100)
 _NO_LIMIT = 2**31 - 1

@@ -10,8 +10,8 @@ import datasets
 from huggingface_hub import constants, try_to_load_from_cache
 
 from mce_llm.data import KNOWN_SOURCES
-from mce_llm.messages import model_path_problem, nearest_hint
-from mce_llm.recipes.configuration import Recipe
+from mce_llm.finetuning.configuration import Recipe
+from mce_llm.running.messages import model_path_problem, nearest_hint
 
 _WEIGHTS = (
     "model.safetensors",

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mce_llm.commands.problems import EXPLAINED
-from mce_llm.messages import cause
+from mce_llm.errors import MceLlmError
+from mce_llm.running.messages import cause
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -55,7 +55,7 @@ class Findings:
         """Examine one part; what it raises becomes a problem, and the next part is examined all the same."""
         try:
             yield
-        except EXPLAINED as error:
+        except MceLlmError as error:
             self.problem(subject, str(error).strip())
         except Exception as error:  # an examination may not end in a traceback, whatever a library raises
             self.problem(subject, cause(error))

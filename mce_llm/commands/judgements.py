@@ -17,12 +17,12 @@ from mce_llm.commands.data_examination import DataExamination
 from mce_llm.commands.fetching import Fetch
 from mce_llm.commands.findings import Findings
 from mce_llm.commands.trial_step import TrialStep
+from mce_llm.finetuning.adapters import check_adapters
+from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.outputs import finished_results
 from mce_llm.lm.heads import output_layer
 from mce_llm.lm.training.checkpoints import list_checkpoints
 from mce_llm.planning import GIB, MemoryPlan
-from mce_llm.recipes.adapters import check_adapters
-from mce_llm.recipes.configuration import Recipe
-from mce_llm.recipes.outputs import finished_results
 
 _FEW_LABELS = 0.05
 _OFTEN_CUT = 0.05

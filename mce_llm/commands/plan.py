@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from mce_llm.commands.recipe_shapes import read_recipe, recipe_shapes
+from mce_llm.finetuning.configuration import Recipe
 from mce_llm.planning import GIB, EnginePlan, MemoryPlan, PlanningError, plan_memory
-from mce_llm.recipes.configuration import Recipe
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mce_llm.commands.plan import batch_of, best_batch, launch_command
+from mce_llm.finetuning.configuration import Recipe
 from mce_llm.planning import ENGINES, GIB, EnginePlan, MemoryPlan, Phase, PlanningError
-from mce_llm.recipes.configuration import Recipe
 
 _BUFFERS = ("DDP buckets", "reduce bucket", "gathered", "attention mask")
 _MOMENTS: dict[Phase, str] = {

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from mce_llm.configuration import ConfigurationError
 from mce_llm.data.errors import DataError
+from mce_llm.finetuning.adapters import with_lora
+from mce_llm.finetuning.configuration import Recipe, parse_recipe
+from mce_llm.finetuning.models import tokenizer_of, without_weights
+from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.linear_loss import default_chunk_size
-from mce_llm.messages import cause
 from mce_llm.planning import LossShape, ModelShape, TrainingShape, shape_of
 from mce_llm.planning.shapes import Attention
-from mce_llm.recipes.adapters import with_lora
-from mce_llm.recipes.configuration import Recipe, parse_recipe
-from mce_llm.recipes.models import tokenizer_of, without_weights
-from mce_llm.recipes.settings import ModelArguments, ModelSourceError
+from mce_llm.running.messages import cause
+from mce_llm.running.settings import ConfigurationError
 
 
 def read_recipe(config: str, overrides: list[str]) -> Recipe:

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mce_llm.data import IGNORE_INDEX, CompletionCollator
+from mce_llm.finetuning.adapters import with_lora
+from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.settings import ModelSourceError
 from mce_llm.lm import patch_model
-from mce_llm.messages import cause
-from mce_llm.recipes.adapters import with_lora
-from mce_llm.recipes.configuration import Recipe
-from mce_llm.recipes.settings import ModelSourceError
+from mce_llm.running.messages import cause
 
 _LAYERS = 2
 _ROWS = 2

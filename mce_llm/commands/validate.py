@@ -36,9 +36,9 @@ from mce_llm.commands.plan import batch_of, plan_training
 from mce_llm.commands.recipe_shapes import model_without_weights, read_recipe
 from mce_llm.commands.sample_view import marked
 from mce_llm.commands.trial_step import TrialStep, try_step
+from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.models import tokenizer_of
 from mce_llm.planning import GIB, MemoryPlan
-from mce_llm.recipes.configuration import Recipe
-from mce_llm.recipes.models import tokenizer_of
 
 
 @dataclass

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mce_llm.errors import MceLlmError
 
-class DataError(ValueError):
+
+class DataError(MceLlmError, ValueError):
     """The data, the prompt or the tokenizer cannot be used as asked; the message says what to change."""
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from datasets import Features, Value
 
-from mce_llm.boxed import boxed_contents
+from mce_llm.data.boxed import boxed_contents
 from mce_llm.data.errors import DataError, problem_list, shorten
-from mce_llm.messages import nearest_hint
+from mce_llm.running.messages import nearest_hint
 
 _SHOWN = 5
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mce_llm.data.chat import Message, render, split_turns
 from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids
 from mce_llm.data.errors import DataError
-from mce_llm.messages import nearest_hint
+from mce_llm.running.messages import nearest_hint
 
 IGNORE_INDEX = -100
 """The label of a token that is not trained."""

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from mce_llm.data.errors import DataError
 from mce_llm.data.formats import RecordFormat, check_records, detect_format
 from mce_llm.data.records import read_records
-from mce_llm.messages import cause, nearest_hint
+from mce_llm.running.messages import cause, nearest_hint
 
 KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
     "gsm8k": ("openai/gsm8k", "main"),

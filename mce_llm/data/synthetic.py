@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from mce_llm.data.errors import DataError
-from mce_llm.messages import nearest_hint
+from mce_llm.running.messages import nearest_hint
 
 # Of 10 parts by hash: 8 for training, 1 each for the others.
 _PARTS = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}

@@ -7,7 +7,7 @@ import os
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mce_llm.data.errors import DataError
-from mce_llm.messages import loading_problem
+from mce_llm.running.messages import loading_problem
 
 _SAMPLE = "2 + 2 = 4"
 

@@ -6,9 +6,10 @@ The losses need torch alone; what needs transformers is imported when it is firs
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mce_llm.errors import LossInputError, NonFiniteLossError
 from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError
 from mce_llm.lm.geometry import GeometryError, TokenGeometry
-from mce_llm.lm.linear_loss import LossInputError, LossOutput, linear_matrix_cross_entropy
+from mce_llm.lm.linear_loss import LossOutput, linear_matrix_cross_entropy
 from mce_llm.lm.reference import (
     expected_matrix_cross_entropy,
     marginal_matrix_cross_entropy,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mce_llm.lm.heads import UnsupportedModelError
     from mce_llm.lm.patch import BypassedLossError, MatrixLossPatch, patch_model, token_mask_of
     from mce_llm.lm.trainer import MatrixTrainer
-    from mce_llm.lm.training.guard import NonFiniteLossError
     from mce_llm.lm.training.mixin import MatrixLossMixin, UnsupportedTrainerError
     from mce_llm.lm.trl import MatrixSFTConfig as MatrixSFTConfig
     from mce_llm.lm.trl import MatrixSFTTrainer as MatrixSFTTrainer
@@ -38,7 +38,6 @@ _HOMES = {
     "MatrixSFTTrainer": "trl",
     "MatrixLossMixin": "training.mixin",
     "UnsupportedTrainerError": "training.mixin",
-    "NonFiniteLossError": "training.guard",
 }
 
 __all__ = [

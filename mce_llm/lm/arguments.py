@@ -12,7 +12,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError
-from mce_llm.messages import nearest_hint
+from mce_llm.running.messages import nearest_hint
 
 # What to install for the trackers whose presence transformers can tell.
 _PIP_NAMES = {

@@ -9,7 +9,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from mce_llm.messages import nearest_hint
+from mce_llm.errors import MceLlmError
+from mce_llm.running.messages import nearest_hint
 
 Kind = Literal["token", "marginal", "expected"]
 EmbeddingTable = Literal["output", "input"]
@@ -18,7 +19,7 @@ EmbeddingTable = Literal["output", "input"]
 SMALLEST_SHRINKAGE = 2.0**-23
 
 
-class MatrixLossConfigError(ValueError):
+class MatrixLossConfigError(MceLlmError, ValueError):
     """One or more settings of the matrix loss are unusable; the message lists all of them."""
 
 

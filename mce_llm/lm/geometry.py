@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mce_llm.errors import MceLlmError
 from mce_llm.lm.config import MatrixLossConfig
 
 # A centred row shorter than this share of the table's root mean square length has no direction that
@@ -21,7 +22,7 @@ _NEGLIGIBLE_LENGTH = 1e-6
 _BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 
 
-class GeometryError(ValueError):
+class GeometryError(MceLlmError, ValueError):
     """The embedding table cannot serve as a token geometry; the message says why."""
 
 

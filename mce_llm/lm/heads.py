@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mce_llm.errors import MceLlmError
+
 # What the stand-in head returns: small values show a scale, large ones a saturation, both signs show symmetry.
 _DIAL = (-1e5, -50.0, -3.0, -1e-3, 0.0, 1e-3, 0.5, 3.0, 50.0, 1e5)
 
 
-class UnsupportedModelError(TypeError):
+class UnsupportedModelError(MceLlmError, TypeError):
     """The model, or its head, cannot be trained with the fused losses; the message says why and what to do."""
 
 

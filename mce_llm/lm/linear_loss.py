@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
+from mce_llm.errors import LossInputError
 from mce_llm.lm.batch_kernel import BatchStatistics, batch_statistics
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
@@ -28,10 +29,6 @@ from mce_llm.matrix.precision import autocast_off
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 _FULL_VOCABULARY_BUFFERS = 3.4  # how many times that many elements its buffers may have together
 _TILE = 8
-
-
-class LossInputError(ValueError):
-    """Hidden states, weight and labels do not fit together; the message says what was expected."""
 
 
 @dataclass

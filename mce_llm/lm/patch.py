@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mce_llm.errors import MceLlmError
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import UnsupportedModelError, causal_model, find_head
 from mce_llm.lm.linear_loss import linear_matrix_cross_entropy
@@ -28,7 +29,7 @@ from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
 from mce_llm.matrix.precision import autocast_off
 
 
-class BypassedLossError(RuntimeError):
+class BypassedLossError(MceLlmError, RuntimeError):
     """A patched model is trained in a way that never computes its loss; the message says what to use instead."""
 
 

@@ -5,8 +5,10 @@ value, the limit, where it was found, how often, and what to do instead. The che
 `mce_llm.matrix.checks`.
 """
 
+from mce_llm.errors import MceLlmError
 
-class MatrixInputError(ValueError):
+
+class MatrixInputError(MceLlmError, ValueError):
     """An argument of a matrix function cannot be used; the base of all errors here."""
 
 

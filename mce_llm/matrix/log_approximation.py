@@ -16,13 +16,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mce_llm.errors import MceLlmError
+
 _MOST_POLES = 32
 _BUCKETS_PER_DECADE = 2  # approximations are kept for condition numbers rounded up to these
 _GRID = 1200
 _FINE_GRID = 4999  # shares no inner points with the grid
 
 
-class ApproximationError(ArithmeticError):
+class ApproximationError(MceLlmError, ArithmeticError):
     """No rational function with a bearable number of poles reaches the accuracy on so wide an interval."""
 
 

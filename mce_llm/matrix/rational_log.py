@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mce_llm.errors import MceLlmError
 from mce_llm.matrix.errors import MatrixInputError
 from mce_llm.matrix.log_approximation import ApproximationError, LogApproximation, log_approximation
 from mce_llm.matrix.precision import full_precision
@@ -36,7 +37,7 @@ _LARGEST_CONDITION_TIMES_EPS = 1 / 16
 _PROBES = 8
 
 
-class RationalLogError(ArithmeticError):
+class RationalLogError(MceLlmError, ArithmeticError):
     """The logarithm of this matrix cannot be had from resolvents; the eigendecomposition has to do it."""
 
 

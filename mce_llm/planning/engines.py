@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mce_llm.messages import nearest_hint
 from mce_llm.planning.shapes import ModelShape, PlanningError, TrainingShape
 from mce_llm.planning.states import (
     Precision,
@@ -20,6 +19,7 @@ from mce_llm.planning.states import (
     state_bytes,
     weight_bytes,
 )
+from mce_llm.running.messages import nearest_hint
 
 # deepspeed/runtime/zero/config.py: elements.
 REDUCE_BUCKET = 500_000_000

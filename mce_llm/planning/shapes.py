@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from mce_llm.errors import MceLlmError
+
 GIB = 2**30
 
 Role = Literal["embedding", "head", "linear", "norm", "adapter", "other"]
 Attention = Literal["sdpa", "flash", "eager"]
 
 
-class PlanningError(ValueError):
+class PlanningError(MceLlmError, ValueError):
     """Memory cannot be worked out from what was given; the message says what is missing or unknown."""
 
 

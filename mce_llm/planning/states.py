@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mce_llm.messages import nearest_hint
 from mce_llm.planning.shapes import ModelShape, ParameterGroup, PlanningError, TrainingShape, bytes_of
+from mce_llm.running.messages import nearest_hint
 
 # 4-bit "normal float" with quantised scales: 4 + 8/64 + 32/(64 · 256) bits (Dettmers et al. 2023, arXiv 2305.14314, §3).
 _QUANTIZED_BYTES = {"4bit": (4 + 8 / 64 + 32 / (64 * 256)) / 8, "8bit": 1.0}

@@ -6,7 +6,7 @@ import pytest
 
 from mce_llm.commands.data_examination import examine_data
 from mce_llm.data import get_prompt, load_examples, load_tokenizer, tokenize_examples, write_jsonl
-from mce_llm.recipes.settings import DataArguments
+from mce_llm.finetuning.settings import DataArguments
 
 
 @pytest.fixture(scope="module")

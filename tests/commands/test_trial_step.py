@@ -10,7 +10,7 @@ from mce_llm.commands import trial_step
 from mce_llm.commands.recipe_shapes import read_recipe
 from mce_llm.commands.trial_step import shrunken_config, shrunken_model, try_step
 from mce_llm.data import load_tokenizer
-from mce_llm.recipes.settings import ModelSourceError
+from mce_llm.finetuning.settings import ModelSourceError
 
 # As the families come, but for the vocabulary: widths and heads of 1B to 9B models.
 FULL_SIZE = {

@@ -14,11 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mce_llm.eval import gsm8k, tasks
+from helpers.scripts import ROOT
+from mce_llm.eval import tasks
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.gsm8k import Gsm8kConfig, evaluate_gsm8k, main
+from mce_llm.running.folder import LOCK
 
-SCRIPT = Path(gsm8k.__file__).resolve()
+SCRIPT = ROOT / "eval" / "gsm8k.py"
 
 
 def options(model, questions, output, **changed):
@@ -171,9 +173,9 @@ def test_changed_questions_are_refused(tmp_path, model_directory, questions):
 
 def test_two_runs_at_once_are_refused(tmp_path, model_directory, questions):
     tmp_path.joinpath("out").mkdir()
-    with (tmp_path / "out" / ".lock").open("w") as lock:
+    with (tmp_path / "out" / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(EvaluationError, match="another evaluation is writing to"):
+        with pytest.raises(EvaluationError, match="another run is writing to"):
             evaluate_gsm8k(Gsm8kConfig(**options(model_directory, questions, tmp_path / "out")))
 
 
@@ -182,7 +184,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, model_directory, questions, capsys, 
         interrupt_after(patch, 4, KeyboardInterrupt())
         assert main(command_line(options(model_directory, questions, tmp_path))) == 130
     assert (
-        f"interrupted: 4 answers are kept in {tmp_path}; the same command goes on" in capsys.readouterr().err
+        f"interrupted; the same command goes on from the 4 answers that are kept in {tmp_path}"
+        in capsys.readouterr().err
     )
     assert main(command_line(options(model_directory, questions, tmp_path))) == 0
     assert "4 answers" in capsys.readouterr().out

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.scripts import ROOT
 from mce_llm.data import DataError, get_prompt, write_jsonl
-from mce_llm.eval import gsm8k
 from mce_llm.eval.answers import extract_answer
 from mce_llm.eval.errors import EvaluationError, GenerationError
 from mce_llm.eval.gsm8k import Gsm8kConfig, evaluate_gsm8k, main
 from mce_llm.eval.intervals import wilson_interval
 
-SCRIPT = Path(gsm8k.__file__).resolve()
+SCRIPT = ROOT / "eval" / "gsm8k.py"
 
 
 def options(model_directory, questions, output, **changed):

@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from helpers.scripts import ROOT
 from mce_llm.data import DataError, write_jsonl
-from mce_llm.eval import math as math_script
 from mce_llm.eval.engines.decoding import Generation
 from mce_llm.eval.math import MathConfig, evaluate_math, main
 from mce_llm.eval.tasks import GSM8K, MATH
 
-SCRIPT = Path(math_script.__file__).resolve()
+SCRIPT = ROOT / "eval" / "hendrycks_math.py"
 
 
 @pytest.fixture(scope="module")

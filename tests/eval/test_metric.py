@@ -70,7 +70,7 @@ SOLUTIONS = {
 
 @pytest.mark.parametrize("name", SOLUTIONS)
 def test_gives_the_numbers_of_the_runs(load, name):
-    """Each generation is judged by the task of `eval/gsm8k.py` and `eval/math.py`, and all of them by the metric."""
+    """Each generation is judged by the task of `eval/gsm8k.py` and `eval/hendrycks_math.py`, and all of them by the metric."""
     if name == "math":
         pytest.importorskip("math_verify")
     items = [

@@ -3,8 +3,8 @@
 import torch
 
 from helpers.models import make_model
-from mce_llm.recipes.adapters import with_lora
-from mce_llm.recipes.settings import ModelArguments
+from mce_llm.finetuning.adapters import with_lora
+from mce_llm.finetuning.settings import ModelArguments
 
 VARIANTS = {
     "lora": {},

@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 import mce_llm.lm.training.mixin as mixin
 from helpers.models import VOCABULARY, make_model
 from mce_llm.lm import MatrixTrainer, MatrixTrainingArguments
-from mce_llm.processes import leave_processes
+from mce_llm.running.processes import leave_processes
 
 JOB = json.loads(Path(sys.argv[1]).read_text())
 ENGINE, OUT = JOB["engine"], Path(JOB["out"])

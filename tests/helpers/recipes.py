@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from helpers.scripts import ROOT
 from mce_llm.data import train_tokenizer
-from mce_llm.recipes import finetune
 
-RECIPES = Path(finetune.__file__).resolve().parent
+RECIPES = ROOT / "recipes"
 
 
 def save_tiny_model(folder, rows):

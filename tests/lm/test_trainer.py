@@ -221,7 +221,7 @@ import json, sys
 sys.path[:0] = {folders!r}
 from test_trainer import Rows, collate, arguments, make_model, InOrder, logged
 import torch
-from mce_llm.processes import leave_processes
+from mce_llm.running.processes import leave_processes
 
 kind, accumulation, rows, out, broken = sys.argv[1:]
 args = arguments(out, matrix_kind=kind, gradient_accumulation_steps=int(accumulation), max_steps=3,

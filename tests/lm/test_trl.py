@@ -220,7 +220,7 @@ import json, sys
 sys.path.insert(0, {tests!r})
 import torch
 from helpers.sft import logged, make_tokenizer, trained
-from mce_llm.processes import leave_processes
+from mce_llm.running.processes import leave_processes
 
 out, rows = sys.argv[1:]
 trainer = trained(make_tokenizer(), out, per_device_train_batch_size=int(rows))

@@ -9,8 +9,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from helpers.recipes import run_script, words
+from helpers.scripts import load_script
 from mce_llm.data import write_jsonl
-from mce_llm.recipes.finetune import run
+
+finetune = load_script("recipes/finetune.py")
+run = finetune.run
 
 GOOD = {"question": "Tom has 3 apples and buys 5. How many?", "answer": "3 + 5 = 8\n#### 8"}
 _ENCODER = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}

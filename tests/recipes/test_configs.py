@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from helpers.models import make_model
 from helpers.recipes import RECIPES, logged, words
-from mce_llm.recipes.finetune import main
+from helpers.scripts import load_script
+
+finetune = load_script("recipes/finetune.py")
+main = finetune.main
 
 CONFIGS = sorted(path.name for path in RECIPES.glob("*.yaml"))
 PAIRS = [

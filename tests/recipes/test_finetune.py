@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.recipes import RECIPES, logged, run_script, words
-from mce_llm.recipes.configuration import parse_recipe
-from mce_llm.recipes.finetune import main, run
+from helpers.scripts import load_script
+from mce_llm.finetuning.configuration import parse_recipe
+
+finetune = load_script("recipes/finetune.py")
+main, run = finetune.main, finetune.run
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--main_process_port", "0")
 SHAPE = {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}

@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers.recipes import RECIPES, logged, run_script, words
-from mce_llm.recipes.finetune import main
+from helpers.scripts import load_script
+
+finetune = load_script("recipes/finetune.py")
+main = finetune.main
 
 KINDS = ("token", "marginal", "expected")
 # One optimizer step is two micro-steps of four rows, whoever computes them: the batch kinds then see the same rows.

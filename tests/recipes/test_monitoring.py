@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from helpers.recipes import run_script, words
-from mce_llm.recipes.configuration import parse_recipe
+from mce_llm.finetuning.configuration import parse_recipe
 
 CANARY = "hf_canaryCANARYcanary0123456789"
 

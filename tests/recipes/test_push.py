@@ -6,7 +6,9 @@ from huggingface_hub import ModelCard
 
 from helpers.hub import running_hub
 from helpers.recipes import words
-from mce_llm.recipes import finetune
+from helpers.scripts import load_script
+
+finetune = load_script("recipes/finetune.py")
 
 TOKEN = "hf_right"
 

@@ -4,15 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from helpers.scripts import ROOT, load_script
 from mce_llm.data import load_examples
 from mce_llm.eval.answers import extract_answer, gold_expression, gold_value, is_correct
-from mce_llm.recipes import toy_study
 
-SCRIPT = Path(toy_study.__file__).with_name("reproduce_gsm8k.sh")
+toy_study = load_script("recipes/toy_study.py")
+
+SCRIPT = ROOT / "recipes" / "reproduce_gsm8k.sh"
 
 
 def run(*arguments, timeout=60, **environment):
@@ -68,7 +69,7 @@ def test_options_reach_the_commands():
     trainings = [line for line in result.stdout.splitlines() if "finetune.py" in line]
     assert len(trainings) == 4
     assert all("--num_processes 4" in line and line.endswith("--max_steps 5") for line in trainings)
-    evaluations = [line for line in result.stdout.splitlines() if "eval/math.py" in line]
+    evaluations = [line for line in result.stdout.splitlines() if "eval/hendrycks_math.py" in line]
     assert all("--num_processes 4" in line and "--batch_size 9" in line for line in evaluations)
     assert "x/seed8/mce/math" in evaluations[-1]
 

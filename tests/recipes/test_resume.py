@@ -13,9 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.recipes import RECIPES, logged, run_script, words
+from helpers.scripts import load_script
 from mce_llm.lm import MatrixTrainer
 from mce_llm.lm.training.manifest import problem_of, read_manifest, vouch, write_manifest
-from mce_llm.recipes.finetune import main, run
+
+finetune = load_script("recipes/finetune.py")
+main, run = finetune.main, finetune.run
 
 # The settings, and the micro-step that is interrupted: after optimizer step 9, in an epoch after the first.
 EVERY_KIND = {
@@ -301,7 +304,6 @@ def test_preempted(settings, started, tmp_path, kind):
 # Sixty rows are loaded and trained on faster than a busy machine sends a signal.
 MUCH_DATA = """
 import sys, time
-from mce_llm.recipes import finetune
 load = finetune.tokenized
 finetune.tokenized = lambda *given: (time.sleep(60), load(*given))[1]
 sys.exit(finetune.run(sys.argv[2:]))

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from helpers.recipes import words
+from helpers.scripts import load_script
 from mce_llm.lm import MatrixTrainer
-from mce_llm.recipes.finetune import run
+
+finetune = load_script("recipes/finetune.py")
+run = finetune.run
 
 WIDER = "{model_type: llama, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4}"
 

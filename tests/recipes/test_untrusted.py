@@ -14,8 +14,11 @@ import yaml
 from safetensors.torch import load_file
 
 from helpers.recipes import words
+from helpers.scripts import load_script
 from mce_llm.data import write_jsonl
-from mce_llm.recipes.finetune import run
+
+finetune = load_script("recipes/finetune.py")
+run = finetune.run
 
 CODE = """
 import pathlib

@@ -6,18 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from mce_llm import recipes
-from mce_llm.vision import pretrain
+from helpers.scripts import ROOT, load_script
 from mce_llm.vision.models import load_backbone
 from mce_llm.vision.running import run_script
 from mce_llm.vision.training.method import METHODS
 
-CPU = Path(recipes.__file__).parent / "accelerate" / "cpu.yaml"
+pretrain = load_script("vision/pretrain.py")
+
+CPU = ROOT / "recipes" / "accelerate" / "cpu.yaml"
 TINY = {
     "dataset": "shapes",
     "limit": 40,

@@ -23,14 +23,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mce_llm.lm.training import manifest
 from mce_llm.lm.training.pickles import UnsafeCheckpointError, data_only, unsafe_file
-from mce_llm.messages import cause
-from mce_llm.processes import gather, say
+from mce_llm.running.folder import CheckpointError
+from mce_llm.running.messages import cause
+from mce_llm.running.processes import gather, say
 
 _Result = TypeVar("_Result")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be gone on from; the message says why and what to do."""
 
 
 def list_checkpoints(output: Path) -> list[tuple[int, Path]]:

@@ -25,11 +25,9 @@ from torch.distributed import (
     is_initialized,
 )
 
+from mce_llm.errors import NonFiniteLossError
+
 _ROWS_SHOWN = 16
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss or a gradient was not finite; the message says at which step, on which rank and in which rows."""
 
 
 @dataclass

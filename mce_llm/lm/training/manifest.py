@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mce_llm.running.files import flush_folder
+
 MANIFEST = "manifest.json"
 INCOMPLETE = "INCOMPLETE"  # there from before the first file of a save until after the manifest
 _REMOVED = ".removed-"  # what is being deleted bears this in front of its name
@@ -48,7 +50,7 @@ def create(folder: Path, owner: Mapping[str, Any]) -> None:
         shutil.rmtree(unborn)
         if not folder.is_dir():
             raise
-    flush_directory(folder.parent)
+    flush_folder(folder.parent)
 
 
 def marker_of(folder: Path) -> dict[str, Any] | None:
@@ -98,9 +100,9 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     unborn.rename(folder / MANIFEST)
-    flush_directory(folder)
+    flush_folder(folder)
     (folder / INCOMPLETE).unlink(missing_ok=True)
-    flush_directory(folder)
+    flush_folder(folder)
 
 
 def vouch(folder: str | Path) -> None:
@@ -119,18 +121,7 @@ def flush(folder: Path) -> None:
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir()), folder.parent]:
-        flush_directory(path)
-
-
-def flush_directory(folder: Path) -> None:
-    """Have a directory's entries on disk, on file systems that know how to."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:  # some network file systems refuse it, and write entries through by themselves
-        pass
-    finally:
-        os.close(descriptor)
+        flush_folder(path)
 
 
 def problem_of(folder: Path) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import get_world_size, group, is_available, is_initialized
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from mce_llm import preemption
+from mce_llm.errors import MceLlmError
 from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import causal_model, find_head
@@ -29,9 +29,10 @@ from mce_llm.lm.training.monitoring import add_monitoring
 from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
 from mce_llm.lm.training.row_ids import ROW_IDS, NumberedCollator, NumberedRows
+from mce_llm.running import preemption
 
 
-class UnsupportedTrainerError(TypeError):
+class UnsupportedTrainerError(MceLlmError, TypeError):
     """The trainer behind `MatrixLossMixin` does not take its loss from the model; the message says what to use."""
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy
 import torch
 
-from mce_llm.messages import cause
+from mce_llm.errors import MceLlmError
+from mce_llm.running.messages import cause
 
 _SUFFIXES = (".pt", ".pth", ".bin")
 _INDEX = ".metadata"  # of a distributed checkpoint: a pickle by itself, loaded by pickle
@@ -64,7 +65,7 @@ _INDEX_NAMES = {  # which tensor lies where in the files of a distributed checkp
 }
 
 
-class UnsafeCheckpointError(RuntimeError):
+class UnsafeCheckpointError(MceLlmError, RuntimeError):
     """A file of a checkpoint would run code when it is loaded; nothing of it has been loaded."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from mce_llm.preemption import PreemptedError, reason
+from mce_llm.running.preemption import PreemptedError, reason
 
 
 class PreemptionCallback(TrainerCallback):

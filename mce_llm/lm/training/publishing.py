@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
+from mce_llm.errors import MceLlmError
 from mce_llm.lm.training.card_facts import DataRecord
 from mce_llm.lm.training.model_card import kept, write_model_card
-from mce_llm.messages import cause
+from mce_llm.running.messages import cause
 
 _logger = logging.get_logger(__name__)
 # An answer of the hub that refuses, and what goes wrong on the way there: which HTTP library is used differs by version.
 _HUB_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
 
 
-class HubError(RuntimeError):
+class HubError(MceLlmError, RuntimeError):
     """The hub could not be reached, or refused; the message says what to do, and that the model is saved."""
 
 

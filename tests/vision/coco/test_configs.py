@@ -1,16 +1,14 @@
 """The configurations that come with the package say what they are named after."""
 
-from pathlib import Path
-
 import pytest
 
-from mce_llm.configuration import parse_settings
-from mce_llm.vision import coco
+from helpers.scripts import ROOT
+from mce_llm.running.settings import parse_settings
 from mce_llm.vision.coco import CocoDataSettings, DetectorSettings, ScheduleSettings
 from mce_llm.vision.coco.settings import SCHEDULES
 from mce_llm.vision.running import RunSettings
 
-CONFIGS = Path(coco.__file__).parents[1] / "configs"
+CONFIGS = ROOT / "vision" / "configs"
 GROUPS = (CocoDataSettings, DetectorSettings, ScheduleSettings, RunSettings)
 
 

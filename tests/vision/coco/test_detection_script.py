@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
-from mce_llm.vision import detection
+from helpers.scripts import ROOT, load_script
 from mce_llm.vision.running import run_script
 
-ROOT = Path(detection.__file__).parents[1]
+detection = load_script("vision/detection.py")
 
 
 @pytest.fixture

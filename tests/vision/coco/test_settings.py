@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mce_llm.configuration import ConfigurationError, parse_settings
+from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.coco import CocoDataSettings, DetectorSettings, ScheduleSettings
 
 EVAL = {"eval_images": "images", "eval_annotations": "instances.json"}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision import datasets as torchvision_datasets
 
-from mce_llm.configuration import ConfigurationError, parse_settings
+from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.data import AugmentationSettings, DataSettings, ImageDataError, open_images
 
 

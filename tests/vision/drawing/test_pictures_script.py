@@ -8,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mce_llm.vision import pictures
+from helpers.scripts import load_script
 from mce_llm.vision.data import AugmentationSettings, DataSettings, open_images, sample_seed, train_views
 from mce_llm.vision.drawing.settings import parse_pictures
 from mce_llm.vision.models import BackboneSpec, build_backbone, save_backbone
 from mce_llm.vision.running import run_script
+
+pictures = load_script("vision/pictures.py")
 
 RECIPE = """
 output_dir: somewhere/else

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mce_llm.vision import export
+from helpers.scripts import load_script
 from mce_llm.vision.exporting import writing
 from mce_llm.vision.models import load_backbone
 from mce_llm.vision.running import run_script
+
+export = load_script("vision/export.py")
 
 NARROW = {"channels": [8, 16, 32, 64]}
 

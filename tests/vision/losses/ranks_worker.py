@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mce_llm.vision.losses import LOSSES, ViewLossError, build_loss, gathering
+from mce_llm.errors import MceLlmError
+from mce_llm.vision.losses import LOSSES, build_loss, gathering
 
 SHARES = (7, 4)  # rows of each rank
 DIM = 6
@@ -69,7 +70,7 @@ def plain_all_gather(tensors, problem=None, group=None):
 def error_of(call):
     try:
         call()
-    except ViewLossError as error:
+    except MceLlmError as error:
         return type(error).__name__, str(error)
     return None
 

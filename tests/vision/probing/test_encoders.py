@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from mce_llm.configuration import ConfigurationError
+from mce_llm.running.settings import ConfigurationError
 from mce_llm.vision.data import DataSettings
 from mce_llm.vision.models import BackboneFileError, BackboneSpec, build_backbone, save_backbone
 from mce_llm.vision.probing import EncoderSettings, open_encoder, prepared_as

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mce_llm.preemption import PreemptedError
+from mce_llm.running.preemption import PreemptedError
 from mce_llm.vision.data import classify_view, view_loader
 from mce_llm.vision.probing import FineTuningSettings, ProbeError, encode_images, fine_tuning
 from mce_llm.vision.probing.fine_tuning import fine_tune, with_classifier

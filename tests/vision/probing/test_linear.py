@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mce_llm.preemption import PreemptedError
+from mce_llm.running.preemption import PreemptedError
 from mce_llm.vision.data import ImageDataError
 from mce_llm.vision.probing import LinearProbe, ProbeError, ProbeSettings, fitting, linear
 from mce_llm.vision.probing.encoders import Encoder

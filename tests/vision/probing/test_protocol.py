@@ -1,14 +1,12 @@
-from pathlib import Path
-
 import pytest
 
-from mce_llm.configuration import ConfigurationError, parse_settings
-from mce_llm.vision import probing
+from helpers.scripts import ROOT
+from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.data import DataSettings
 from mce_llm.vision.probing import EncoderSettings, FineTuningSettings, ProbeSettings
 from mce_llm.vision.running import RunSettings
 
-CONFIGS = Path(probing.__file__).parents[1] / "configs"
+CONFIGS = ROOT / "vision" / "configs"
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mce_llm.vision import knn, linear_probe, semi_supervised
+from helpers.scripts import ROOT, load_script
 from mce_llm.vision.models import load_backbone
 from mce_llm.vision.running import run_script
 
-ROOT = Path(knn.__file__).parents[1]
+knn = load_script("vision/knn.py")
+linear_probe = load_script("vision/linear_probe.py")
+semi_supervised = load_script("vision/semi_supervised.py")
+
 DATA = {"dataset": "shapes", "limit": 61, "eval_limit": 37, "image_size": 8, "num_workers": 0, "cpu": True}
 TINY = {
     "backbone": "timm/resnet18",

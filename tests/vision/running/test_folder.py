@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from mce_llm.configuration import ConfigurationError
+from mce_llm.running.settings import ConfigurationError
 from mce_llm.vision.running import OutputError, RunSettings, load_checkpoint, open_run, save_checkpoint
 
 

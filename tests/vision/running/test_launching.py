@@ -5,9 +5,9 @@ import signal
 import pytest
 import torch
 
-from mce_llm.configuration import ConfigurationError
-from mce_llm.preemption import PreemptedError, training
-from mce_llm.processes import LaunchError
+from mce_llm.running.preemption import PreemptedError, training
+from mce_llm.running.processes import LaunchError
+from mce_llm.running.settings import ConfigurationError
 from mce_llm.vision.models import BackboneError
 from mce_llm.vision.running import leave_if_asked, run_script, stop_agreed
 from mce_llm.vision.running.launching import make_accelerator

@@ -25,7 +25,7 @@ from transformers import (
 from mce_llm.lm.heads import causal_model
 from mce_llm.lm.training.monitoring.throughput import paused
 from mce_llm.lm.training.monitoring.trackers import add_texts
-from mce_llm.step_log import StepLog
+from mce_llm.running.step_log import StepLog
 
 SAMPLES_FILE = "samples.jsonl"
 # Prompts taken from the data, and rows looked at to find them.

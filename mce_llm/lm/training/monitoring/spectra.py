@@ -13,8 +13,8 @@ from mce_llm.lm.patch import MatrixLossPatch
 from mce_llm.lm.training.monitoring.head_sample import HeadSample, Measurement
 from mce_llm.lm.training.monitoring.spectrum import Spectrum
 from mce_llm.lm.training.monitoring.trackers import add_histogram, log_scalars
-from mce_llm.processes import say
-from mce_llm.step_log import StepLog
+from mce_llm.running.processes import say
+from mce_llm.running.step_log import StepLog
 
 SPECTRA_FILE = "spectra.jsonl"
 # Smaller shares are rounding, and would stretch the axis of a histogram of logarithms.

@@ -16,7 +16,7 @@ from mce_llm.lm.patch import MatrixLossPatch
 from mce_llm.lm.training.monitoring.flops import ModelFlops, peak_flops
 from mce_llm.lm.training.monitoring.spectra import patch_of
 from mce_llm.lm.training.monitoring.trackers import log_scalars
-from mce_llm.processes import say
+from mce_llm.running.processes import say
 
 _GIB = 2.0**30
 

@@ -19,7 +19,7 @@ from helpers.models import make_model
 from helpers.monitored import trainer_for
 from mce_llm.data import generate_problems, train_tokenizer
 from mce_llm.lm.training.monitoring.flops import ModelFlops
-from mce_llm.processes import leave_processes
+from mce_llm.running.processes import leave_processes
 
 kind, rows, out, masked, engine = sys.argv[1:]
 changes = {{}}

@@ -1,0 +1,19 @@
+"""The base of every error that this package raises for what a caller or a user can mend. Standard library only."""
+
+from __future__ import annotations
+
+
+class MceLlmError(Exception):
+    """Something that the message explains: the value, the limit, and what to do instead.
+
+    Command lines print such an error as one line and leave with exit code 2; every other exception is a defect and
+    keeps its traceback. Subclasses also derive from the built-in type that a caller would expect, such as ValueError.
+    """
+
+
+class LossInputError(MceLlmError, ValueError):
+    """What a loss was given does not fit together, or it is not defined there; the message lists all problems."""
+
+
+class NonFiniteLossError(MceLlmError, FloatingPointError):
+    """A loss, its gradient or what it is formed from is infinite or NaN, and must not be trained on."""

@@ -1,0 +1,88 @@
+"""What a fine-tuning recipe can be told: the groups of its settings, and how they depend on each other.
+
+How files and command lines are read is in `mce_llm.running.settings`.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mce_llm.finetuning.settings import DataArguments, ModelArguments
+from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
+from mce_llm.running.settings import ConfigurationError, parse_settings, raise_all
+
+# Each is a number of rows or steps, and none of them can be zero.
+_COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+
+
+@dataclass
+class Recipe:
+    """Everything that one run of a recipe was told.
+
+    Attributes:
+        model: Which model is trained.
+        data: What on.
+        training: How, the matrix loss included.
+        given: The settings that were given, file and command line merged, by name.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: MatrixTrainingArguments
+    given: dict[str, Any]
+
+
+def parse_recipe(argv: Sequence[str]) -> Recipe:
+    """Read `--config FILE.yaml` and overrides such as `--learning_rate 1e-5`; overrides win.
+
+    Args:
+        argv: The command line, without the program's name.
+
+    Returns:
+        The settings, checked.
+
+    Raises:
+        ConfigurationError: A file that cannot be read, unknown settings (with the nearest known name), values of
+            the wrong kind, or values that cannot be used.
+    """
+    try:
+        (model, data, training), given = parse_settings(
+            (ModelArguments, DataArguments, MatrixTrainingArguments),
+            argv,
+            adjust=_adjusted,
+            comma_lists=("lora_target_modules", "lora_modules_to_save"),
+        )
+    except (ConfigurationError, MatrixLossConfigError):
+        raise
+    except (ValueError, ImportError) as error:  # what TrainingArguments raises for settings that do not fit
+        raise ConfigurationError(" ".join(str(error).split())) from error
+    return Recipe(model, data, training, given)
+
+
+def _adjusted(settings: Namespace, given: frozenset[str]) -> list[str]:
+    """The accumulation that `total_batch_size` asks for."""
+    raise_all(
+        [f"{name} must be at least 1, got {n}" for name in _COUNTS if (n := getattr(settings, name)) < 1]
+    )
+    if settings.total_batch_size is None:
+        return []
+    return _accumulation(settings, given="gradient_accumulation_steps" in given)
+
+
+def _accumulation(settings: Namespace, *, given: bool) -> list[str]:
+    """`--gradient_accumulation_steps` such that an optimizer step has `total_batch_size` rows."""
+    total, rows = settings.total_batch_size, settings.per_device_train_batch_size
+    if given:
+        raise ConfigurationError("give one of total_batch_size and gradient_accumulation_steps, not both")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    at_once = processes * rows
+    if total < 1 or total % at_once:
+        raise ConfigurationError(
+            f"total_batch_size must be a multiple of {at_once} ({processes} processes × "
+            f"per_device_train_batch_size {rows}), got {total}"
+        )
+    return [f"--gradient_accumulation_steps={total // at_once}"]

@@ -1,0 +1,175 @@
+"""The tokenizer and the model that a recipe trains: loaded, perhaps quantised, or made from scratch.
+
+Every problem is raised as a `ModelSourceError` that says what to change. Adapters are put on in `adapters`, training
+itself is in the recipe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mce_llm.data import load_tokenizer
+from mce_llm.finetuning.quantization import quantized_loading
+from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
+from mce_llm.running.messages import cause, loading_problem, model_path_problem, nearest_hint
+from mce_llm.running.processes import say
+from mce_llm.running.settings import names_of
+
+
+def whole_size(parameter: torch.nn.Parameter) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 has cut into shards."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def tokenizer_of(settings: ModelArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer, named by itself or the model's own.
+
+    Raises:
+        ModelSourceError: The model's directory is none.
+        DataError: There is no usable tokenizer.
+    """
+    source = str(settings.tokenizer_name_or_path or settings.model_name_or_path)
+    # A directory with a tokenizer alone is fine where it is asked for as one.
+    alone = settings.tokenizer_name_or_path is not None and Path(source).expanduser().is_dir()
+    if not alone and (problem := model_path_problem(source)):
+        raise ModelSourceError(problem)
+    tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        say(f"tokenizer: no padding token, padding with {tokenizer.eos_token!r} (labels do not depend on it)")
+    return tokenizer
+
+
+def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The model, pretrained or from scratch.
+
+    Raises:
+        ModelSourceError: It cannot be found or made, or its weights are incomplete or not finite.
+    """
+    if settings.model_config is not None:
+        return new_model(settings, tokenizer)
+    source = str(settings.model_name_or_path)
+    if problem := model_path_problem(source):
+        raise ModelSourceError(problem)
+    quantized = quantized_loading(settings, unquantized_layers(settings, tokenizer))
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
+            **quantized,
+        )
+    except Exception as error:  # hub, safetensors and configuration errors have no common type
+        raise ModelSourceError(
+            f"cannot load a causal language model from {source!r}: {loading_problem(error)}"
+        ) from error
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelSourceError(
+            f"the checkpoint {source!r} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
+            "they would be random numbers"
+        )
+    # What an engine keeps elsewhere (ZeRO-3 in shards, FSDP2 on the first process alone) is not looked at here.
+    at_hand = [(name, p) for name, p in model.named_parameters() if p.numel() and not p.is_meta]
+    broken = [name for name, p in at_hand if not torch.isfinite(p).all()]
+    if broken:
+        raise ModelSourceError(
+            f"{len(broken)} weights of {source!r} are not finite (first: {broken[0]}); the checkpoint is damaged "
+            "or its training diverged"
+        )
+    return model
+
+
+def without_weights(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+    """The model's layers on the meta device: in no time and memory, what can be said before weights are loaded.
+
+    Returns:
+        The model, or None where its code comes with the checkpoint.
+
+    Raises:
+        ModelSourceError: There is no such model.
+    """
+    source = settings.model_name_or_path or "model_config"
+    if settings.model_config is None and (problem := model_path_problem(source)):
+        raise ModelSourceError(problem)
+    try:
+        if settings.model_config is None:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+        else:
+            config = new_config(settings, tokenizer)
+        # The class itself, not from_config, which shards the weights where ZeRO-3 is in use.
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        with torch.device("meta"):
+            return None if model_class is None else model_class(config)
+    except ModelSourceError:
+        raise
+    except Exception as error:  # hub, configuration and model errors have no common type
+        raise ModelSourceError(
+            f"cannot load a causal language model from {source!r}: {loading_problem(error)}"
+        ) from error
+
+
+def unquantized_layers(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
+    """The layers that quantisation leaves alone: the output head, and what is trained whole; None if unknown."""
+    if settings.quantization is None or (model := without_weights(settings, tokenizer)) is None:
+        return None
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if module is head] + names_of(
+        settings.lora_modules_to_save
+    )
+
+
+def new_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model with random weights, as `model_config` says.
+
+    Raises:
+        ModelSourceError: There is no such model.
+    """
+    config = new_config(settings, tokenizer)
+    try:
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
+    except Exception as error:  # each library that has a say checks the settings in its own way
+        raise ModelSourceError(f"cannot make a model from model_config: {cause(error)}") from error
+    return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
+
+
+def new_config(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """The configuration that `model_config` says, completed from the tokenizer.
+
+    Raises:
+        ModelSourceError: There is no such model.
+    """
+    shape = dict(settings.config_settings)
+    if "vocab_size" not in shape:
+        shape["vocab_size"] = len(tokenizer)
+        say(f"model_config: vocab_size {len(tokenizer)}, from the tokenizer")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        shape.setdefault(name, getattr(tokenizer, name))
+    model_type = shape.pop("model_type")
+    try:
+        usual: Any = AutoConfig.for_model(model_type)
+        config = AutoConfig.for_model(model_type, **shape)
+    except Exception as error:  # each library that has a say checks the settings in its own way
+        raise ModelSourceError(f"cannot make a model from model_config: {cause(error)}") from error
+    # transformers keeps what it does not know, and nothing ever reads it.
+    given = settings.config_settings
+    unknown = [name for name in given if hasattr(config, name) and not hasattr(usual, name)]
+    if unknown:
+        hint = nearest_hint(unknown[0], usual.to_dict())
+        raise ModelSourceError(
+            f"cannot make a model from model_config: {model_type} has no setting {', '.join(unknown)}{hint}"
+        )
+    return config

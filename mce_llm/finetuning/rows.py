@@ -1,0 +1,47 @@
+"""The rows that a recipe trains on: one source's examples, tokenised, perhaps packed, and a record of what they are."""
+
+from __future__ import annotations
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from mce_llm.data import KNOWN_SOURCES, get_prompt, load_examples, pack_examples, tokenize_examples
+from mce_llm.finetuning.settings import DataArguments
+from mce_llm.lm.training.card_facts import DataRecord
+from mce_llm.running.processes import say
+
+
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, settings: DataArguments, source: str, split: str, role: str
+) -> tuple[Dataset, DataRecord]:
+    """Examples of one source, tokenised for completion-only training, packed if asked for; and what they are."""
+    # The main process of each machine fills the cache of `datasets`; the others then read it.
+    with PartialState().local_main_process_first():
+        examples = load_examples(
+            source,
+            split=split,
+            name=settings.dataset_name if role == "train" else None,
+            columns=settings.column_mapping,
+            format=settings.dataset_format,
+            limit=settings.limit if role == "train" else settings.eval_limit,
+        )
+        rows, report = tokenize_examples(
+            examples,
+            tokenizer,
+            get_prompt(settings.prompt),
+            max_length=settings.max_length,
+            overlong="drop" if settings.overlong == "drop" else "truncate",
+        )
+        say(f"{role} data: {source}\n{report}")
+        if settings.packing:
+            rows, packing_report = pack_examples(rows, settings.max_length)
+            say(str(packing_report))
+    return rows, DataRecord(
+        role=role,
+        source=KNOWN_SOURCES.get(source, (source, None))[0],
+        split=split,
+        examples=report.kept,
+        prompt=settings.prompt,
+        trained_tokens=report.trained_tokens,
+    )

@@ -1,0 +1,221 @@
+"""The folder of a run, whatever runs: may it be written, is somebody else at work in it, and what is left in it.
+
+What a run adds (checkpoints, answers, journals) is the matter of the package that adds it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mce_llm.errors import MceLlmError
+from mce_llm.running.files import write_json, write_text
+from mce_llm.running.installation import DISTRIBUTION, installed_versions
+from mce_llm.running.settings import without_secrets
+
+RECIPE = "recipe.yaml"
+VERSIONS = "versions.json"
+LOCK = "_LOCK"  # what begins with an underscore is not pushed to the hub
+_PLACE_ONLY = frozenset({"output_dir", "resume", "overwrite"})  # settings that do not change the outcome
+
+
+class OutputError(MceLlmError, RuntimeError):
+    """The output folder cannot be used, or not like that; the message says what to do."""
+
+
+class CheckpointError(MceLlmError, RuntimeError):
+    """A checkpoint that cannot be written, read or gone on from; the message says why and what to do."""
+
+
+@dataclass
+class _Hold:
+    """A folder that this process holds."""
+
+    file: TextIOWrapper
+    let_go: Callable[[], object] | None
+
+
+_held: dict[Path, _Hold] = {}
+
+
+def check_place(folder: Path, *, error: type[MceLlmError] = OutputError) -> None:
+    """Refuse a place that cannot be written; only looks, so that every process may.
+
+    Args:
+        folder: The folder, there or not.
+        error: What to raise.
+
+    Raises:
+        MceLlmError: Of the type `error`: it or what is above it is a file, or there is no permission.
+    """
+    try:
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except PermissionError as problem:
+        raise error(
+            f"no permission to look into {problem.filename}; choose another output directory"
+        ) from problem
+    if not existing.is_dir():
+        raise error(f"the output {folder} cannot be a directory: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise error(f"no permission to write to {existing}; choose another output directory")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder, and see that files can be made in it.
+
+    Args:
+        folder: The folder, there or not.
+
+    Raises:
+        OutputError: It is a file, or the file system refuses.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"output_dir {str(folder)!r} is a file; name a directory")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write to output_dir {str(folder)!r}: {error.strerror or error}") from error
+
+
+def hold_folder(
+    folder: Path, *, let_go: Callable[[], object] | None = None, error: type[MceLlmError] = OutputError
+) -> bool:
+    """Have the folder for this process alone, until `release_folder` or its end, however that comes about.
+
+    A process that holds the folder already has begun a second run in it, as in a notebook: the first is told to let go.
+    Of several processes that were launched together, one holds the folder for all.
+
+    Args:
+        folder: The folder; it is made.
+        let_go: What to do where this process takes the folder over: close the files that are open in it.
+        error: What to raise.
+
+    Returns:
+        Whether a second run would be noticed; false where the file system has no locks.
+
+    Raises:
+        MceLlmError: Of the type `error`: another process is at work in the folder.
+        OSError: The file system refuses.
+    """
+    folder = folder.resolve()
+    if (mine := _held.get(folder)) is not None:
+        if mine.let_go is not None:
+            mine.let_go()
+        mine.let_go = let_go
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise error(
+                f"another run is writing to {folder} at this moment{f' ({owner})' if owner else ''}; wait for it, or "
+                "choose another output directory"
+            ) from None
+        except OSError:
+            file.close()
+            path.unlink(missing_ok=True)
+            return False
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()  # its owner has let go of it, and removed it, between our two steps
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held[folder] = _Hold(file, let_go)
+    return True
+
+
+def release_folder(folder: Path) -> None:
+    """Let others write to the folder; nothing happens where this process does not hold it."""
+    if (mine := _held.pop(folder.resolve(), None)) is not None:
+        (folder.resolve() / LOCK).unlink(missing_ok=True)
+        mine.file.close()
+
+
+def release_folders() -> None:
+    """Let go of every folder that this process holds."""
+    for folder in list(_held):
+        release_folder(folder)
+
+
+@contextmanager
+def folder_held(folder: Path, *, error: type[MceLlmError] = OutputError) -> Iterator[None]:
+    """Hold a folder as long as a block runs; see `hold_folder`."""
+    hold_folder(folder, error=error)
+    try:
+        yield
+    finally:
+        release_folder(folder)
+
+
+def write_record(folder: Path, given: Mapping[str, Any], packages: Iterable[str]) -> None:
+    """Leave what is needed to run the same again: recipe.yaml and versions.json.
+
+    Args:
+        folder: The folder.
+        given: The settings that were given; access tokens are left out.
+        packages: Whose versions the outcome depends on, beside Python's and this package's.
+
+    Raises:
+        OSError: The file system refuses.
+    """
+    write_text(folder / RECIPE, yaml.safe_dump(without_secrets(given), sort_keys=False, allow_unicode=True))
+    write_json(folder / VERSIONS, installed_versions((DISTRIBUTION, *packages)))
+
+
+def changed_settings(
+    folder: Path, given: Mapping[str, Any], *, place_only: Iterable[str] = ()
+) -> dict[str, str] | None:
+    """Find the settings that differ from those of the run that a folder holds.
+
+    Args:
+        folder: The folder.
+        given: The settings that were given now.
+        place_only: Settings that do not change the outcome, beside where the output goes.
+
+    Returns:
+        Name → `name before → now`, or None where the folder does not say what it began with.
+    """
+    try:
+        before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    if not isinstance(before, dict):
+        return None
+    now, unimportant = without_secrets(given), _PLACE_ONLY | set(place_only)
+    return {
+        name: f"{name} {before.get(name)!r} → {now.get(name)!r}"
+        for name in dict.fromkeys([*before, *now])
+        if name not in unimportant and before.get(name) != now.get(name)
+    }
+
+
+def _forget_in_child() -> None:
+    """A worker process that outlives its parent must not hold the parent's folders."""
+    for hold in _held.values():
+        hold.file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+atexit.register(release_folders)

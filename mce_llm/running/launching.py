@@ -1,0 +1,92 @@
+"""How a script begins and ends: signals, one message for what a user can mend, exit codes.
+
+| exit code | what happened |
+|---|---|
+| 0 | done |
+| 2 | a problem that its message explains; nothing was finished |
+| 130 | Ctrl-C |
+| 143 | SIGTERM or SIGUSR1: not finished, the same command goes on |
+
+Everything else is a defect of this package, and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from safetensors import SafetensorError
+
+from mce_llm.errors import MceLlmError
+from mce_llm.running.folder import release_folders
+from mce_llm.running.messages import cause
+from mce_llm.running.preemption import EXIT_CODE, PreemptedError, handle_signals
+from mce_llm.running.processes import leave_processes
+
+# How the writers of weights (safetensors) and of optimizer states (torch) say it.
+_DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
+# A launcher ends all processes as soon as one has left; what is said after that many seconds, no other one has said.
+_SECONDS_FOR_THE_FIRST = 3.0
+
+
+def run_script(
+    main: Callable[[list[str] | None], None],
+    argv: list[str] | None = None,
+    *,
+    goes_on_from: str | Callable[[], str] | None = None,
+    needs_less_memory: str = "lower batch_size, or use more processes or mixed_precision: bf16",
+) -> int:
+    """Run a script's `main`, with problems as one message instead of a traceback.
+
+    Of several processes that meet the same problem the first one says it; one that alone meets it says it a little later.
+
+    Args:
+        main: Takes the command line, None for that of the process.
+        argv: What to give it.
+        goes_on_from: Where the same command goes on from, for messages about interruptions; by default the last checkpoint.
+        needs_less_memory: What to change where the memory of a device is not enough.
+
+    Returns:
+        The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
+    """
+
+    def start() -> str:
+        return goes_on_from() if callable(goes_on_from) else goes_on_from or "the last checkpoint"
+
+    try:
+        with handle_signals():
+            main(argv)
+    except PreemptedError as stop:
+        if stop.checkpoint is not None:  # all the others have come this far too
+            leave_processes()
+        if _is_first():
+            print(stop.message(start() if goes_on_from else None), file=sys.stderr)
+        return EXIT_CODE
+    except MceLlmError as error:
+        message = str(error)
+    except torch.OutOfMemoryError as error:
+        message = f"out of memory: {cause(error)}; {needs_less_memory}"
+    except KeyboardInterrupt:
+        if _is_first():
+            print(f"\ninterrupted; the same command goes on from {start()}", file=sys.stderr)
+        return 130
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error) for sign in _DISK_FULL):
+            raise
+        message = f"the disk is full: {cause(error)}; with space, the same command goes on from {start()}"
+    else:
+        leave_processes()
+        return 0
+    finally:
+        release_folders()
+    if not _is_first():
+        time.sleep(_SECONDS_FOR_THE_FIRST)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,229 @@
+"""How a YAML file and a command line are read into dataclasses of settings, for every script of the package.
+
+One flat namespace holds all groups of a script, so `--learning_rate 1e-5` on the command line overrides
+`learning_rate: 2e-5` in the file, whichever group it belongs to. What the settings are is the scripts' matter.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from mce_llm.errors import MceLlmError
+from mce_llm.running.messages import nearest_hint
+
+
+class ConfigurationError(MceLlmError, ValueError):
+    """Settings that cannot be used; the message lists all that are wrong."""
+
+
+# Given the settings as parsed and the names of those that were given: further words for the command line.
+Adjustment = Callable[[Namespace, frozenset[str]], list[str]]
+
+
+class _Parser(HfArgumentParser):
+    """An argument parser whose errors are exceptions, without two hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing and leaving.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(f"{message} (--help lists every setting)")
+
+
+def parse_settings(
+    groups: Sequence[type],
+    argv: Sequence[str],
+    *,
+    description: str | None = None,
+    adjust: Adjustment | None = None,
+    comma_lists: Sequence[str] = (),
+    refused: Mapping[str, str] | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read `--config FILE.yaml` and overrides such as `--learning_rate 1e-5`; overrides win.
+
+    Args:
+        groups: Dataclasses whose fields are the settings; no two may share a name.
+        argv: The command line, without the program's name.
+        description: What `--help` says of the script.
+        adjust: Sees the parsed settings before the dataclasses are made, and may add words to the command line.
+        comma_lists: Settings that a YAML list may give, though they are text separated by commas.
+        refused: Names that people would try and that are no settings on purpose, with the reason.
+
+    Returns:
+        One instance of each group, and the settings that were given, file and command line merged, by name.
+
+    Raises:
+        ConfigurationError: A file that cannot be read, unknown settings (with the nearest known name), values of
+            the wrong kind, or values that cannot be used.
+    """
+    parser = _Parser(groups, allow_abbrev=False, description=description)  # type: ignore[arg-type]
+    parser.add_argument("--config", help="YAML file with settings; the command line overrides it.")
+    if "--help" in argv or "-h" in argv:
+        parser.parse_args(["--help"])
+    argv = _split_equals(argv)
+    path, argv = _take_config(argv)
+    settings = _read_yaml(path) if path is not None else {}
+    for name in comma_lists:
+        if isinstance(layers := settings.get(name), list):
+            settings[name] = ",".join(map(str, layers))
+    stray, overrides = _by_name(argv)
+    nulls = [name for name, value in settings.items() if value is None]
+    known = _known_settings(groups)
+    refused = refused or {}
+    given_names = dict.fromkeys([*settings, *overrides])
+    problems = [
+        f"{name} is no setting here: {refused[name]}"
+        if name in refused
+        else f"unknown setting {name!r}{nearest_hint(name, known)}"
+        for name in given_names
+        if name not in known
+    ]
+    problems += [
+        f"{name} cannot be null; leave it out to get its default"
+        for name in nulls
+        if name in known and type(None) not in get_args(known[name])
+    ]
+    problems += [
+        f"{name} takes one value, got a list of {len(value)}"
+        for name, value in settings.items()
+        if isinstance(value, list) and len(value) != 1 and name in known and not _takes_list(parser, name)
+    ]
+    problems += [f"unexpected word {word!r} on the command line" for word in stray]
+    raise_all(problems)
+    parser.set_defaults(**dict.fromkeys(nulls))
+    words = [word for name, value in settings.items() if value is not None for word in _words(name, value)]
+    words += [word for name, values in overrides.items() for word in _flag(name, values)]
+    parsed = parser.parse_args(words)
+    if adjust is not None:
+        words += adjust(parsed, frozenset(given_names))
+    made = parser.parse_args_into_dataclasses(words)[: len(groups)]
+    given = {**settings, **{name: _plain(getattr(parsed, name)) for name in overrides}}
+    return made, given
+
+
+def names_of(text: str | None) -> list[str]:
+    """The names in a list that is separated by commas."""
+    return [name for part in (text or "").split(",") if (name := part.strip())]
+
+
+def mapping_of(name: str, text: str | None, problems: list[str]) -> dict[str, Any]:
+    """The mapping in a setting's text; what is wrong with it is added to the problems."""
+    if text is None:
+        return {}
+    try:
+        value = yaml.safe_load(text)  # JSON is YAML
+    except yaml.YAMLError as error:
+        problems.append(f"{name} is not a mapping: {error}")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{name} must be a mapping, got {text!r}")
+        return {}
+    return value
+
+
+def raise_all(problems: list[str]) -> None:
+    """Raise one `ConfigurationError` for all problems, if there are any."""
+    if len(problems) == 1:
+        raise ConfigurationError(problems[0])
+    if problems:
+        raise ConfigurationError("".join(f"\n- {problem}" for problem in problems))
+
+
+def without_secrets(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings but for access tokens, which belong in no file and no message."""
+    return {name: value for name, value in given.items() if not name.endswith("_token")}
+
+
+def _takes_list(parser: _Parser, name: str) -> bool:
+    return any(
+        f"--{name}" in action.option_strings and action.nargs in ("+", "*") for action in parser._actions
+    )
+
+
+def _known_settings(groups: Sequence[type]) -> dict[str, Any]:
+    """Every setting and its type."""
+    types = [get_type_hints(group) for group in groups]
+    return {
+        item.name: hints[item.name]
+        for group, hints in zip(groups, types, strict=True)
+        for item in fields(group)
+        if item.init
+    }
+
+
+def _split_equals(argv: Sequence[str]) -> list[str]:
+    """`--name=value` as two words, so that there is one way to look at the command line."""
+    words: list[str] = []
+    for word in argv:
+        if word.startswith("--") and "=" in word:
+            words += word.split("=", 1)
+        else:
+            words.append(word)
+    return words
+
+
+def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    if "--config" not in argv:
+        return None, argv
+    at = argv.index("--config")
+    if at + 1 >= len(argv):
+        raise ConfigurationError("--config needs a file name")
+    return argv[at + 1], argv[:at] + argv[at + 2 :]
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(f"no configuration file {path!r}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the configuration {path!r}: {error}") from error
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise ConfigurationError(f"{path} must hold a mapping of settings, name: value")
+    return settings
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A setting from YAML as it would stand on the command line, so that both are checked alike."""
+    if isinstance(value, dict):
+        return [f"--{name}", json.dumps(value)]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _by_name(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The words that stand before the first flag, and for each flag's name those that follow it."""
+    stray: list[str] = []
+    named: dict[str, list[str]] = {}
+    current = stray
+    for word in words:
+        if word.startswith("--"):
+            current = named[word[2:]] = []
+        else:
+            current.append(word)
+    return stray, named
+
+
+def _flag(name: str, values: list[str]) -> list[str]:
+    """An override as words again; joined by `=`, a value may begin with a minus, as -1e-3 does."""
+    return [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
+
+
+def _plain(value: Any) -> Any:
+    """A value from the command line as it would stand in YAML."""
+    return yaml.safe_load(value) if isinstance(value, str) and value.startswith("{") else value

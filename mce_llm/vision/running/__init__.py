@@ -1,0 +1,22 @@
+"""What every vision script does around its own work: the run's folder and journal, checkpoints, progress."""
+
+from mce_llm.running.folder import CheckpointError, OutputError
+from mce_llm.running.launching import run_script
+from mce_llm.vision.running.checkpoint import load_checkpoint, save_checkpoint
+from mce_llm.vision.running.folder import RunFolder, RunSettings, open_run
+from mce_llm.vision.running.launching import leave_if_asked, stop_agreed
+from mce_llm.vision.running.progress import progress_bar
+
+__all__ = [
+    "CheckpointError",
+    "OutputError",
+    "RunFolder",
+    "RunSettings",
+    "leave_if_asked",
+    "load_checkpoint",
+    "open_run",
+    "progress_bar",
+    "run_script",
+    "save_checkpoint",
+    "stop_agreed",
+]

@@ -1,9 +1,0 @@
-"""What can be wrong with image data. Settings that are wrong raise `ConfigurationError`, as everywhere."""
-
-
-class ImageDataError(ValueError):
-    """A source of images cannot be found, read or used; the message says where it looked and what to change."""
-
-
-class CorruptImageError(ImageDataError):
-    """An image that cannot be decoded; the message names its file."""
