@@ -77,9 +77,59 @@ def doctor() -> None:
 
 
 @app.command(context_settings=_WITH_SETTINGS)
+def finetune(
+    context: typer.Context,
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's YAML file, or the name of one that comes along: llemma7b_metamath_mce …"
+        ),
+    ],
+) -> None:
+    """Run a fine-tuning recipe: accelerate launch recipes/finetune.py --config CONFIG.
+
+    Options of accelerate launch and settings of the recipe may follow, in any order:
+
+        mce-llm finetune llemma7b_metamath_mce --config_file zero3 --num_processes 4 --output_dir runs/mine
+
+    --config_file names a launch file, or one that comes along: ddp, zero2, zero3, zero3_offload, fsdp2, cpu. The command
+    becomes the launcher, whose exit code is 1 whatever went wrong; `python recipes/finetune.py` tells them apart.
+    """
+    from mce_llm.commands.launch import run_launch
+
+    with _problems():
+        run_launch(config, context.args)
+
+
+@app.command("copy")
+def copy_files(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="recipes, eval, vision, or single files of them; everything by default."),
+    ] = None,
+    to: Annotated[Path, typer.Option(help="The folder to copy into.")] = Path(),
+    listed: Annotated[bool, typer.Option("--list", help="Print what there is, and copy nothing.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files of the same name that were changed.")
+    ] = False,
+) -> None:
+    """Copy the recipes, configurations and scripts that come with mce-llm, to launch and to edit them."""
+    from mce_llm.commands.copying import chosen_names, copy_shipped, print_copied
+
+    with _problems():
+        if listed:
+            for name in chosen_names(names or []):
+                typer.echo(name)
+        else:
+            print_copied(copy_shipped(names or [], to, overwrite=overwrite))
+
+
+@app.command(context_settings=_WITH_SETTINGS)
 def validate(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="The recipe's YAML file.")],
+    config: Annotated[
+        str, typer.Argument(help="The recipe's YAML file, or the name of one that comes along.")
+    ],
     gpus: Annotated[
         int | None, typer.Option(help="GPUs that it is to run on; default: this machine's.")
     ] = None,
@@ -99,11 +149,12 @@ def validate(
     the recipe can run, 1 where something has to change, 2 where the settings cannot be parsed. Settings of the recipe
     may follow, as on its own command line.
     """
+    from mce_llm.commands.launch import recipe_file
     from mce_llm.commands.validate import run_validate
 
     with _problems():
         code = run_validate(
-            str(config),
+            recipe_file(config),
             context.args,
             num_gpus=gpus,
             memory_gib=memory,
@@ -118,7 +169,9 @@ def validate(
 @app.command(context_settings=_WITH_SETTINGS)
 def plan(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="The recipe's YAML file.")],
+    config: Annotated[
+        str, typer.Argument(help="The recipe's YAML file, or the name of one that comes along.")
+    ],
     gpus: Annotated[int, typer.Option(help="GPUs, over all machines.")],
     memory: Annotated[float, typer.Option(help="Memory of each GPU, GiB (an 80 GB card has about 79).")],
     engine: Annotated[
@@ -132,11 +185,17 @@ def plan(
 
         mce-llm plan recipes/llemma7b_metamath_mce.yaml --gpus 8 --memory 79 --per_device_train_batch_size 2
     """
+    from mce_llm.commands.launch import recipe_file
     from mce_llm.commands.plan import run_plan
 
     with _problems():
         run_plan(
-            str(config), context.args, num_gpus=gpus, memory_gib=memory, engine=engine, json_output=as_json
+            recipe_file(config),
+            context.args,
+            num_gpus=gpus,
+            memory_gib=memory,
+            engine=engine,
+            json_output=as_json,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from mce_llm.finetuning.settings import DataArguments, ModelArguments
 from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
-from mce_llm.running.settings import ConfigurationError, parse_settings, raise_all
+from mce_llm.running.settings import ConfigurationError, parse_settings, raise_all, settings_of
 
 # Each is a number of rows or steps, and none of them can be zero.
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
@@ -34,6 +34,11 @@ class Recipe:
     data: DataArguments
     training: MatrixTrainingArguments
     given: dict[str, Any]
+
+
+def known_settings() -> frozenset[str]:
+    """Return the name of every setting that a recipe has."""
+    return frozenset(settings_of((ModelArguments, DataArguments, MatrixTrainingArguments)))
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:

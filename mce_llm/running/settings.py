@@ -78,7 +78,7 @@ def parse_settings(
             settings[name] = ",".join(map(str, layers))
     stray, overrides = _by_name(argv)
     nulls = [name for name, value in settings.items() if value is None]
-    known = _known_settings(groups)
+    known = settings_of(groups)
     refused = refused or {}
     given_names = dict.fromkeys([*settings, *overrides])
     problems = [
@@ -150,8 +150,12 @@ def _takes_list(parser: _Parser, name: str) -> bool:
     )
 
 
-def _known_settings(groups: Sequence[type]) -> dict[str, Any]:
-    """Every setting and its type."""
+def settings_of(groups: Sequence[type]) -> dict[str, Any]:
+    """Return every setting of some groups and its type, by name.
+
+    Args:
+        groups: Dataclasses whose fields are the settings.
+    """
     types = [get_type_hints(group) for group in groups]
     return {
         item.name: hints[item.name]
