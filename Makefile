@@ -6,7 +6,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TYPECHECK := build/typecheck/mce_llm
 
 .PHONY: demo study-demo vision-demo test test-slow lint typecheck format clean
 
@@ -31,11 +30,8 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# eval/, recipes/ and vision/ install inside the package; the type checker gets to see them there.
 typecheck: $(VENV)/.installed-dev
-	@rm -rf build/typecheck && mkdir -p $(TYPECHECK)
-	@ln -s $(CURDIR)/mce_llm/* $(CURDIR)/eval $(CURDIR)/recipes $(CURDIR)/vision $(TYPECHECK)/
-	cd build/typecheck && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml mce_llm
+	$(BIN)/mypy mce_llm recipes eval vision benchmarks
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

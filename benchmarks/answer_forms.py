@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def wrong_values(value: Fraction) -> list[Fraction]:
     return sorted({candidate for candidate in candidates if candidate != value})
 
 
-def cases(records: list[dict[str, str]], texts_per_answer: int):
+def cases(
+    records: list[dict[str, str]], texts_per_answer: int
+) -> Iterator[tuple[str, str, str, str, str, str]]:
     """Yield (form, decoration, tail, text, wrong text, reference): every form of every answer.
 
     The other choices go through all their combinations in turn, so that together the answers meet all of them.

@@ -49,7 +49,7 @@ LAUNCHERS = {
     "zero3": [*LAUNCH, "--config_file", str(RECIPE.parent / "accelerate" / "zero3.yaml")],
 }
 # What is trained, and how: each trial takes the next.
-KINDS = {
+KINDS: dict[str, dict[str, object]] = {
     "all weights": {},
     "adapters": {"lora_r": 2, "lora_dropout": 0.2},
     "packed rows": {"packing": "true", "max_length": 256, "per_device_train_batch_size": 1},

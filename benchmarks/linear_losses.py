@@ -125,7 +125,7 @@ class Problem:
             logits,
             None,
             self.size.vocabulary,
-            shift_labels=self.labels.unsqueeze(0),  # type: ignore[arg-type]
+            shift_labels=self.labels.unsqueeze(0),
         )
         loss.backward()
 

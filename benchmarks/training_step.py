@@ -156,7 +156,7 @@ def measure(steps: Steps, options: argparse.Namespace) -> list[dict[str, Any]]:
     seen = compare(
         {name: steps.step(loss) for name, loss in fitting.items()}, device, options.repeats, steps.reset
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, loss in fitting.items():
         steps.reset()
         peak = peak_memory(lambda loss=loss: loss().backward(), device)  # type: ignore[misc]
