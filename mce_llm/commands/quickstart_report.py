@@ -11,6 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 _COLOURS = ("#888888", "#1f77b4", "#d95f02")
+_PANELS = (
+    ("eval_ce_loss", "held-out CE (nats/token)"),
+    ("eval_mce_loss", "held-out MCE (nats/token)"),
+    ("eval_effective_rank", "effective rank of hidden states"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class RunResult:
         effective_rank: Of the hidden states that predict held-out tokens.
         step_seconds: Mean wall-clock time of a training step, evaluations left out.
         history: Logged evaluations, step → metrics.
+        training: Logged training steps, the same.
     """
 
     title: str
@@ -38,6 +44,7 @@ class RunResult:
     effective_rank: float
     step_seconds: float
     history: list[dict[str, Any]]
+    training: list[dict[str, Any]]
 
     @classmethod
     def read(cls, title: str, folder: Path) -> RunResult:
@@ -58,6 +65,7 @@ class RunResult:
             effective_rank=final["eval_effective_rank"],
             step_seconds=(train["train_runtime"] - within) / state["global_step"],
             history=history,
+            training=[entry for entry in state["log_history"] if "ce_loss" in entry],
         )
 
 
@@ -84,43 +92,38 @@ def print_table(results: list[RunResult], console: Console, chance: tuple[str, f
         f"Always answering {chance[0]}, the most common answer in training, is right on {100 * chance[1]:.1f} %."
     )
     console.print(
-        "One seed and a toy task: overlapping intervals mean that this run does not tell the two losses apart.",
+        "One seed and a toy task: this run does not tell which loss is better, whatever the accuracies.",
         style="dim",
     )
 
 
 def draw(results: list[RunResult], path: Path) -> Path:
-    """Held-out CE, MCE and effective rank over the fine-tunes, and the accuracies with their intervals."""
+    """Draw what one run of each loss can show: how losses and effective rank move while it trains.
+
+    Accuracies are left to the table, where their intervals stand beside them: one seed of each does not rank the losses.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, grid = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
-    axes = grid.flatten()
-    panels = (
-        ("eval_ce_loss", "held-out CE (nats/token)"),
-        ("eval_mce_loss", "held-out MCE (nats/token)"),
-        ("eval_effective_rank", "effective rank of hidden states"),
-    )
     base = results[0]
-    for axis, (name, label) in zip(axes[:3], panels, strict=True):
-        for run, colour in list(zip(results, _COLOURS, strict=True))[1:]:
+    for run, colour in list(zip(results, _COLOURS, strict=True))[1:]:
+        steps = [entry["step"] for entry in run.training]
+        losses = [entry["ce_loss"] for entry in run.training]
+        grid[0, 0].plot(steps, losses, label=run.title, color=colour)
+        for axis, (name, _) in zip(grid.flatten()[1:], _PANELS, strict=True):
             points = [(0, base.history[-1][name]), *((e["step"], e[name]) for e in run.history)]
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=run.title, color=colour)
+    for axis, label in zip(
+        grid.flatten(), ("training CE (nats/token)", *dict(_PANELS).values()), strict=True
+    ):
         axis.set_title(label)
         axis.set_xlabel("fine-tuning step (0: base model)")
         axis.grid(alpha=0.25)
-    axes[0].legend(frameon=False)
-    shares = [100 * run.correct / run.n for run in results]
-    errors = [
-        [share - 100 * run.interval[0] for share, run in zip(shares, results, strict=True)],
-        [100 * run.interval[1] - share for share, run in zip(shares, results, strict=True)],
-    ]
-    axes[3].bar([run.title for run in results], shares, yerr=errors, color=_COLOURS, capsize=5)
-    axes[3].set_title(f"accuracy, {base.n} unseen problems (%)")
-    axes[3].set_ylim(0, 100)
-    axes[3].grid(axis="y", alpha=0.25)
+    grid[0, 0].legend(frameon=False)
+    figure.suptitle("one seed of each loss", fontsize="medium")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

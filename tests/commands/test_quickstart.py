@@ -62,6 +62,7 @@ def test_table_shows_what_the_runs_wrote(folder):
         assert result.matrix_cross_entropy == evaluation["eval_mce_loss"]
         assert result.step_seconds > 0
         assert result.history
+        assert all(entry["ce_loss"] > 0 for entry in result.training)
 
 
 def test_fine_tunes_start_from_the_base_model_and_see_the_same_data(folder):
@@ -120,8 +121,9 @@ def test_report_of_given_numbers(tmp_path, capsys):
         {"step": step, "eval_ce_loss": 1 / step, "eval_mce_loss": 2.0, "eval_effective_rank": 3.0}
         for step in (5, 10)
     ]
+    training = [{"step": step, "ce_loss": 2 / step} for step in range(1, 11)]
     runs = [
-        RunResult(title, 30, 100, (0.2189, 0.3958), 0.1, 1.1, 9.5, 0.25, history)
+        RunResult(title, 30, 100, (0.2189, 0.3958), 0.1, 1.1, 9.5, 0.25, history, training)
         for title in ("base", "CE", "CE + MCE")
     ]
     print_table(runs, Console(width=80), ("12", 0.05))
@@ -129,6 +131,7 @@ def test_report_of_given_numbers(tmp_path, capsys):
     assert "30.0 %" in text
     assert "21.9–39.6 %" in text
     assert "answering 12" in text
+    assert "does not tell which loss is better" in text
     assert draw(runs, tmp_path / "picture.png").stat().st_size > 1000
 
 
