@@ -119,7 +119,7 @@ def run_launch(config: str, words: Sequence[str]) -> None:
         ConfigurationError: There is no such recipe, or words that nobody knows.
     """
     command = launch_command(config, words)
-    shown = ["accelerate", "launch", *command[4:]]
+    shown = ["accelerate", "launch", *command[3:]]
     shown[shown.index(str(shipped_file("recipes/finetune.py")))] = named_file("recipes/finetune.py")
     print(f"$ {shlex.join(shown)}", flush=True)
     os.execv(command[0], command)

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
+from mce_llm.running.installation import install_hint, named_file
 from mce_llm.running.messages import cause
 
 
@@ -37,11 +38,11 @@ def quantized_loading(settings: ModelArguments, keep: Sequence[str] | None) -> d
         return {}
     name = f"quantization: {settings.quantization}"
     if find_spec("bitsandbytes") is None:
-        raise ModelSourceError(f"{name} needs bitsandbytes: pip install 'mce-llm[qlora]'")
+        raise ModelSourceError(f"{name} needs bitsandbytes: {install_hint('qlora')}")
     if is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ModelSourceError(
             f"{name} with ZeRO-3 or FSDP: quantised weights are not sharded; launch with "
-            "recipes/accelerate/ddp.yaml, where every GPU holds the quantised model, or leave quantization out"
+            f"{named_file('recipes/accelerate/ddp.yaml')}, where every GPU holds the quantised model, or leave quantization out"
         )
     dtype = getattr(torch, settings.dtype)
     try:

@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
 from mce_llm.errors import MceLlmError
+from mce_llm.running.installation import named_file
 
 _Value = TypeVar("_Value")
 _ENGINES = {
@@ -76,15 +77,15 @@ def check_engine(accelerator: Accelerator) -> None:
         if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type != engine:
             raise LaunchError(
                 f"{engine.value} was asked for, but accelerate runs {accelerator.distributed_type.value}: the model "
-                "would not be sharded; launch with a configuration that fits this machine (recipes/accelerate/cpu.yaml "
-                "without an accelerator)"
+                "would not be sharded; launch with a configuration that fits this machine "
+                f"({named_file('recipes/accelerate/cpu.yaml')} without an accelerator)"
             )
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     if getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
         raise LaunchError(
             "FSDP1 was asked for, which flattens the weights that the loss needs whole; set fsdp_version: 2 (accelerate "
-            f"1.6 or later, this is {accelerate.__version__}), as recipes/accelerate/fsdp2.yaml does"
+            f"1.6 or later, this is {accelerate.__version__}), as {named_file('recipes/accelerate/fsdp2.yaml')} does"
         )
 
 
