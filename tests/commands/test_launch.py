@@ -65,7 +65,7 @@ def test_the_command_becomes_the_launcher(tmp_path):
     """Settings reach the recipe, which refuses them in one line; the launcher adds no traceback to it."""
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "mce_llm", "finetune", "quickstart_ce", "--config_file", "cpu"),
+            *(sys.executable, "-m", "mce_llm", "finetune", "quickstart_ce", "--cpu"),
             *("--num_processes", "1", "--output_dir", str(tmp_path), "--max_length", "0"),
         ],
         capture_output=True,
