@@ -55,15 +55,13 @@ def quickstart(
     Takes a few minutes on two CPU cores; needs no GPU and no network.
     """
     from mce_llm.commands.quickstart import run_quickstart
+    from mce_llm.running.folder import OutputError
 
-    try:
-        with _problems():
+    with _problems("interrupted; the same command goes on after the last finished stage"):
+        try:
             run_quickstart(output, fresh=fresh, steps_scale=steps_scale)
-    except OSError as error:
-        _fail(f"cannot write to {output}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted; the same command goes on after the last finished stage", err=True)
-        raise typer.Exit(130) from None
+        except OSError as error:
+            raise OutputError(f"cannot write to {output}: {error.strerror or error}") from error
 
 
 @app.command()
@@ -301,12 +299,15 @@ def report(
 
 
 @contextmanager
-def _problems() -> Iterator[None]:
-    """Problems that a message explains as one line and exit code 2."""
+def _problems(interrupted: str = "interrupted") -> Iterator[None]:
+    """Problems that a message explains as one line and exit code 2; Ctrl-C as one line and 130."""
     try:
         yield
     except MceLlmError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo(f"\n{interrupted}", err=True)
+        raise typer.Exit(130) from None
 
 
 def _fail(message: str) -> None:
