@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mce_llm.commands.compare_report import print_comparison
 from mce_llm.eval.comparing.comparability import RunPair
 from mce_llm.eval.comparing.comparison import compare_runs
 from mce_llm.eval.errors import EvaluationError
@@ -65,8 +66,6 @@ def run_compare(
         EvaluationError: The runs cannot be compared, or the output cannot be written.
         IntervalError: The confidence or the number of resamples is out of range.
     """
-    from mce_llm.commands.compare_report import print_comparison
-
     comparison = compare_runs(
         read_pairs(folders),
         confidence=confidence,

@@ -1,4 +1,4 @@
-"""What error messages of several rooms have in common. Standard library only."""
+"""What error messages of all programs share: hints, causes, and several problems in one. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ import json
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
+
+from mce_llm.errors import MceLlmError
+
+
+class ConfigurationError(MceLlmError, ValueError):
+    """Settings that cannot be used; the message lists all that are wrong."""
+
+
+def raise_all(problems: list[str], error: type[MceLlmError] = ConfigurationError) -> None:
+    """Raise one error for all problems, if there are any: one as it is, several as a list, one a line.
+
+    Args:
+        problems: What is wrong, one text each.
+        error: What to raise.
+
+    Raises:
+        MceLlmError: Of the type `error`, where there is a problem.
+    """
+    if problems:
+        raise error(problems[0] if len(problems) == 1 else "".join(f"\n- {problem}" for problem in problems))
 
 
 def nearest_hint(name: str, options: Iterable[str]) -> str:
