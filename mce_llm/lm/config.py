@@ -22,6 +22,8 @@ SMALLEST_SHRINKAGE = 2.0**-23
 class MatrixLossConfigError(MceLlmError, ValueError):
     """One or more settings of the matrix loss are unusable; the message lists all of them."""
 
+    one_a_line = True
+
 
 @dataclass(frozen=True)
 class MatrixLossConfig:

@@ -14,19 +14,23 @@ from mce_llm.errors import MceLlmError
 class ConfigurationError(MceLlmError, ValueError):
     """Settings that cannot be used; the message lists all that are wrong."""
 
+    one_a_line = True
+
 
 def raise_all(problems: list[str], error: type[MceLlmError] = ConfigurationError) -> None:
-    """Raise one error for all problems, if there are any: one as it is, several as a list, one a line.
+    """Raise one error for all problems, if there are any.
 
     Args:
         problems: What is wrong, one text each.
-        error: What to raise.
+        error: What to raise; its `one_a_line` says how several problems are laid out.
 
     Raises:
         MceLlmError: Of the type `error`, where there is a problem.
     """
+    if len(problems) > 1 and error.one_a_line:
+        raise error("".join(f"\n- {problem}" for problem in problems))
     if problems:
-        raise error(problems[0] if len(problems) == 1 else "".join(f"\n- {problem}" for problem in problems))
+        raise error("; ".join(problems))
 
 
 def nearest_hint(name: str, options: Iterable[str]) -> str:
