@@ -15,7 +15,7 @@ from mce_llm.data import DataError, load_examples
 from mce_llm.eval.answers import MATH as MATH_STYLE
 from mce_llm.eval.answers import Answer, GoldAnswerError, gold_expression, gold_value, judge, same_answer
 from mce_llm.eval.engines.decoding import Generation
-from mce_llm.eval.items import Item
+from mce_llm.eval.items import TASK_TITLES, Item
 from mce_llm.eval.judging.answer import expression_answer
 from mce_llm.eval.judging.symbolic import check_math_verify
 
@@ -26,7 +26,6 @@ class Task:
 
     Attributes:
         name: As in `summary.json`.
-        title: As in tables.
         style: The `style` of `extract_answer`.
         check_gold: Raises `GoldAnswerError` for a reference that cannot be judged by.
         example: A reference answer, for messages.
@@ -34,11 +33,15 @@ class Task:
     """
 
     name: str
-    title: str
     style: str | None
     check_gold: Callable[[str], object]
     example: str
     check_ready: Callable[[], None] = lambda: None
+
+    @property
+    def title(self) -> str:
+        """The name as in tables."""
+        return TASK_TITLES[self.name]
 
     def load(self, source: str, split: str, limit: int | None) -> Dataset:
         """Load the questions and make sure that each can be judged.
@@ -127,12 +130,11 @@ def _recorded(answer: Answer) -> str | None:
     return None if answer.value is None else str(answer.value)
 
 
-GSM8K = Task("gsm8k", "GSM8K", None, gold_value, "'18' or '... #### 18'")
+GSM8K = Task("gsm8k", None, gold_value, "'18' or '... #### 18'")
 """Grade-school word problems; every answer is a number."""
 
 MATH = Task(
     "math",
-    "MATH",
     MATH_STYLE,
     gold_expression,
     r"'\\frac{1}{2}' or '... \\boxed{18}'",
