@@ -15,8 +15,8 @@ from pathlib import Path
 
 from transformers import LlamaConfig, Qwen2Config
 
-from mce_llm.commands.plan import plan_training
 from mce_llm.commands.recipe_shapes import read_recipe
+from mce_llm.commands.training_plan import plan_training
 from mce_llm.planning import ENGINES, MemoryPlan
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"

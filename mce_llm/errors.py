@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class MceLlmError(Exception):
     """Something that the message explains: the value, the limit, and what to do instead.
 
     Command lines print such an error as one line and leave with exit code 2; every other exception is a defect and
     keeps its traceback. Subclasses also derive from the built-in type that a caller would expect, such as ValueError.
+
+    Attributes:
+        one_a_line: How `running.messages.raise_all` lays out several problems: as a list, one a line, or on one line,
+            separated by semicolons.
     """
+
+    one_a_line: ClassVar[bool] = False
 
 
 class LossInputError(MceLlmError, ValueError):

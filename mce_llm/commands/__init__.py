@@ -1,1 +1,1 @@
-"""What the subcommands of `mce-llm` do that look at a recipe before it runs; `mce_llm.cli` is their thin face."""
+"""The subcommands of `mce-llm`, one module each and what they share; `mce_llm.cli` parses their command lines."""

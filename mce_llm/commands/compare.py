@@ -11,10 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mce_llm.commands.compare_report import print_comparison
 from mce_llm.eval.comparing.comparability import RunPair
 from mce_llm.eval.comparing.comparison import compare_runs
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.saved_runs import SavedRun
+from mce_llm.running.files import write_json
 
 
 def read_pairs(folders: Sequence[Path]) -> list[RunPair]:
@@ -65,8 +67,6 @@ def run_compare(
         EvaluationError: The runs cannot be compared, or the output cannot be written.
         IntervalError: The confidence or the number of resamples is out of range.
     """
-    from mce_llm.commands.compare_report import print_comparison
-
     comparison = compare_runs(
         read_pairs(folders),
         confidence=confidence,
@@ -74,14 +74,12 @@ def run_compare(
         seed=seed,
         allow_differences=allow_differences,
     )
-    text = json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False)
     if output is not None:
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(text + "\n", encoding="utf-8")
+            write_json(output, comparison.to_dict())
         except OSError as error:
             raise EvaluationError(f"cannot write to {output}: {error.strerror or error}") from error
     if json_output:
-        print(text)
+        print(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False))
     else:
         print_comparison(comparison, Console(), listed=listed)

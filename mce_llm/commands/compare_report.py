@@ -10,8 +10,7 @@ from mce_llm.commands.tables import plain_table, print_heading
 from mce_llm.eval.comparing.comparison_outcome import Comparison, PairComparison, QuestionOutcome
 from mce_llm.eval.comparing.verdicts import p_text, percent, points
 from mce_llm.eval.intervals import Interval
-
-_DATA_NAMES = {"gsm8k": "GSM8K", "math": "MATH"}
+from mce_llm.eval.items import TASK_TITLES
 
 
 def print_comparison(comparison: Comparison, console: Console, *, listed: int = 5) -> None:
@@ -51,7 +50,7 @@ def _accuracies(comparison: Comparison) -> Table:
     samples = max(run.num_samples for pair in comparison.pairs for run in (pair.a, pair.b))
     sampled = f", up to {samples} samples each" if samples > 1 else ""
     table = Table(
-        title=f"{_DATA_NAMES.get(comparison.task, comparison.task)}, {comparison.n:,} questions{sampled}",
+        title=f"{TASK_TITLES.get(comparison.task, comparison.task)}, {comparison.n:,} questions{sampled}",
         title_justify="left",
     )
     table.add_column("")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Literal
 
 from packaging.requirements import Requirement
@@ -21,14 +21,16 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
+from mce_llm.running.installation import DISTRIBUTION, install_hint, installed_version
+
 Level = Literal["ok", "note", "error"]
 
-# What each optional package is for, and how to get it.
+# What each optional package is for, and the extra of this package that brings it, where one does.
 OPTIONAL = {
-    "deepspeed": ("ZeRO sharding over several GPUs", "pip install 'mce-llm[deepspeed]'"),
-    "bitsandbytes": ("4-bit and 8-bit base weights, 8-bit optimizers", "pip install bitsandbytes"),
-    "sentencepiece": ("models that bring tokenizer.model alone", "pip install sentencepiece"),
-    "wandb": ("logging to Weights & Biases (report_to: wandb)", "pip install wandb"),
+    "deepspeed": ("ZeRO sharding over several GPUs", "deepspeed"),
+    "bitsandbytes": ("4-bit and 8-bit base weights, 8-bit optimizers", "qlora"),
+    "sentencepiece": ("models that bring tokenizer.model alone", None),
+    "wandb": ("logging to Weights & Biases (report_to: wandb)", None),
 }
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "error": "[red]error[/]"}
 _LEAST_FREE_GIB = 5.0
@@ -56,7 +58,7 @@ def examine() -> list[Finding]:
     checks: list[Callable[[], list[Finding]]] = [
         _python,
         _required_packages,
-        lambda: [torch_pair(_installed("torch"), _installed("torchvision"))],
+        lambda: [torch_pair(installed_version("torch"), installed_version("torchvision"))],
         _torch_works,
         _trainer_imports,
         _device,
@@ -113,14 +115,14 @@ def _python() -> list[Finding]:
 
 def _required_packages() -> list[Finding]:
     try:
-        needed = [Requirement(text) for text in requires("mce-llm") or []]
+        needed = [Requirement(text) for text in requires(DISTRIBUTION) or []]
     except PackageNotFoundError:
-        return [Finding("error", "mce-llm", "not installed", "pip install -e . in the repository")]
+        return [Finding("error", DISTRIBUTION, "not installed", "pip install -e . in the repository")]
     findings = []
     for requirement in needed:
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        found = _installed(requirement.name)
+        found = installed_version(requirement.name)
         wanted = str(requirement.specifier)
         remedy = f"pip install '{requirement.name}{wanted}'"
         if found is None:
@@ -167,9 +169,10 @@ def _device() -> list[Finding]:
 
 def _optional_packages() -> list[Finding]:
     findings = []
-    for name, (purpose, remedy) in OPTIONAL.items():
-        found = _installed(name)
+    for name, (purpose, extra) in OPTIONAL.items():
+        found = installed_version(name)
         if found is None:
+            remedy = f"pip install {name}" if extra is None else install_hint(extra)
             findings.append(Finding("note", name, f"not installed: {purpose}", remedy))
         else:
             findings.append(Finding("ok", name, f"{found}: {purpose}"))
@@ -182,13 +185,6 @@ def _disk() -> list[Finding]:
         remedy = "checkpoints of a 7B model take 14 GiB each, with optimizer states 80 GiB and more"
         return [Finding("note", "free disk space here", f"{free:.1f} GiB", remedy)]
     return [Finding("ok", "free disk space here", f"{free:.0f} GiB")]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:

@@ -23,6 +23,7 @@ from mce_llm.finetuning.outputs import finished_results
 from mce_llm.lm.heads import output_layer
 from mce_llm.lm.training.checkpoints import list_checkpoints
 from mce_llm.planning import GIB, MemoryPlan
+from mce_llm.running.installation import install_hint
 
 _FEW_LABELS = 0.05
 _OFTEN_CUT = 0.05
@@ -223,7 +224,7 @@ def judge_settings(findings: Findings, recipe: Recipe, *, here: bool) -> None:
                 "output_dir", f"{text}, and resume is false; choose another, or set overwrite: true"
             )
     if recipe.model.quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
-        findings.warn("quantization", "bitsandbytes is not installed here: pip install 'mce-llm[qlora]'")
+        findings.warn("quantization", f"bitsandbytes is not installed here: {install_hint('qlora')}")
     if (
         here
         and (training.bf16 or training.fp16)

@@ -3,94 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
-from mce_llm.commands.recipe_shapes import read_recipe, recipe_shapes
+from mce_llm.commands.plan_report import print_plan
+from mce_llm.commands.recipe_shapes import read_recipe
+from mce_llm.commands.training_plan import batch_of, launch_command, plan_training
 from mce_llm.finetuning.configuration import Recipe
-from mce_llm.planning import GIB, EnginePlan, MemoryPlan, PlanningError, plan_memory
-
-
-@dataclass(frozen=True)
-class Batch:
-    """How the rows of an optimizer step are divided.
-
-    Attributes:
-        rows: Rows of a micro-batch.
-        accumulation: Micro-batches of a step, on each GPU.
-        total: Rows of a step, over all GPUs.
-    """
-
-    rows: int
-    accumulation: int
-    total: int
-
-
-def plan_training(
-    recipe: Recipe, *, num_gpus: int, memory_gib: float | None, engine: str | None = None
-) -> MemoryPlan:
-    """The memory of one optimizer step of a recipe.
-
-    Args:
-        recipe: The settings.
-        num_gpus: GPUs over all machines.
-        memory_gib: Memory of each, GiB; None to add up without judging what fits.
-        engine: ddp, zero2, zero3, fsdp2 or zero3_offload; None for all of them.
-
-    Raises:
-        PlanningError: An unknown engine or optimizer, or numbers that make no sense.
-        ModelSourceError: There is no such model.
-    """
-    model, training = recipe_shapes(recipe)
-    capacity = None if memory_gib is None else memory_gib * GIB
-    return plan_memory(model, training, devices=num_gpus, capacity=capacity, engine=engine)
-
-
-def batch_of(recipe: Recipe, num_gpus: int, rows: int | None = None) -> Batch:
-    """The batch on this many GPUs.
-
-    Args:
-        recipe: The settings.
-        num_gpus: GPUs over all machines.
-        rows: Rows of a micro-batch in place of the recipe's.
-
-    Raises:
-        PlanningError: `total_batch_size` cannot be divided so.
-    """
-    rows = rows or recipe.training.per_device_train_batch_size
-    total = recipe.data.total_batch_size
-    if total is None:
-        steps = recipe.training.gradient_accumulation_steps
-        return Batch(rows, steps, rows * steps * num_gpus)
-    if total % (rows * num_gpus):
-        raise PlanningError(
-            f"total_batch_size {total} is not a multiple of {rows * num_gpus} ({num_gpus} GPUs × "
-            f"per_device_train_batch_size {rows}); change one of the three"
-        )
-    return Batch(rows, total // (rows * num_gpus), total)
-
-
-def best_batch(recipe: Recipe, num_gpus: int, plan: EnginePlan) -> Batch | None:
-    """The largest micro-batch that fits and divides the total; None where none does."""
-    for rows in range(plan.largest_micro_batch or 0, 0, -1):
-        try:
-            return batch_of(recipe, num_gpus, rows)
-        except PlanningError:
-            continue
-    return None
-
-
-def launch_command(config: str, overrides: list[str], engine: str, num_gpus: int) -> str:
-    """The command line that runs a recipe under an engine."""
-    launcher = "accelerate launch"
-    if num_gpus > 1 or engine != "ddp":
-        launcher += f" --config_file recipes/accelerate/{engine}.yaml"
-    words = " ".join(shlex.quote(word) for word in overrides)
-    recipe = f"recipes/finetune.py --config {shlex.quote(config)}{f' {words}' if words else ''}"
-    return f"{launcher} --num_processes {num_gpus} {recipe}"
+from mce_llm.planning import EnginePlan, MemoryPlan, PlanningError
 
 
 def as_json(plan: MemoryPlan, recipe: Recipe, config: str, overrides: list[str]) -> str:
@@ -153,8 +74,6 @@ def run_plan(
         engine: One engine, or None for all.
         json_output: Print JSON in place of tables.
     """
-    from mce_llm.commands.plan_report import print_plan
-
     recipe = read_recipe(config, overrides)
     plan = plan_training(recipe, num_gpus=num_gpus, memory_gib=memory_gib, engine=engine)
     if json_output:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mce_llm.commands.plan import batch_of, best_batch, launch_command
+from mce_llm.commands.training_plan import batch_of, best_batch, launch_command
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.planning import ENGINES, GIB, EnginePlan, MemoryPlan, Phase, PlanningError
 

@@ -12,7 +12,7 @@ from mce_llm.commands.findings import Level
 from mce_llm.commands.plan_report import engines_table, print_subject
 from mce_llm.commands.sample_view import CLOSING, OPENING
 from mce_llm.commands.tables import plain_table, print_heading
-from mce_llm.commands.validate import Validation
+from mce_llm.commands.validation import Validation
 
 _MARKS: dict[Level, Text] = {
     "ok": Text("ok", style="green"),

@@ -1,4 +1,4 @@
-"""The error of this room, and the small helpers that word it.
+"""The error for data, prompts and tokenizers, and helpers for its messages.
 
 Every message says where (file, line or record), what was found, and what to do about it.
 """

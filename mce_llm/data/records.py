@@ -10,12 +10,12 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mce_llm.data.errors import DataError, problem_list, shorten
+from mce_llm.running.files import whole_file
 
 _SHOWN = 5
 
@@ -127,7 +127,7 @@ def _check_objects(path: Path, placed: list[tuple[str, Any]]) -> None:
 
 
 def write_jsonl(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
-    """Write records as JSON lines, all or nothing: a temporary file beside the target, then a rename.
+    """Write records as JSON lines, all or nothing.
 
     Args:
         records: The records; their values must be JSON values.
@@ -138,21 +138,10 @@ def write_jsonl(records: Iterable[Mapping[str, Any]], path: str | os.PathLike[st
 
     Raises:
         TypeError: A value is not a JSON value. The older file, if any, is left as it was.
+        ValueError: A number is infinite or NaN; the same holds.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that their owner alone can read
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
     return target

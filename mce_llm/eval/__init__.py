@@ -5,8 +5,9 @@ Names are imported when they are first asked for, so that judging answers needs 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mce_llm.running.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from mce_llm.eval.answers import Answer, GoldAnswerError, extract_answer, gold_value, is_correct
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mce_llm.eval.saved_runs import SavedRun
     from mce_llm.eval.votes import pass_at_k
 
-_HOMES = {
+_MODULES = {
     "Answer": "answers",
     "Comparison": "comparing.comparison",
     "Decoding": "engines.decoding",
@@ -74,12 +75,4 @@ __all__ = [
     "wilson_interval",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

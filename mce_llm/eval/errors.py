@@ -1,4 +1,4 @@
-"""The error of this room: what a command line prints as one line instead of a traceback."""
+"""The errors of evaluation: problems with a model, options or an output directory that the caller can mend."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ class EvaluationError(MceLlmError, ValueError):
 
 
 class GenerationError(EvaluationError):
-    """The model cannot answer these prompts; unlike the others, this can happen on one process alone."""
+    """The model cannot answer these prompts; of several processes this may concern one alone."""

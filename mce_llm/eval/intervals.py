@@ -1,4 +1,4 @@
-"""Confidence intervals for an accuracy. Standard library only."""
+"""Confidence intervals for an accuracy, and the check of a confidence level. Standard library only."""
 
 from __future__ import annotations
 
@@ -46,10 +46,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
         raise IntervalError(f"n must be at least 1, got {n}: without trials there is no interval")
     if not 0 <= successes <= n:
         raise IntervalError(f"successes must be between 0 and n = {n}, got {successes}")
-    if not 0 < confidence < 1:
-        raise IntervalError(
-            f"confidence must be strictly between 0 and 1, got {confidence}; 0.95 is the usual choice"
-        )
+    check_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     p = successes / n
     centre = p + z * z / (2 * n)
@@ -58,3 +55,18 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     low = 0.0 if successes == 0 else (centre - spread) / scale  # exactly 0 and 1 at the ends, not 1e-18 off
     high = 1.0 if successes == n else (centre + spread) / scale
     return Interval(low, high)
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence level that is out of range.
+
+    Args:
+        confidence: The level; strictly between 0 and 1 where it is usable.
+
+    Raises:
+        IntervalError: It is not.
+    """
+    if not 0 < confidence < 1:
+        raise IntervalError(
+            f"confidence must be strictly between 0 and 1, got {confidence}; 0.95 is the usual choice"
+        )

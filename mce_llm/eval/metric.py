@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluate import EvaluationModule, load
 
-from mce_llm.eval.answers import extract_answer, is_correct
+from mce_llm.eval.answers import judge
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.intervals import wilson_interval
 from mce_llm.running.messages import nearest_hint
@@ -55,15 +55,15 @@ def score_solutions(
     Returns:
         accuracy, correct, n, interval_low and interval_high (Wilson, 95 %), fallback, no_answer.
     """
-    answers = [extract_answer(prediction, style=style) for prediction in predictions]
-    correct = sum(map(is_correct, answers, references))
-    interval = wilson_interval(correct, len(answers))
+    verdicts = [judge(*pair, style) for pair in zip(predictions, references, strict=True)]
+    n, correct = len(verdicts), sum(verdict.correct for verdict in verdicts)
+    interval = wilson_interval(correct, n)
     return {
-        "accuracy": correct / len(answers),
+        "accuracy": correct / n,
         "correct": correct,
-        "n": len(answers),
+        "n": n,
         "interval_low": interval.low,
         "interval_high": interval.high,
-        "fallback": sum(answer.found_by == "last_number" for answer in answers),
-        "no_answer": sum(answer.found_by == "none" for answer in answers),
+        "fallback": sum(verdict.answer.is_fallback for verdict in verdicts),
+        "no_answer": sum(verdict.answer.is_missing for verdict in verdicts),
     }

@@ -1,4 +1,4 @@
-"""What an evaluation found out, counted from its items, and the table it says it in."""
+"""The summary of an evaluation, counted from its items, and the table that is printed of it."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def print_summary(summary: Summary, title: str, path: Path, console: Console | N
     Args:
         summary: The outcome.
         title: What the task is called.
-        path: Where it lies.
+        path: The output directory.
         console: Where to print; by default stdout.
     """
     table = Table(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mce_llm.eval.errors import EvaluationError
-from mce_llm.eval.items import Item
+from mce_llm.eval.items import TASK_TITLES, Item
 from mce_llm.running.messages import cause
 
 COMPARABLE = ("task", "prompt", "data", "decoding", "dtype")
@@ -73,9 +73,18 @@ class SavedRun:
 
     @property
     def name(self) -> str:
-        """What a person calls the run: the last parts of its folder, without `gsm8k`, `math` or `eval` at the end."""
-        parts = [part for part in self.path.absolute().parts if part not in ("gsm8k", "math", "eval")]
-        return parts[-1] if parts else str(self.path)
+        """What a person calls the run: the last of its `name_parts`."""
+        return self.name_parts[-1] if self.name_parts else str(self.path)
+
+    @property
+    def name_parts(self) -> list[str]:
+        """The parts of its folder's path, without those that say only that it is an evaluation."""
+        return [part for part in self.path.absolute().parts if part not in (*TASK_TITLES, "eval")]
+
+    @property
+    def first_samples(self) -> list[Item]:
+        """The first answer to each question, in the order of the questions."""
+        return [item for item in self.items if item["sample"] == 0]
 
     @property
     def identity(self) -> dict[str, str]:
@@ -92,7 +101,7 @@ class SavedRun:
 
     @property
     def training_folder(self) -> Path | None:
-        """The `output_dir` of the training whose model was evaluated, where it lies on this machine."""
+        """The `output_dir` of the training whose model was evaluated, where that folder is on this machine."""
         places = [Path(str(self.config["settings"].get("model", ""))), *self.path.absolute().parents[:2]]
         return next((place for place in places if (place / "trainer_state.json").is_file()), None)
 

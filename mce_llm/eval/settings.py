@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mce_llm.eval.engines.decoding import Decoding
+from mce_llm.eval.engines.decoding import Decoding, decoding_problems
 from mce_llm.eval.engines.generation import BATCHINGS
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.loading import DTYPES
 from mce_llm.eval.presets import PRESETS
-from mce_llm.running.messages import nearest_hint
+from mce_llm.running.messages import nearest_hint, raise_all
 
 BACKENDS = ("hf", "vllm")
 _SPEED_ONLY = ("output", "overwrite", "batch_size", "batching", "tensor_parallel_size")
@@ -87,10 +87,13 @@ class EvaluationConfig:
         problems += [
             f"{name} must not be empty" for name in ("model", "output", "data") if not getattr(self, name)
         ]
-        try:
-            self.decoding(())
-        except EvaluationError as error:
-            problems.append(str(error))
+        problems += decoding_problems(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            num_samples=self.num_samples,
+        )
         for name, known in (
             ("dtype", DTYPES),
             ("prompt", PRESETS),
@@ -109,8 +112,7 @@ class EvaluationConfig:
             )
         if self.batching != "auto" and self.backend != "hf":
             problems.append("batching has no effect on the backend vllm, which fills batches by itself")
-        if problems:
-            raise EvaluationError("; ".join(problems))
+        raise_all(problems, EvaluationError)
 
     def decoding(self, stop: tuple[str, ...]) -> Decoding:
         """Return the settings of decoding with the prompt's stop strings."""

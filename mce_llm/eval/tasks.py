@@ -7,21 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from datasets import Dataset
 
 from mce_llm.data import DataError, load_examples
-from mce_llm.eval.answers import (
-    Answer,
-    GoldAnswerError,
-    extract_answer,
-    gold_expression,
-    gold_value,
-    is_correct,
-)
+from mce_llm.eval.answers import MATH as MATH_STYLE
+from mce_llm.eval.answers import Answer, GoldAnswerError, gold_expression, gold_value, judge, same_answer
 from mce_llm.eval.engines.decoding import Generation
-from mce_llm.eval.items import Item
-from mce_llm.eval.judging.expressions import equivalent
+from mce_llm.eval.items import TASK_TITLES, Item
+from mce_llm.eval.judging.answer import expression_answer
 from mce_llm.eval.judging.symbolic import check_math_verify
 
 
@@ -31,21 +26,22 @@ class Task:
 
     Attributes:
         name: As in `summary.json`.
-        title: As in tables.
         style: The `style` of `extract_answer`.
         check_gold: Raises `GoldAnswerError` for a reference that cannot be judged by.
-        same: Whether two extracted answers are one and the same vote.
         example: A reference answer, for messages.
         check_ready: Raises `EvaluationError` where answers cannot be judged, before any is generated.
     """
 
     name: str
-    title: str
     style: str | None
     check_gold: Callable[[str], object]
-    same: Callable[[str, str], bool]
     example: str
     check_ready: Callable[[], None] = lambda: None
+
+    @property
+    def title(self) -> str:
+        """The name as in tables."""
+        return TASK_TITLES[self.name]
 
     def load(self, source: str, split: str, limit: int | None) -> Dataset:
         """Load the questions and make sure that each can be judged.
@@ -84,16 +80,16 @@ class Task:
 
     def judge(self, row: dict[str, str], answer: Generation) -> Item:
         """Return the line of `items.jsonl` for a question and what the model answered."""
-        found = extract_answer(answer.text, style=self.style)
+        verdict = judge(answer.text, row["answer"], self.style)
         return {
             "index": answer.index,
             "sample": answer.sample,
             "question": row["question"],
             "gold": row["answer"],
             "response": answer.text,
-            "predicted": shown_answer(found),
-            "found_by": found.found_by,
-            "correct": is_correct(found, row["answer"]),
+            "predicted": _recorded(verdict.answer),
+            "found_by": verdict.answer.found_by,
+            "correct": verdict.correct,
             "finished": answer.finished,
             "new_tokens": answer.n_tokens,
         }
@@ -107,36 +103,40 @@ class Task:
         Returns:
             The places of each group's answers, the largest group first.
         """
-        groups: list[list[int]] = []
+        groups: list[tuple[Answer, list[int]]] = []
         for place, prediction in enumerate(predictions):
             if prediction is None:
                 continue
-            for group in groups:
-                first = predictions[group[0]]
-                if first == prediction or (first is not None and self.same(first, prediction)):
-                    group.append(place)
+            vote = self._read_recorded(prediction)
+            for first, places in groups:
+                if vote == first or same_answer(first, vote):
+                    places.append(place)
                     break
             else:
-                groups.append([place])
-        return sorted(groups, key=len, reverse=True)
+                groups.append((vote, [place]))
+        return sorted((places for _, places in groups), key=len, reverse=True)
+
+    def _read_recorded(self, predicted: str) -> Answer:
+        """Return the answer that `_recorded` wrote."""
+        if self.style == MATH_STYLE:
+            return expression_answer(predicted, "bare")
+        return Answer(Fraction(predicted), predicted, "bare")
 
 
-def shown_answer(answer: Answer) -> str | None:
+def _recorded(answer: Answer) -> str | None:
     """Return an answer as `items.jsonl` holds it: the exact value of a number, the LaTeX of anything else."""
     if answer.math:
         return answer.text or None
     return None if answer.value is None else str(answer.value)
 
 
-GSM8K = Task("gsm8k", "GSM8K", None, gold_value, str.__eq__, "'18' or '... #### 18'")
+GSM8K = Task("gsm8k", None, gold_value, "'18' or '... #### 18'")
 """Grade-school word problems; every answer is a number."""
 
 MATH = Task(
     "math",
-    "MATH",
-    "math",
+    MATH_STYLE,
     gold_expression,
-    equivalent,
     r"'\\frac{1}{2}' or '... \\boxed{18}'",
     check_math_verify,
 )

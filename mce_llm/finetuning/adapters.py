@@ -18,7 +18,7 @@ from mce_llm.finetuning.models import unquantized_layers, without_weights
 from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.heads import UnsupportedModelError, output_layer
-from mce_llm.running.messages import cause, nearest_hint
+from mce_llm.running.messages import cause, nearest_hint, raise_all
 from mce_llm.running.settings import names_of
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def _check_saved(model: PreTrainedModel, saved: list[str]) -> None:
             problems.append(f"{name!r} has no weights")
         elif not all(weight.is_floating_point() for weight in weights):
             problems.append(f"{name!r} is quantised and cannot be trained whole")
-    if problems:
-        raise ModelSourceError(f"lora_modules_to_save: {'; '.join(problems)}")
+    raise_all([f"lora_modules_to_save: {problem}" for problem in problems], ModelSourceError)
 
 
 def _check_ends(base: PreTrainedModel, settings: ModelArguments, tied: bool) -> None:

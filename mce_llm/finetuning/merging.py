@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from mce_llm.errors import MceLlmError
 from mce_llm.finetuning.adapters import has_adapters, tied_embeddings
 from mce_llm.finetuning.settings import ModelArguments
-from mce_llm.running.messages import cause, model_path_problem, nearest_hint
+from mce_llm.running.messages import cause, model_path_problem, nearest_hint, raise_all
 from mce_llm.running.processes import say
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -90,9 +90,7 @@ def merge_adapters(
     adapter, output = Path(adapter).expanduser(), Path(output).expanduser()
     config = _adapter_config(adapter)
     base = base or config.get("base_model_name_or_path")
-    problems = _problems(adapter, output, base, dtype)
-    if problems:
-        raise MergeError("; ".join(problems))
+    raise_all(_problems(adapter, output, base, dtype), MergeError)
     base = str(base)
     model = _load_base(base, dtype, trust_remote_code)
     parameters, width = model.num_parameters(), model.dtype.itemsize

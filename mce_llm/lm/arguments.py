@@ -11,8 +11,9 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from mce_llm.errors import MceLlmError
 from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError
-from mce_llm.running.messages import nearest_hint
+from mce_llm.running.messages import ConfigurationError, nearest_hint, raise_all
 
 # What to install for the trackers whose presence transformers can tell.
 _PIP_NAMES = {
@@ -109,15 +110,15 @@ class MatrixSettings:
 
         Raises:
             MatrixLossConfigError: Unusable matrix settings, all listed at once, under their names here.
-            ValueError: Other settings that cannot be used, all listed at once.
+            ConfigurationError: Other settings that cannot be used, all listed at once.
         """
         problems = [*_guard_problems(self), *_monitoring_problems(self), *report_to_problems(self.report_to)]
+        error: type[MceLlmError] = ConfigurationError
         try:
             _ = self.matrix_loss
-        except MatrixLossConfigError as error:
-            raise MatrixLossConfigError("; ".join([str(error), *problems])) from None
-        if problems:
-            raise ValueError("; ".join(problems))
+        except MatrixLossConfigError as unusable:
+            problems, error = [str(unusable), *problems], MatrixLossConfigError
+        raise_all(problems, error)
         super().__post_init__()  # type: ignore[misc]  # of the training arguments
 
     def __getstate__(self) -> dict[str, Any]:

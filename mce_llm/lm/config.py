@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from mce_llm.errors import MceLlmError
-from mce_llm.running.messages import nearest_hint
+from mce_llm.running.messages import nearest_hint, raise_all
 
 Kind = Literal["token", "marginal", "expected"]
 EmbeddingTable = Literal["output", "input"]
@@ -21,6 +21,8 @@ SMALLEST_SHRINKAGE = 2.0**-23
 
 class MatrixLossConfigError(MceLlmError, ValueError):
     """One or more settings of the matrix loss are unusable; the message lists all of them."""
+
+    one_a_line = True
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class MatrixLossConfig:
         for name in ("center", "normalize"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if problems:
-            raise MatrixLossConfigError(_listing(problems))
+        raise_all(problems, MatrixLossConfigError)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> MatrixLossConfig:
@@ -98,8 +99,7 @@ class MatrixLossConfig:
             config = cls(**known)
         except MatrixLossConfigError as error:
             problems.append(str(error))
-        if problems:
-            raise MatrixLossConfigError(_listing(problems))
+        raise_all(problems, MatrixLossConfigError)
         return config
 
     @property
@@ -124,7 +124,3 @@ def _choice_problems(name: str, value: object, choices: tuple[str, ...]) -> list
     if value in choices:
         return []
     return [f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest_hint(str(value), choices)}"]
-
-
-def _listing(problems: list[str]) -> str:
-    return problems[0] if len(problems) == 1 else "".join(f"\n- {problem}" for problem in problems)

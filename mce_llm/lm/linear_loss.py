@@ -24,6 +24,7 @@ from mce_llm.lm.geometry import TokenGeometry
 from mce_llm.lm.linear_head import HeadGradients, LinearHead
 from mce_llm.lm.token_kernel import into_logit_gradient, is_full_vocabulary, token_chunk
 from mce_llm.matrix.precision import autocast_off
+from mce_llm.running.messages import raise_all
 
 # Elements of one chunk of logits. Large enough to keep a matrix product busy, small beside a V×d table.
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
@@ -353,5 +354,4 @@ def _check_inputs(
         problems.append(f"softcap must be positive, got {softcap}")
     if chunk_size is not None and chunk_size < 1:
         problems.append(f"chunk_size must be at least 1, got {chunk_size}")
-    if problems:
-        raise LossInputError("; ".join(problems))
+    raise_all(problems, LossInputError)

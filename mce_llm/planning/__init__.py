@@ -1,6 +1,6 @@
 """How much memory a training run needs, worked out before it starts: pure arithmetic on sizes.
 
-Nothing here knows of recipes; `mce_llm.commands.plan` translates one into these shapes.
+Nothing here knows of recipes; `mce_llm.commands.recipe_shapes` translates one into these shapes.
 """
 
 from mce_llm.planning.engines import ENGINES, Engine, Phase, Term

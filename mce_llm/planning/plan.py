@@ -22,6 +22,7 @@ from mce_llm.planning.engines import (
 )
 from mce_llm.planning.loss import loss_allocations
 from mce_llm.planning.shapes import GIB, ModelShape, PlanningError, TrainingShape, with_lora
+from mce_llm.running.messages import raise_all
 
 # What no tensor shows: the CUDA context with its kernels, cuBLAS workspaces, NCCL's channels; and what the caching
 # allocator loses between blocks. Estimates, on the safe side.
@@ -155,8 +156,7 @@ def plan_memory(
         problems.append(f"the number of GPUs must be at least 1, got {devices}")
     if capacity is not None and not capacity > 0:
         problems.append(f"the memory of a GPU must be positive, got {capacity / GIB:g} GiB")
-    if problems:
-        raise PlanningError("; ".join(problems))
+    raise_all(problems, PlanningError)
     chosen = engines_for(devices, engine)
     plans = tuple(_engine_plan(item, model, training, devices, capacity) for item in chosen)
     fitting = [plan.engine for plan in plans if plan.fits]

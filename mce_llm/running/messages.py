@@ -1,4 +1,4 @@
-"""What error messages of several rooms have in common. Standard library only."""
+"""What error messages of all programs share: hints, causes, and several problems in one. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,30 @@ import json
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
+
+from mce_llm.errors import MceLlmError
+
+
+class ConfigurationError(MceLlmError, ValueError):
+    """Settings that cannot be used; the message lists all that are wrong."""
+
+    one_a_line = True
+
+
+def raise_all(problems: list[str], error: type[MceLlmError] = ConfigurationError) -> None:
+    """Raise one error for all problems, if there are any.
+
+    Args:
+        problems: What is wrong, one text each.
+        error: What to raise; its `one_a_line` says how several problems are laid out.
+
+    Raises:
+        MceLlmError: Of the type `error`, where there is a problem.
+    """
+    if len(problems) > 1 and error.one_a_line:
+        raise error("".join(f"\n- {problem}" for problem in problems))
+    if problems:
+        raise error("; ".join(problems))
 
 
 def nearest_hint(name: str, options: Iterable[str]) -> str:

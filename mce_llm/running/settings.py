@@ -16,13 +16,9 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from mce_llm.errors import MceLlmError
-from mce_llm.running.messages import nearest_hint
+from mce_llm.running.messages import ConfigurationError, nearest_hint, raise_all
 
-
-class ConfigurationError(MceLlmError, ValueError):
-    """Settings that cannot be used; the message lists all that are wrong."""
-
+__all__ = ["ConfigurationError", "mapping_of", "names_of", "parse_settings", "raise_all", "without_secrets"]
 
 # Given the settings as parsed and the names of those that were given: further words for the command line.
 Adjustment = Callable[[Namespace, frozenset[str]], list[str]]
@@ -129,14 +125,6 @@ def mapping_of(name: str, text: str | None, problems: list[str]) -> dict[str, An
         problems.append(f"{name} must be a mapping, got {text!r}")
         return {}
     return value
-
-
-def raise_all(problems: list[str]) -> None:
-    """Raise one `ConfigurationError` for all problems, if there are any."""
-    if len(problems) == 1:
-        raise ConfigurationError(problems[0])
-    if problems:
-        raise ConfigurationError("".join(f"\n- {problem}" for problem in problems))
 
 
 def without_secrets(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from mce_llm.commands import doctor
 from mce_llm.commands.doctor import Finding, print_findings, torch_pair
+from mce_llm.running.installation import install_hint
 
 
 @pytest.fixture
@@ -52,17 +53,19 @@ def test_a_trainer_that_does_not_import(broken_package):
 def test_missing_and_old_packages(monkeypatch):
     versions = {"torch": "2.1.0", "peft": None}
     monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=2.6", "peft>=0.17", 'ruff; extra == "dev"'])
-    monkeypatch.setattr(doctor, "_installed", versions.get)
+    monkeypatch.setattr(doctor, "installed_version", versions.get)
     old, missing = doctor._required_packages()
     assert old == Finding("error", "torch", "2.1.0, needs >=2.6", "pip install 'torch>=2.6'")
     assert missing == Finding("error", "peft", "missing", "pip install 'peft>=0.17'")
 
 
 def test_optional_packages_are_notes(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", lambda name: None)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
     findings = doctor._optional_packages()
     assert {finding.level for finding in findings} == {"note"}
-    assert "pip install 'mce-llm[deepspeed]'" in [finding.remedy for finding in findings]
+    remedies = {finding.subject: finding.remedy for finding in findings}
+    assert remedies["deepspeed"] == install_hint("deepspeed")
+    assert remedies["wandb"] == "pip install wandb"
 
 
 def test_report(capsys):

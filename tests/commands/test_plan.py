@@ -6,8 +6,8 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from helpers.recipes import RECIPES
-from mce_llm.commands.plan import batch_of, best_batch, launch_command, plan_training
 from mce_llm.commands.recipe_shapes import attention_of, read_recipe, recipe_shapes
+from mce_llm.commands.training_plan import batch_of, best_batch, launch_command, plan_training
 from mce_llm.planning import ENGINES, GIB, PlanningError
 
 LLEMMA = RECIPES / "llemma7b_metamath_mce.yaml"

@@ -1,8 +1,15 @@
-"""Hints, causes and checks that error messages of several rooms share."""
+"""Hints, causes and checks that error messages of all programs share, and several problems in one error."""
 
 import pytest
 
-from mce_llm.running.messages import cause, model_path_problem, nearest_hint
+from mce_llm.errors import MceLlmError
+from mce_llm.running.messages import (
+    ConfigurationError,
+    cause,
+    model_path_problem,
+    nearest_hint,
+    raise_all,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +39,29 @@ def test_model_paths(tmp_path):
     assert model_path_problem(str(tmp_path)) is None
     assert model_path_problem("owner/name") is None
     assert model_path_problem("gpt2") is None
+
+
+class OneLine(MceLlmError, TypeError):
+    """Several problems on one line, as by default."""
+
+
+@pytest.mark.parametrize(
+    ("problems", "error", "message"),
+    [
+        (["a is 1"], ConfigurationError, "a is 1"),
+        (["a is 1", "b is 2"], ConfigurationError, "\n- a is 1\n- b is 2"),
+        (["a is 1"], OneLine, "a is 1"),
+        (["a is 1", "b is 2"], OneLine, "a is 1; b is 2"),
+    ],
+)
+def test_all_problems_are_raised_at_once(problems, error, message):
+    with pytest.raises(error) as caught:
+        raise_all(problems, error)
+    assert str(caught.value) == message
+
+
+def test_settings_are_the_default_and_no_problem_is_no_error():
+    raise_all([])
+    raise_all([], OneLine)
+    with pytest.raises(ConfigurationError, match="a is 1"):
+        raise_all(["a is 1"])

@@ -32,7 +32,7 @@ class Mismatch:
     Attributes:
         key: One of `COMPARABLE`.
         run: Label of the run that differs.
-        reference: Label of the run that it was held against, the first A.
+        reference: Label of the run that it was compared with, the first A.
         details: The settings that differ, with both values.
     """
 
@@ -67,9 +67,7 @@ def run_labels(runs: Sequence[SavedRun]) -> list[str]:
     Returns:
         One label for each.
     """
-    all_parts = [
-        [part for part in run.path.absolute().parts if part not in ("gsm8k", "math", "eval")] for run in runs
-    ]
+    all_parts = [run.name_parts for run in runs]
     lengths = [1] * len(runs)
 
     def labels() -> list[str]:
@@ -229,8 +227,7 @@ def _first_other_question(a: SavedRun, b: SavedRun) -> str | None:
     """Where the questions or their gold answers begin to differ, or None where they are the same."""
     if a.summary["n"] != b.summary["n"]:
         return f"{a.summary['n']:,} and {b.summary['n']:,} questions"
-    firsts = ([item for item in run.items if item["sample"] == 0] for run in (a, b))
-    for one, other in zip(*firsts, strict=True):
+    for one, other in zip(a.first_samples, b.first_samples, strict=True):
         for name in ("question", "gold"):
             if one[name] != other[name]:
                 x, y = _shown(one[name], other[name])

@@ -30,7 +30,6 @@ from mce_llm.eval.comparing.comparison_outcome import (
 )
 from mce_llm.eval.comparing.paired import (
     PairedCounts,
-    check_confidence,
     mcnemar_exact,
     mean_interval,
     sign_flip_test,
@@ -39,7 +38,7 @@ from mce_llm.eval.comparing.paired import (
 from mce_llm.eval.comparing.power import POWER, questions_needed, smallest_detectable_difference
 from mce_llm.eval.comparing.training_seeds import SeedSpread, bootstrap_interval
 from mce_llm.eval.comparing.verdicts import verdict
-from mce_llm.eval.intervals import Interval, wilson_interval
+from mce_llm.eval.intervals import Interval, check_confidence, wilson_interval
 from mce_llm.eval.saved_runs import SavedRun
 
 __all__ = ["Comparison", "compare_runs"]
@@ -215,7 +214,7 @@ def _questions(
     pairs: Sequence[RunPair], scores_a: np.ndarray, scores_b: np.ndarray
 ) -> tuple[QuestionOutcome, ...]:
     """Where scores differ in a pair at least: most often won first, the rest in the order of the data."""
-    firsts = [[[item for item in run.items if item["sample"] == 0] for run in pair] for pair in pairs]
+    firsts = [[run.first_samples for run in pair] for pair in pairs]
     outcomes = []
     for index in np.flatnonzero((scores_a != scores_b).any(axis=0)).tolist():
         a, b = scores_a[:, index], scores_b[:, index]

@@ -48,7 +48,7 @@ class PairComparison:
 
     Attributes:
         a: The baseline.
-        b: What is held against it.
+        b: The run that is compared with it.
         counts: Who was right where; None with several samples a question.
         difference: Accuracy of B minus that of A.
         interval: For the difference of these two trained models on questions like these.

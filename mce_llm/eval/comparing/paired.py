@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from scipy import stats
 
-from mce_llm.eval.intervals import Interval, IntervalError
+from mce_llm.eval.intervals import Interval, IntervalError, check_confidence
 
 
 @dataclass(frozen=True)
@@ -175,21 +175,6 @@ def least_half_width(n: int, confidence: float) -> float:
     """Half of Tango's interval where no question is discordant: z²/(n + z²)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     return z * z / (n + z * z)
-
-
-def check_confidence(confidence: float) -> None:
-    """Refuse a confidence that is none.
-
-    Args:
-        confidence: Meant to be strictly between 0 and 1.
-
-    Raises:
-        IntervalError: It is not.
-    """
-    if not 0 < confidence < 1:
-        raise IntervalError(
-            f"confidence must be strictly between 0 and 1, got {confidence}; 0.95 is the usual choice"
-        )
 
 
 def _check_counts(**counts: int) -> None:

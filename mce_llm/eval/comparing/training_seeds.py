@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mce_llm.eval.comparing.paired import check_confidence, least_half_width
-from mce_llm.eval.intervals import Interval, IntervalError
+from mce_llm.eval.comparing.paired import least_half_width
+from mce_llm.eval.intervals import Interval, IntervalError, check_confidence
 
 _CHUNK = 500  # resamples at a time: 5 MB for 1,319 questions
 _MOST_SEEDS = 1000

@@ -1,9 +1,8 @@
-"""What answers prompts: a model in transformers, or one in vLLM behind the same face."""
+"""What answers prompts: a model in transformers or in vLLM, with one interface."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from accelerate import PartialState
@@ -15,6 +14,7 @@ from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import model_fingerprint
 from mce_llm.eval.loading import load_model_and_tokenizer
 from mce_llm.eval.settings import EvaluationConfig
+from mce_llm.running.installation import installed_version
 
 
 class Backend(Protocol):
@@ -100,7 +100,7 @@ def open_backend(config: EvaluationConfig, state: PartialState) -> Backend:
         state: This process.
 
     Returns:
-        The model behind the common face.
+        The model with the common interface.
 
     Raises:
         EvaluationError: If it cannot be loaded, or the backend is not installed or not usable like that.
@@ -109,12 +109,10 @@ def open_backend(config: EvaluationConfig, state: PartialState) -> Backend:
     if config.backend == "hf":
         model, tokenizer = load_model_and_tokenizer(config.model, config.dtype, state.device)
         return TransformersBackend(model, tokenizer, config.batching)
-    try:
-        version("vllm")
-    except PackageNotFoundError:
+    if installed_version("vllm") is None:
         raise EvaluationError(
             "the backend vllm is not installed; `pip install vllm` in this environment, or use --backend hf"
-        ) from None
+        )
     if state.num_processes > 1:
         raise EvaluationError(
             f"{state.num_processes} processes were launched, but vllm runs in one that uses all its GPUs; start it with "

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.eval.errors import GenerationError
+from mce_llm.running.messages import raise_all
 
 Finished = Literal["eos", "stop", "length"]
 
@@ -51,31 +52,42 @@ class Decoding:
         if isinstance(self.stop, str) or not all(self.stop):
             raise GenerationError(f"stop must be a list of non-empty strings, got {self.stop!r}")
         object.__setattr__(self, "stop", tuple(self.stop))
-        if problems := self.problems():
-            raise GenerationError("; ".join(problems))
+        raise_all(
+            decoding_problems(
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                num_samples=self.num_samples,
+            ),
+            GenerationError,
+        )
 
-    def problems(self) -> list[str]:
-        """Say what is out of range."""
-        problems = [
-            f"{name} must be at least 1, got {value}"
-            for name in ("max_new_tokens", "num_samples")
-            if (value := getattr(self, name)) < 1
-        ]
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature must be 0 (greedy) or more, got {self.temperature}; 0.7 is usual")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p must be in (0, 1], got {self.top_p}; 1 samples from all tokens")
-        if self.top_k < 0:
-            problems.append(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
-        if self.temperature == 0:
-            if self.num_samples > 1:
-                problems.append(
-                    f"num_samples is {self.num_samples} and temperature 0: greedy answers would all be the same; set "
-                    "a temperature, 0.7 say"
-                )
-            if self.top_p < 1 or self.top_k:
-                problems.append("top_p and top_k have no effect with temperature 0; set a temperature")
-        return problems
+
+def decoding_problems(
+    *, max_new_tokens: int, temperature: float, top_p: float, top_k: int, num_samples: int
+) -> list[str]:
+    """Say what is out of range among the settings of `Decoding`, one text each."""
+    problems = [
+        f"{name} must be at least 1, got {value}"
+        for name, value in (("max_new_tokens", max_new_tokens), ("num_samples", num_samples))
+        if value < 1
+    ]
+    if not 0 <= temperature < float("inf"):
+        problems.append(f"temperature must be 0 (greedy) or more, got {temperature}; 0.7 is usual")
+    if not 0 < top_p <= 1:
+        problems.append(f"top_p must be in (0, 1], got {top_p}; 1 samples from all tokens")
+    if top_k < 0:
+        problems.append(f"top_k must be 0 (all tokens) or more, got {top_k}")
+    if temperature == 0:
+        if num_samples > 1:
+            problems.append(
+                f"num_samples is {num_samples} and temperature 0: greedy answers would all be the same; set "
+                "a temperature, 0.7 say"
+            )
+        if top_p < 1 or top_k:
+            problems.append("top_p and top_k have no effect with temperature 0; set a temperature")
+    return problems
 
 
 @dataclass(frozen=True)

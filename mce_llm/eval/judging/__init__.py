@@ -1,1 +1,1 @@
-"""How answers are read and compared: numbers and their marks, LaTeX, and symbolic equality; `eval.answers` is the face."""
+"""How answers are found, read and compared: numbers, LaTeX, markers, symbolic equality. `eval.answers` is the interface."""

@@ -1,6 +1,6 @@
 r"""Whether two answers in LaTeX mean the same: the judge of MATH.
 
-`equivalent` takes three steps. Equal writing is equal (`latex` knows what does not count as writing). Two
+`same_meaning` takes three steps. Equal writing is equal (`latex` knows what does not count as writing). Two
 numbers are compared as exact fractions, so `0.3333` is not `1/3`. Tuples, intervals, sets, lists, unions and
 matrices are taken apart here, and their elements compared in turn: order and brackets count where they mean
 something. What remains, single expressions and relations, is left to math-verify (see `symbolic`), but with
@@ -23,11 +23,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 
-from mce_llm.eval.judging.latex import LONGEST_EXPRESSION, plain_latex
-from mce_llm.eval.judging.quantities import normalize, number_words_at, quantity_at
+from mce_llm.eval.judging.reading import Expression, number_of, read_expression
 from mce_llm.eval.judging.symbolic import symbolically_equal
 
 _LONGEST_LIST = 60
@@ -53,7 +51,6 @@ _ALL_REALS = ("all real numbers", "all reals", "all real")
 _CHOICE = re.compile(r"\(?(?P<letter>[A-H])\)?")
 _NAMED_CHOICE = re.compile(r"\(?(?P<letter>[A-H])(?:[).:]|$)")  # also "(C) 5", "C. 5"
 _TIME = re.compile(r"(?P<clock>\d{1,2}:\d\d)\s*(?:(?P<half>[AaPp])\.?\s?[Mm]\.?)?")
-_REPEATING = re.compile(r"(?P<sign>-?)(?P<whole>\d*)\.(?P<once>\d*)\\overline\{?(?P<again>\d+)\}?")
 _MATRIX = re.compile(
     r"\\begin\{(?P<kind>[pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(?P<rows>.*)\\end\{(?P=kind)\}",
     re.DOTALL,
@@ -71,13 +68,10 @@ class _Parts:
 
 
 def equivalent(prediction: str, gold: str) -> bool:
-    r"""Compare an answer with the reference, both in LaTeX or plain writing.
-
-    Never raises on what is written; an answer that is too long, or that cannot be compared within the time
-    limit of `symbolic`, is not equal.
+    """Compare two texts as `same_meaning` does.
 
     Args:
-        prediction: The answer, such as `\frac{\sqrt3}{2}`; `$` and units may be around it.
+        prediction: The answer, in LaTeX or plain writing; `$` and units may be around it.
         gold: The reference answer.
 
     Returns:
@@ -86,19 +80,33 @@ def equivalent(prediction: str, gold: str) -> bool:
     Raises:
         EvaluationError: If math-verify is needed and not installed.
     """
-    if max(len(prediction), len(gold)) > LONGEST_EXPRESSION:
-        return False
-    return _equivalent(prediction, gold)
+    return same_meaning(read_expression(prediction), read_expression(gold))
 
 
 @lru_cache(maxsize=65536)  # the same pairs come again when several samples of one question vote
-def _equivalent(prediction: str, gold: str) -> bool:
-    numbers = number_of(prediction), number_of(gold)
-    ours, theirs = plain_latex(prediction), plain_latex(gold)
+def same_meaning(prediction: Expression, gold: Expression) -> bool:
+    r"""Compare an answer with the reference.
+
+    Never raises on what is written; an answer that is too long, or that cannot be compared within the time
+    limit of `symbolic`, is not equal.
+
+    Args:
+        prediction: The answer, such as `\frac{\sqrt3}{2}`.
+        gold: The reference answer.
+
+    Returns:
+        Whether they mean the same.
+
+    Raises:
+        EvaluationError: If math-verify is needed and not installed.
+    """
+    if prediction.is_cut or gold.is_cut:
+        return False
+    ours, theirs = prediction.plain, gold.plain
     if ours.unit and theirs.unit and ours.unit != theirs.unit:
         return False
-    if None not in numbers:
-        return numbers[0] == numbers[1]
+    if prediction.value is not None and gold.value is not None:
+        return prediction.value == gold.value
     if theirs.said in _ALL_REALS or ours.said in _ALL_REALS:
         ours, theirs = (
             replace(side, text="(-\\infty,\\infty)", in_words=False) if side.said in _ALL_REALS else side
@@ -109,8 +117,8 @@ def _equivalent(prediction: str, gold: str) -> bool:
         return named is not None and named["letter"] == choice["letter"]
     if (named := _NAMED_CHOICE.match(ours.text)) and named.end() < len(ours.text) and not ours.in_words:
         ours = replace(ours, text=ours.text[named.end() :])
-        if (value := number_of(ours.text)) is not None and numbers[1] is not None:
-            return value == numbers[1]
+        if (value := number_of(ours.text)) is not None and gold.value is not None:
+            return value == gold.value
     times = _TIME.fullmatch(ours.text), _TIME.fullmatch(theirs.text)
     if times[0] and times[1]:
         halves = {match["half"].lower() for match in times if match and match["half"]}
@@ -118,34 +126,6 @@ def _equivalent(prediction: str, gold: str) -> bool:
     if ours.in_words or theirs.in_words:
         return bool(ours.said) and ours.said == theirs.said
     return _equal(ours.text.partition("\\approx")[0] or ours.text, theirs.text, 0)
-
-
-def number_of(latex: str) -> Fraction | None:
-    r"""Return the exact value of an answer that is one number, perhaps with a unit; else None.
-
-    Args:
-        latex: An answer such as `\$32{,}348`, `2\frac{1}{2}` or `0.\overline{3}`.
-
-    Returns:
-        The value.
-    """
-    written = plain_latex(latex)
-    text = written.text
-    if (words := number_words_at(written.said)) and words.end == len(written.said):
-        return words.value
-    if repeating := _REPEATING.fullmatch(text):
-        once, again = repeating["once"], repeating["again"]
-        value = Fraction(
-            int((repeating["whole"] or "0") + once + again) - int((repeating["whole"] or "0") + once)
-        )
-        value /= 10 ** len(once) * (10 ** len(again) - 1)
-        return -value if repeating["sign"] else value
-    plain = normalize(text).strip()
-    while plain.startswith("{") and plain.endswith("}"):
-        plain = plain[1:-1]
-    quantity = quantity_at(plain)
-    whole = quantity is not None and quantity.start == 0 and quantity.end == len(plain)
-    return quantity.value if quantity is not None and whole else None
 
 
 def _equal(ours: str, theirs: str, depth: int) -> bool:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mce_llm.data.boxed import boxed_contents
-from mce_llm.eval.judging.expressions import number_of
 from mce_llm.eval.judging.latex import LONGEST_EXPRESSION
 from mce_llm.eval.judging.markers import MARKERS, is_supposed, number_first, only_number
 from mce_llm.eval.judging.quantities import all_quantities, normalize
+from mce_llm.eval.judging.reading import number_of
 
 # $$…$$, \[…\], \(…\) and $…$; a dollar sign before an amount opens nothing.
 _MATH = re.compile(

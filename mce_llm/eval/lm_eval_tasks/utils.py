@@ -11,7 +11,7 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from mce_llm.data import get_prompt
-from mce_llm.eval.answers import extract_answer, is_correct
+from mce_llm.eval.answers import judge
 from mce_llm.eval.tasks import GSM8K, MATH, Task
 
 PROMPT = get_prompt("metamath")
@@ -64,9 +64,9 @@ def judge_expression(doc: dict[str, str], results: list[str]) -> dict[str, float
 
 
 def _judge(gold: str, solution: str, task: Task) -> dict[str, float]:
-    answer = extract_answer(solution, style=task.style)
+    verdict = judge(solution, gold, task.style)
     return {
-        "exact_match": float(is_correct(answer, gold)),
-        "fallback": float(answer.found_by == "last_number"),
-        "no_answer": float(answer.found_by == "none"),
+        "exact_match": float(verdict.correct),
+        "fallback": float(verdict.answer.is_fallback),
+        "no_answer": float(verdict.answer.is_missing),
     }

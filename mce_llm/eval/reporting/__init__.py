@@ -25,7 +25,7 @@ class WrittenReport:
 
     Attributes:
         page: The file to open.
-        pictures: How many PNG files lie beside it.
+        pictures: How many PNG files are in the same folder.
         sections: What stands in it, a section a task.
     """
 
@@ -49,7 +49,7 @@ def write_report(
         runs: Folders of evaluations, or of trainings with their evaluations below; of each task A, B, A2, B2, …
         output: The folder for `index.html` and the pictures.
         pair: Compare (True: or fail), never compare (False), or compare where it is possible (None).
-        allow_differences: Compare runs that differ in more than the model, too; the page says so loudly.
+        allow_differences: Compare runs that differ in more than the model, too; the page shows a warning.
         overwrite: Write into a folder that holds something else than a report.
         command: What was typed, for the page to show.
 

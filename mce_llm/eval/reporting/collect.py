@@ -41,7 +41,7 @@ class Training:
         """Read a folder that has a `trainer_state.json`; files that cannot be used are noted in `missing`."""
         missing: list[str] = []
         history = _history(folder / _STATE, missing)
-        # A checkpoint's own log ends at its step; the spectra of the whole training lie beside the checkpoints.
+        # A checkpoint's own log ends at its step; the spectra of the whole training are in output_dir.
         home = folder.parent if folder.name.startswith("checkpoint-") else folder
         spectra = _spectra(home / _SPECTRA, missing)
         if home != folder and history:
@@ -133,7 +133,7 @@ def _evaluations(folder: Path) -> dict[str, SavedRun]:
             )
         found[task] = run
     if not found and not (folder / _STATE).is_file():
-        SavedRun.read(folder)  # knows best what is wrong
+        SavedRun.read(folder)  # raises, and says what is missing
     return found
 
 

@@ -115,7 +115,7 @@ def _policy(script: str) -> str:
 
 
 def _origin(section: Section) -> dict[str, Any]:
-    """Where each run lies and what its answers depend on."""
+    """The folder of each run, and what its answers depend on."""
     rows = []
     for member in section.members:
         config, hashes = member.run.config, member.run.config["hashes"]

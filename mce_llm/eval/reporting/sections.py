@@ -13,12 +13,12 @@ from mce_llm.eval.comparing.comparability import run_labels
 from mce_llm.eval.comparing.comparison import Comparison, compare_runs
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.intervals import IntervalError
+from mce_llm.eval.items import TASK_TITLES
 from mce_llm.eval.reporting.collect import Source, Training
 from mce_llm.eval.reporting.drawing import COLOURS, LINES
 from mce_llm.eval.saved_runs import SavedRun
 
 _UNPAIRED = [name for name in COLOURS if name.startswith("run-")]
-_TITLES = {"gsm8k": "GSM8K", "math": "MATH"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Section:
     @property
     def title(self) -> str:
         """The task as people write it."""
-        return _TITLES.get(self.task, self.task)
+        return TASK_TITLES.get(self.task, self.task)
 
     @property
     def pairs(self) -> list[tuple[Member, Member]]:
@@ -163,7 +163,7 @@ def _section(task: str, sources: Sequence[Source], pair: bool | None, allow_diff
 def _why_not(sources: Sequence[Source], task: str, pair: bool | None) -> str | None:
     """The reason for which the runs of a task are not compared, as far as it can be told without their answers."""
     count = sum(task in source.evaluations for source in sources)
-    title = _TITLES.get(task, task)
+    title = TASK_TITLES.get(task, task)
     if pair is False:
         return "a comparison was not wanted (--no-pair)"
     if count == 1:

@@ -5,12 +5,12 @@ The page replaces an earlier one in one move after all pictures are there. Files
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.reporting.page import GENERATOR, Page
+from mce_llm.running.files import whole_file, write_text
 
 PAGE = "index.html"
 _HEAD = 20_000  # bytes of a page in which its head is looked for
@@ -61,22 +61,14 @@ def write_page(page: Page, folder: Path, *, overwrite: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         names = [f"{chart.name}.png" for chart in page.charts]
         for name, chart in zip(names, page.charts, strict=True):
-            _replace(folder / name, chart.png)
-        _replace(folder / PAGE, page.html.encode("utf-8"))
+            with whole_file(folder / name) as beside:
+                beside.write_bytes(chart.png)
+        write_text(folder / PAGE, page.html)
         for name in set(before) - set(names):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise EvaluationError(f"cannot write to {folder}: {error.strerror or error}") from error
     return folder / PAGE
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _earlier_pictures(folder: Path) -> list[str] | None:

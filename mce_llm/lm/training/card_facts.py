@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+
+from mce_llm.running.installation import installed_versions
 
 FILE = "README.md"
 _PACKAGES = ("mce-llm", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "deepspeed")
@@ -118,11 +118,4 @@ def versions(trainer: Any) -> list[tuple[str, str]]:
         "trl": any(base.__module__.startswith("trl.") for base in type(trainer).__mro__),
         "deepspeed": trainer.is_deepspeed_enabled,
     }
-    found = [("python", platform.python_version())]
-    for name in _PACKAGES:
-        if used.get(name, True):
-            try:
-                found.append((name, version(name)))
-            except PackageNotFoundError:
-                found.append((name, "not installed as a package"))
-    return found
+    return list(installed_versions(name for name in _PACKAGES if used.get(name, True)).items())

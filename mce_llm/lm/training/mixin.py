@@ -30,6 +30,7 @@ from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
 from mce_llm.lm.training.row_ids import ROW_IDS, NumberedCollator, NumberedRows
 from mce_llm.running import preemption
+from mce_llm.running.messages import raise_all
 
 
 class UnsupportedTrainerError(MceLlmError, TypeError):
@@ -261,5 +262,4 @@ def _refuse_other_losses(args: Any, compute_loss_func: Any) -> None:
             f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
             f"accelerate launch --num_processes {args.n_gpu} …, or set CUDA_VISIBLE_DEVICES to one"
         )
-    if problems:
-        raise ValueError("; ".join(problems))
+    raise_all(problems)
