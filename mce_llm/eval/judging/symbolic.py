@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from mce_llm.eval.errors import EvaluationError
+from mce_llm.running.installation import install_hint
 
 TIME_LIMIT = 10.0
 """Seconds for one comparison; one that takes longer counts as not equal, and is logged."""
@@ -50,7 +51,7 @@ class _Worker:
             reason = "it does not start" if greeting is None else greeting["error"]
             raise EvaluationError(
                 f"judging MATH answers needs math-verify, which cannot be used ({reason}); "
-                "pip install -e '.[eval]' brings it"
+                f"{install_hint('eval')} brings it"
             )
 
     def ask(self, gold: str, prediction: str) -> bool | None:
