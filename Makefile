@@ -3,12 +3,13 @@
 # make vision-demo   pretrain a small encoder on generated shapes, probe it, draw what happened
 # make test   install what is missing, then linters, type checker and tests
 # make test-slow   heavy trials: every engine against one process, kill trials, launches
+# make docs   guides and API reference in build/docs/index.html; fails on a broken link or reference
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TYPECHECK := build/typecheck/mce_llm
 
-.PHONY: demo study-demo vision-demo test test-slow lint typecheck format clean
+.PHONY: demo study-demo vision-demo test test-slow docs lint typecheck format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
@@ -26,6 +27,10 @@ test: lint typecheck
 
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q -c docs . build/docs
+	@echo "open build/docs/index.html"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -61,9 +66,14 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $(VENV)/.installed $@
 
-# DeepSpeed runs on the CPU too, and the slow tests shard a model with it; others run lm-evaluation-harness.
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	@touch $(VENV)/.installed $@
+
+# DeepSpeed runs on the CPU too, and the slow tests shard a model with it; others run lm-evaluation-harness, and one
+# builds the documentation.
 $(VENV)/.installed-slow: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e ".[dev,deepspeed,lm-eval]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,deepspeed,docs,lm-eval]"
 	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 clean:
