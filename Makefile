@@ -28,8 +28,9 @@ test: lint typecheck
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
 
+# -E: a page that is not read again does not repeat its warnings, and a second build would pass.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx -W --keep-going -n -q -c docs . build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q -c docs . build/docs
 	@echo "open build/docs/index.html"
 
 lint: $(VENV)/.installed-dev

@@ -23,6 +23,7 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "refer
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "recipes/README.md", "eval/README.md", "vision/README.md"]
 html_theme = "furo"
+highlight_language = "text"  # of fences without a language: most are command lines
 html_title = f"mce-llm {release}"
 html_show_sourcelink = False
 html_copy_source = False

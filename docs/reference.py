@@ -54,6 +54,8 @@ class _Public(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         module = importlib.import_module(self.arguments[0])
+        if module.__file__:
+            self.env.note_dependency(module.__file__)
         names = self.arguments[1].split() if len(self.arguments) > 1 else None
         lines = [] if names else [f".. automodule:: {module.__name__}", ""]
         for name in names or _offered(module):
@@ -87,7 +89,8 @@ def _description(module: ModuleType, name: str) -> list[str]:
         for member in _undocumented(found):
             _complain(f"{full}.{member}")
         kind = "autoexception" if issubclass(found, BaseException) else "autoclass"
-        return [f".. {kind}:: {full}", "   :members:", "   :show-inheritance:", ""]
+        bases = [] if found.__bases__ == (object,) else ["   :show-inheritance:"]
+        return [f".. {kind}:: {full}", "   :members:", *bases, ""]
     if inspect.isroutine(found):
         if not inspect.getdoc(found):
             _complain(full)
