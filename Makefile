@@ -3,11 +3,12 @@
 # make vision-demo   pretrain a small encoder on generated shapes, probe it, draw what happened
 # make test   install what is missing, then linters, type checker and tests
 # make test-slow   heavy trials: every engine against one process, kill trials, launches
+# make docs   guides and API reference in build/docs/index.html; fails on a broken link or reference
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo study-demo vision-demo test test-slow lint typecheck format clean
+.PHONY: demo study-demo vision-demo test test-slow docs lint typecheck format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
@@ -25,6 +26,11 @@ test: lint typecheck
 
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
+
+# -E: a page that is not read again does not repeat its warnings, and a second build would pass.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q -c docs . build/docs
+	@echo "open build/docs/index.html"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -57,9 +63,14 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $(VENV)/.installed $@
 
-# DeepSpeed runs on the CPU too, and the slow tests shard a model with it; others run lm-evaluation-harness.
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	@touch $(VENV)/.installed $@
+
+# DeepSpeed runs on the CPU too, and the slow tests shard a model with it; others run lm-evaluation-harness, and one
+# builds the documentation.
 $(VENV)/.installed-slow: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -e ".[dev,deepspeed,lm-eval]"
+	$(BIN)/python -m pip install --quiet -e ".[dev,deepspeed,docs,lm-eval]"
 	@touch $(VENV)/.installed $(VENV)/.installed-dev $@
 
 clean:

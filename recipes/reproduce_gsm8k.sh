@@ -73,7 +73,7 @@ settings=("$@")
 [[ -z $processes || $processes =~ ^[1-9][0-9]*$ ]] || fail "--num_processes must be a positive number, got '$processes'"
 python=${PYTHON:-python}
 command -v "$python" >/dev/null || fail "there is no $python; activate the environment, or set PYTHON"
-"$python" -c 'import mce_llm' 2>/dev/null || fail "$python does not have mce-llm; pip install -e '$root'"
+"$python" -c 'import mce_llm' 2>/dev/null || fail "$python does not have mce-llm; install it there, or set PYTHON"
 launch=("$python" -m accelerate.commands.launch)
 
 if [[ -n $toy ]]; then

@@ -150,7 +150,7 @@ def matrix_log(A: Tensor, *, validate: bool = True, method: str = "auto") -> Ten
 
     The gradient is exact wherever A is positive definite, at the identity and at clusters of eigenvalues too.
     A is read through its symmetric part, so the gradient is symmetric. It can be differentiated once: a second
-    derivative raises RuntimeError. The relative error of the result is about eps·κ(A)/|log λ_min| (κ the
+    derivative raises RuntimeError. The relative error of the result is about eps·κ(A) / abs(log λ_min) (κ the
     condition number), because an eigenvalue is known only to eps·λ_max.
 
     With `method="rational"` the eigendecomposition gives way to a sum of a dozen inverses (`rational_log`), whose

@@ -28,6 +28,7 @@ MAX_LIVE_PARAMETERS = 1_000_000_000
 SUB_GROUP = 1_000_000_000
 
 Phase = Literal["always", "forward", "backward", "step", "host"]
+"""When memory is taken: all the time, in one part of a step, or in the host's memory."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ ENGINES = {
         Engine("zero3_offload", 3, True, True, "weights and optimizer states on the host"),
     )
 }
+"""Name → engine, in the order in which they are tried."""
 
 
 def engines_for(devices: int, name: str | None = None) -> list[Engine]:

@@ -14,6 +14,7 @@ from typing import Literal
 from mce_llm.errors import MceLlmError
 
 GIB = 2**30
+"""Bytes of a GiB."""
 
 Role = Literal["embedding", "head", "linear", "norm", "adapter", "other"]
 Attention = Literal["sdpa", "flash", "eager"]

@@ -1,11 +1,13 @@
 """How a script begins and ends: signals, one message for what a user can mend, exit codes.
 
-| exit code | what happened |
-|---|---|
-| 0 | done |
-| 2 | a problem that its message explains; nothing was finished |
-| 130 | Ctrl-C |
-| 143 | SIGTERM or SIGUSR1: not finished, the same command goes on |
+=========  =================================================================
+exit code  what happened
+=========  =================================================================
+0          done
+2          a problem that its message explains; nothing was finished
+130        Ctrl-C
+143        SIGTERM or SIGUSR1: not finished, the same command goes on
+=========  =================================================================
 
 Everything else is a defect of this package, and keeps its traceback (exit code 1).
 """

@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 from mce_llm.vision.data.errors import ImageDataError
 
 UNLABELED = -1
+"""The label of an image that has none."""
+
 # The order in which `balanced_indices` takes images is the same in every run.
 _LIMIT_SEED = 20230517
 

@@ -17,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DPI = 150
+"""Dots per inch of every picture."""
+
 WIDTH = 8.0  # inches: 1200 pixels, shown at two thirds of that in a page of documentation
 INK, MUTED, GRID = "#1b1f24", "#59636e", "#d8dee4"
 # Petroff, "Accessible color sequences for data visualization", arXiv 2107.02270: ten colours.

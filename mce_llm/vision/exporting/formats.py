@@ -44,6 +44,7 @@ _MODULES = {
     "torch_export": ("program_format", "torch"),
 }
 FORMATS = tuple(_MODULES)
+"""The names of the formats."""
 
 
 def format_by_name(name: str) -> Format:

@@ -21,6 +21,7 @@ LOSSES: dict[str, type[ViewLoss]] = {
     "barlow_twins": BarlowTwinsLoss,
     "sim_siam": SimSiamLoss,
 }
+"""Name → class."""
 
 
 def loss_options(name: str) -> dict[str, Any]:

@@ -66,14 +66,17 @@ def build_optimizer(
     """An optimizer for all that is trained in a module.
 
     `sgd` decays every parameter, as the official code of SimSiam, MEC and Matrix-SSL does. With g the gradient, w the
-    parameter, v the momentum, m its factor, β the decay and γ the learning rate:
+    parameter, v the momentum, m its factor, β the decay and γ the learning rate::
+
         v ← m v + (g + β w),  w ← w − γ v.
 
     `lars` is the layer-wise adaptive rate of You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks",
-    arXiv 1708.03888, with the learning rate outside the momentum (as in apex's LARC and all later code):
+    arXiv 1708.03888, with the learning rate outside the momentum (as in apex's LARC and all later code)::
+
         r = η ‖w‖ / (‖g‖ + β ‖w‖ + 1e-8) for each tensor, or 1 where ‖w‖ or ‖g‖ is 0,
         v ← m v + r (g + β w),  w ← w − γ v,
-    η = 0.001. Vectors have r = 1 and β = 0 (`parameter_groups`).
+
+    with η = 0.001. Vectors have r = 1 and β = 0 (`parameter_groups`).
 
     Args:
         name: sgd or lars.
