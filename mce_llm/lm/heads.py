@@ -150,7 +150,8 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
     backbone, head = model.base_model, model.get_output_embeddings()
     if backbone is model:
         raise UnsupportedModelError(f"{type(model).__name__} has no separate backbone (base_model_prefix)")
-    device = head.weight.device
+    # The weight of an offloaded head has no values here, and the dial does not need it.
+    device = torch.device("cpu") if head.weight.is_meta else head.weight.device
     dial = torch.tensor(_DIAL, dtype=torch.float32, device=device).view(1, 1, -1)
     hidden = torch.zeros(1, 1, head.in_features, dtype=torch.float32, device=device)
     ids = torch.zeros(1, 1, dtype=torch.long, device=device)
@@ -163,7 +164,8 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
     head.forward = lambda *_, **__: dial
     try:
         with torch.no_grad():
-            treated = type(model).forward(model, input_ids=ids, use_cache=False).logits
+            # As it is called: what was set on the instance in place of the class's forward has a say, too.
+            treated = model.forward(input_ids=ids, use_cache=False).logits
     except Exception as error:
         raise UnsupportedModelError(
             f"could not find out what {type(model).__name__} does to its logits after the head: {error}"

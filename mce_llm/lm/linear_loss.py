@@ -349,6 +349,11 @@ def _check_inputs(
         problems.append(
             f"embeddings must have one row per vocabulary entry ({weight.shape[0]}), got {tuple(embeddings.shape)}"
         )
+    tensors = {"weight": weight, "labels": labels, "bias": bias, "embeddings": embeddings}
+    if elsewhere := [
+        f"{n} on {t.device}" for n, t in tensors.items() if t is not None and t.device != hidden.device
+    ]:
+        problems.append(f"hidden is on {hidden.device}, but {', '.join(elsewhere)}; move them to one device")
     if softcap is not None and not softcap > 0:
         problems.append(f"softcap must be positive, got {softcap}")
     if chunk_size is not None and chunk_size < 1:

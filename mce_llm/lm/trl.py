@@ -7,8 +7,6 @@ logits. What it logs beside the loss is measured inside the head instead, chunk 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from mce_llm.lm.arguments import MatrixSettings
-from mce_llm.lm.observation import HeadObservation
+from mce_llm.lm.observation import HeadObservation, Observer
 from mce_llm.lm.patch import MatrixLossPatch
 from mce_llm.lm.training.mixin import MatrixLossMixin
 
@@ -110,7 +108,7 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """`Trainer`'s, in place of TRL's; measures the predictions on the way."""
         meter = self._train_tokens if model.training else self._eval_tokens
         inputs = {**inputs, "use_cache": False}
-        with self._observed_by(meter):
+        with self.matrix_patch.temporarily(observer=self._observer_with(meter)):
             result = Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         if self.matrix_patch.last is not None:
             meter.count(self.matrix_patch.last.batch.tokens)
@@ -120,24 +118,18 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """`Trainer`'s: TRL's would run the model once more for the logits."""
         return Trainer.prediction_step(self, *args, **kwargs)
 
-    @contextmanager
-    def _observed_by(self, meter: _TokenMeter) -> Iterator[None]:
-        """Let the meter see what the head gets, beside whoever else is watching."""
+    def _observer_with(self, meter: _TokenMeter) -> Observer | None:
+        """The observer in force, and the meter beside it, if the arguments ask for it."""
+        other = self.matrix_patch.observer
         if not getattr(self.args, "token_metrics", True):
-            yield
-            return
-        patch, other = self.matrix_patch, self.matrix_patch.observer
+            return other
 
         def observe(head: HeadObservation) -> None:
             meter.observe(head)
             if other is not None:
                 other(head)
 
-        patch.observer = observe
-        try:
-            yield
-        finally:
-            patch.observer = other
+        return observe
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what TRL logs beside the loss of training: `entropy`, `mean_token_accuracy` and `num_tokens` so far."""

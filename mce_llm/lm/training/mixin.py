@@ -76,7 +76,9 @@ class MatrixLossMixin(PublishingMixin):
                     f"args must be {self.arguments_class.__name__}, or pass matrix_loss=MatrixLossConfig(…)"
                 )
             matrix_loss = args.matrix_loss
-        _refuse_other_losses(args, named.get("compute_loss_func"))
+        # Before data are prepared, and again below, when `Trainer` knows which GPUs a model that is spread over them has.
+        spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+        _refuse_other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu)
         if isinstance(model, nn.Module):
             find_head(causal_model(model))  # what cannot be trained is said before data are prepared
 
@@ -89,7 +91,9 @@ class MatrixLossMixin(PublishingMixin):
             tokenizer = named.get("processing_class")
             named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial), tokenizer))
         super().__init__(model, args, *positional, **named)  # type: ignore[arg-type]
-        _refuse_other_losses(self.args, self.compute_loss_func)  # which may have come by position
+        _refuse_other_losses(
+            self.args, self.compute_loss_func, self.args.n_gpu
+        )  # which may have come by position
         if model is not None:
             patched(self.model, self.processing_class)  # type: ignore[arg-type]
         if self.compute_metrics is not None:
@@ -176,12 +180,11 @@ class MatrixLossMixin(PublishingMixin):
     ) -> Tensor | tuple[Tensor, Any]:
         """The stock loss computation, which runs the patched forward; notes the parts on the way."""
         patch = self.matrix_patch
-        patch.last = None
+        patch.last = patch.last_hidden = None
         # Every rank makes every call of the loops, so the batch kinds may share statistics here.
-        patch.process_group = group.WORLD if _world_size() > 1 else None
-        patch.keep_hidden = not model.training
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        patch.process_group, patch.keep_hidden = None, False
+        ranks = group.WORLD if _world_size() > 1 else None
+        with patch.temporarily(process_group=ranks, keep_hidden=not model.training):
+            result = super().compute_loss(model, inputs, *args, **kwargs)
         if patch.last is None:
             base = next(
                 c
@@ -245,7 +248,7 @@ def _world_size() -> int:
     return get_world_size() if is_available() and is_initialized() else 1
 
 
-def _refuse_other_losses(args: Any, compute_loss_func: Any) -> None:
+def _refuse_other_losses(args: Any, compute_loss_func: Any, gpus: int) -> None:
     """Raise for every setting that would silently bypass the patched forward."""
     problems = []
     if args.label_smoothing_factor:
@@ -256,10 +259,10 @@ def _refuse_other_losses(args: Any, compute_loss_func: Any) -> None:
         problems.append("compute_loss_func replaces the model's loss; leave it out")
     if getattr(args, "use_liger_kernel", False):
         problems.append("use_liger_kernel replaces the forward that computes the loss; set it to false")
-    if args.n_gpu > 1:
+    if gpus > 1:
         problems.append(
-            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
-            f"accelerate launch --num_processes {args.n_gpu} …, or set CUDA_VISIBLE_DEVICES to one"
+            f"{gpus} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
+            f"accelerate launch --num_processes {gpus} …, or set CUDA_VISIBLE_DEVICES to one"
         )
     if problems:
         raise ValueError("; ".join(problems))
