@@ -91,6 +91,6 @@ def head_forward(head: nn.Linear, hidden: Tensor) -> Tensor:
     request.loss = request.compute(hidden, request)
     if request.with_logits:
         return type(head).forward(head, hidden)
-    # In the place of logits and of their rank, so that what the model does to them afterwards goes well; no view, which
-    # engines that put hooks on it would warn of.
+    # Of the rank of logits, because the model scales, caps or casts what its head returns. A copy, because torch
+    # warns of the hooks that engines put on a view.
     return request.loss.expand(*hidden.shape[:-1], 1).clone()

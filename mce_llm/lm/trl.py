@@ -20,7 +20,9 @@ from transformers import Trainer
 from mce_llm.lm.arguments import MatrixSettings
 from mce_llm.lm.observation import HeadObservation, Observer
 from mce_llm.lm.patch import MatrixLossPatch
+from mce_llm.lm.training.meters import with_means
 from mce_llm.lm.training.mixin import MatrixLossMixin
+from mce_llm.matrix.precision import exact_dtype
 
 OLDEST_TRL = "1.0"
 _INSTALL = "pip install 'mce-llm[trl]'"
@@ -58,8 +60,7 @@ class _TokenMeter:
     """Means over the trained tokens since the last reset: entropy of the predictions, and share of them that are right."""
 
     def __init__(self, device: torch.device) -> None:
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        self._sums_3 = torch.zeros(3, dtype=exact, device=device)  # Σ entropy, Σ right, labels
+        self._sums_3 = torch.zeros(3, dtype=exact_dtype(device), device=device)  # Σ entropy, Σ right, labels
         self._input_tokens = torch.zeros((), dtype=torch.int64, device=device)
 
     def reset(self) -> None:
@@ -142,10 +143,7 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """The stock loop, with `entropy` and `mean_token_accuracy` added to its metrics."""
         self._eval_tokens.reset()
         output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
-        means = self._eval_tokens.means_and_reset(self.accelerator)
-        metrics = {**(output.metrics or {}), **{f"{prefix}_{name}": value for name, value in means.items()}}
-        return output._replace(metrics=metrics)
+        return with_means(output, self._eval_tokens.means_and_reset(self.accelerator), *args, **kwargs)
 
 
 class MatrixSFTTrainer(MatrixLossMixin, _ModelLossSFTTrainer):  # type: ignore[misc]
