@@ -20,7 +20,10 @@ from mce_llm.lm.reference import (
 if TYPE_CHECKING:
     from mce_llm.lm.arguments import MatrixTrainingArguments
     from mce_llm.lm.heads import UnsupportedModelError
-    from mce_llm.lm.patch import BypassedLossError, MatrixLossPatch, patch_model, token_mask_of
+    from mce_llm.lm.instance_forward import PatchedModelError
+    from mce_llm.lm.patch import MatrixLossPatch, patch_model
+    from mce_llm.lm.patched_call import BypassedLossError
+    from mce_llm.lm.token_mask import token_mask_of
     from mce_llm.lm.trainer import MatrixTrainer
     from mce_llm.lm.training.mixin import MatrixLossMixin, UnsupportedTrainerError
     from mce_llm.lm.trl import MatrixSFTConfig as MatrixSFTConfig
@@ -29,10 +32,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "MatrixTrainingArguments": "arguments",
     "UnsupportedModelError": "heads",
-    "BypassedLossError": "patch",
+    "PatchedModelError": "instance_forward",
+    "BypassedLossError": "patched_call",
     "MatrixLossPatch": "patch",
     "patch_model": "patch",
-    "token_mask_of": "patch",
+    "token_mask_of": "token_mask",
     "MatrixTrainer": "trainer",
     "MatrixSFTConfig": "trl",
     "MatrixSFTTrainer": "trl",
@@ -52,6 +56,7 @@ __all__ = [
     "MatrixTrainer",
     "MatrixTrainingArguments",
     "NonFiniteLossError",
+    "PatchedModelError",
     "TokenGeometry",
     "UnsupportedModelError",
     "UnsupportedTrainerError",

@@ -12,7 +12,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from mce_llm.errors import MceLlmError
-from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError
+from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError, is_count
 from mce_llm.running.messages import ConfigurationError, nearest_hint, raise_all
 
 # What to install for the trackers whose presence transformers can tell.
@@ -170,13 +170,13 @@ def _monitoring_problems(settings: MatrixSettings) -> list[str]:
     problems = [
         f"{name} must be a number of steps, 0 or more (0: never), got {value!r}"
         for name in ("monitor_steps", "sample_steps")
-        if not _is_count(value := getattr(settings, name), least=0)
+        if not is_count(value := getattr(settings, name), least=0)
     ]
-    if not _is_count(settings.monitor_positions, least=2):
+    if not is_count(settings.monitor_positions, least=2):
         problems.append(
             f"monitor_positions must be at least 2, got {settings.monitor_positions!r}; 512 is the usual choice"
         )
-    if not _is_count(settings.sample_max_new_tokens, least=1):
+    if not is_count(settings.sample_max_new_tokens, least=1):
         problems.append(f"sample_max_new_tokens must be at least 1, got {settings.sample_max_new_tokens!r}")
     if isinstance(settings.sample_prompts, str):
         problems.append("sample_prompts must be a list of texts, got one text")
@@ -213,7 +213,3 @@ def report_to_problems(report_to: object) -> list[str]:
             if name not in installed:
                 problems.append(f"report_to: {name} is not installed; pip install {_PIP_NAMES[name]}")
     return problems
-
-
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

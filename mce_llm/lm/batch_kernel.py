@@ -29,7 +29,7 @@ _ROUNDING = 16
 
 
 class BatchStatistics(Protocol):
-    """What the fused loss asks of a loss over the whole micro-batch."""
+    """The interface of a loss over the whole micro-batch to the fused loss."""
 
     def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
         """First pass: take in one chunk. The probabilities may be overwritten."""
@@ -138,8 +138,7 @@ class _Expected:
         self._gradient_TD = torch.empty(0)
 
     def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
-        scaled_CV = probabilities_CV.to(self._geometry.dtype).mul_(self._geometry.scale_V)
-        expected_CD = self._geometry.combine_centred(scaled_CV)
+        expected_CD = self._geometry.combine_(probabilities_CV)
         self._expected.append(expected_CD)
         for moments_EE, vectors_CD in zip(
             self._moments_2EE, (self._geometry.rows(labels_C), expected_CD), strict=True

@@ -69,12 +69,12 @@ class MatrixLossConfig:
             )
         if not _is_real(self.shrinkage) or not 0 <= self.shrinkage < 1:
             problems.append(f"shrinkage must be in [0, 1), got {self.shrinkage!r}; 0.05 is the usual choice")
-        if self.support is not None and (not _is_count(self.support) or self.support < 1):
+        if self.support is not None and not is_count(self.support, least=1):
             problems.append(
                 f"support must be a positive integer, or None for the full vocabulary, got {self.support!r}; "
                 "64 is the usual choice"
             )
-        if not _is_count(self.order) or self.order < 1:
+        if not is_count(self.order, least=1):
             problems.append(f"order must be a positive integer, got {self.order!r}; 8 is the usual choice")
         for name in ("center", "normalize"):
             if not isinstance(getattr(self, name), bool):
@@ -116,8 +116,9 @@ def _is_real(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_count(value: object, least: int) -> bool:
+    """Whether a setting is an integer (not a bool) of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _choice_problems(name: str, value: object, choices: tuple[str, ...]) -> list[str]:

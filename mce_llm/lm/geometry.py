@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mce_llm.errors import MceLlmError
+from mce_llm.lm.chunk_sizes import elements_on
 from mce_llm.lm.config import MatrixLossConfig
 
 # A centred row shorter than this share of the table's root mean square length has no direction that
@@ -151,7 +152,7 @@ class TokenGeometry:
 
         Args:
             vectors_TD: x, (T, d), of the geometry's dtype.
-            out: (T, V) buffer for the result; rows may lie apart.
+            out: (T, V) buffer for the result; it need not be contiguous.
         """
         if out is None:
             out = vectors_TD.new_empty(vectors_TD.shape[0], self.table_VD.shape[0])
@@ -168,7 +169,7 @@ class TokenGeometry:
     def combine_centred(self, weights_TV: Tensor) -> Tensor:
         """Σ_v w_v (e_v − μ) = w E − (Σ_v w_v) μ, sums of the rows before they are normalised: (T, V) → (T, d).
 
-        One matrix product. With w ⊙ r for w these are sums of the rows ê.
+        One matrix product.
         """
         if self.table_VD.dtype == self.dtype:
             sums_TD = weights_TV @ self.table_VD
@@ -180,6 +181,10 @@ class TokenGeometry:
                 sums_TD.addmm_(weights_TV[:, start:stop], rows_BD.to(self.dtype))
                 start = stop
         return sums_TD.addcmul_(weights_TV.sum(dim=-1, keepdim=True), self.mean_D, value=-1)
+
+    def combine_(self, weights_TV: Tensor) -> Tensor:
+        """Σ_v w_v ê_v, sums of the rows: (T, V) → (T, d); weights of the geometry's dtype are overwritten."""
+        return self.combine_centred(weights_TV.to(self.dtype).mul_(self.scale_V))
 
     @cached_property
     def all_directed(self) -> bool:
@@ -195,5 +200,5 @@ class TokenGeometry:
 def _blocks(table: Tensor, columns: int | None = None) -> tuple[Tensor, ...]:
     """Runs of rows, so that nothing as large as the table is formed: upcast or centred copies stay small."""
     columns = columns or table[0].numel()
-    elements = _BLOCK_ELEMENTS.get(table.device.type, _BLOCK_ELEMENTS["cuda"])
+    elements = elements_on(table.device, _BLOCK_ELEMENTS)
     return table.split(max(1, elements // columns))

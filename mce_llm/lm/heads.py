@@ -1,7 +1,7 @@
 """Find a causal model's output head and what the model does to the logits after it; refuse what would be wrong.
 
 The head is found through the Hugging Face interface, and the treatment of the logits is measured rather than looked
-up, so a scale or a softcap in an architecture nobody listed here is either reproduced or refused.
+up, so a scale or a softcap in an unknown architecture is either reproduced or refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mce_llm.errors import MceLlmError
 
-# What the stand-in head returns: small values show a scale, large ones a saturation, both signs show symmetry.
-_DIAL = (-1e5, -50.0, -3.0, -1e-3, 0.0, 1e-3, 0.5, 3.0, 50.0, 1e5)
+# Returned by the head in place of logits: small values show a scale, large ones a saturation, both signs show symmetry.
+_PROBE = (-1e5, -50.0, -3.0, -1e-3, 0.0, 1e-3, 0.5, 3.0, 50.0, 1e5)
 
 
 class UnsupportedModelError(MceLlmError, TypeError):
@@ -49,7 +49,7 @@ class Head:
 
 
 class _BackboneOutput(MoeModelOutputWithPast):
-    """What a backbone returns, with None for every optional part that some architecture may ask for."""
+    """The output of a backbone, with None for every optional attribute that a model's forward may read."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -143,15 +143,16 @@ def _trained_copy(module: Any) -> Any:
 
 
 def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
-    """(scale, softcap) of the logits, by showing the model's own forward a dial instead of logits.
+    """(scale, softcap) of the logits, from what the model's own forward makes of probe values in place of logits.
 
     Backbone and head are replaced for one call, so nothing heavy runs and sharded weights are not touched.
     """
     backbone, head = model.base_model, model.get_output_embeddings()
     if backbone is model:
         raise UnsupportedModelError(f"{type(model).__name__} has no separate backbone (base_model_prefix)")
-    device = head.weight.device
-    dial = torch.tensor(_DIAL, dtype=torch.float32, device=device).view(1, 1, -1)
+    # The weight of an offloaded head has no values here, and the probe does not need it.
+    device = torch.device("cpu") if head.weight.is_meta else head.weight.device
+    probe = torch.tensor(_PROBE, dtype=torch.float32, device=device).view(1, 1, -1)
     hidden = torch.zeros(1, 1, head.in_features, dtype=torch.float32, device=device)
     ids = torch.zeros(1, 1, dtype=torch.long, device=device)
 
@@ -160,10 +161,11 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
 
     saved = [(part, part.__dict__.get("forward")) for part in (backbone, head)]
     backbone.forward = stand_in_backbone
-    head.forward = lambda *_, **__: dial
+    head.forward = lambda *_, **__: probe
     try:
         with torch.no_grad():
-            treated = type(model).forward(model, input_ids=ids, use_cache=False).logits
+            # As it is called: what was set on the instance in place of the class's forward has a say, too.
+            treated = model.forward(input_ids=ids, use_cache=False).logits
     except Exception as error:
         raise UnsupportedModelError(
             f"could not find out what {type(model).__name__} does to its logits after the head: {error}"
@@ -173,17 +175,17 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
             del part.forward
             if own_forward is not None:
                 part.forward = own_forward
-    return _fit_treatment(dial.double().flatten(), treated.double().flatten(), type(model).__name__)
+    return _fit_treatment(probe.double().flatten(), treated.double().flatten(), type(model).__name__)
 
 
-def _fit_treatment(dial: Tensor, treated: Tensor, name: str) -> tuple[float, float | None]:
+def _fit_treatment(probe: Tensor, treated: Tensor, name: str) -> tuple[float, float | None]:
     """The scale and the softcap that explain `treated`, or a refusal."""
-    if treated.shape == dial.shape:
-        scale = float(treated[5] / dial[5])
-        linear = dial * scale
+    if treated.shape == probe.shape:
+        scale = float(treated[5] / probe[5])
+        linear = probe * scale
         if scale > 0 and torch.allclose(treated, linear, rtol=1e-4, atol=1e-7):
             # The slope at the largest value has the least rounding in it.
-            exact = float(treated[-1] / dial[-1])
+            exact = float(treated[-1] / probe[-1])
             return (1.0 if math.isclose(exact, 1.0, rel_tol=1e-6) else exact), None
         cap = float(treated[-1])
         if (
@@ -194,5 +196,5 @@ def _fit_treatment(dial: Tensor, treated: Tensor, name: str) -> tuple[float, flo
             return (1.0 if math.isclose(scale, 1.0, rel_tol=1e-3) else scale), cap
     raise UnsupportedModelError(
         f"{name} changes its logits after the head in a way that is neither a scale nor a softcap: "
-        f"{dial.tolist()} became {treated.tolist()}"
+        f"{probe.tolist()} became {treated.tolist()}"
     )

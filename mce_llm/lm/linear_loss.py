@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 
 from mce_llm.errors import LossInputError
 from mce_llm.lm.batch_kernel import BatchStatistics, batch_statistics
+from mce_llm.lm.chunk_sizes import elements_on
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
 from mce_llm.lm.linear_head import HeadGradients, LinearHead
@@ -294,7 +295,7 @@ def _chunks(hidden_ND: Tensor, job: _Job) -> Iterator[tuple[int, Tensor, Tensor]
 
 def default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig, positions: int) -> int:
     """Positions a chunk: as many as the buffers may have, spread evenly over the chunks."""
-    elements = _CHUNK_ELEMENTS.get(weight_VD.device.type, _CHUNK_ELEMENTS["cuda"])
+    elements = elements_on(weight_VD.device, _CHUNK_ELEMENTS)
     vocabulary = max(weight_VD.shape[0], 1)
     if config.weight != 0 and config.kind == "token" and is_full_vocabulary(config, vocabulary):
         # Beside the probabilities there are weights and the products with each Krylov vector.
@@ -350,6 +351,11 @@ def _check_inputs(
         problems.append(
             f"embeddings must have one row per vocabulary entry ({weight.shape[0]}), got {tuple(embeddings.shape)}"
         )
+    tensors = {"weight": weight, "labels": labels, "bias": bias, "embeddings": embeddings}
+    if elsewhere := [
+        f"{n} on {t.device}" for n, t in tensors.items() if t is not None and t.device != hidden.device
+    ]:
+        problems.append(f"hidden is on {hidden.device}, but {', '.join(elsewhere)}; move them to one device")
     if softcap is not None and not softcap > 0:
         problems.append(f"softcap must be positive, got {softcap}")
     if chunk_size is not None and chunk_size < 1:

@@ -1,4 +1,4 @@
-"""What can be seen from inside the output head in one training step, for whoever measures predictions.
+"""The inputs of the output head in one training step, for measurements of the predictions.
 
 Under ZeRO-3 and FSDP the head's weight is whole only while the head's own forward runs, so measuring has to happen
 there. A patch whose `observer` is set hands it a `HeadObservation`; nothing here is differentiable or kept.

@@ -2,35 +2,38 @@
 
 The model's own code runs unchanged, and where it calls its head, the head returns a tensor that carries the loss
 instead of logits. What the call gives back is what is differentiated. Every engine that gathers weights around a module
-call (ZeRO-3, FSDP) therefore has the head's weight at hand when it is needed, in the forward and in the backward pass.
-One call: FSDP2 wraps the head and the norm before it as one group, and a second call of the head alone would let it free
-the norm's weight in the middle of the backward pass.
+call (ZeRO-3, FSDP, the hooks of accelerate) therefore has the head's weight at hand when it is needed, in the forward
+and in the backward pass. One call: FSDP2 wraps the head and the norm before it as one group, and a second call of the
+head alone would let it free the norm's weight in the middle of the backward pass.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-import types
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mce_llm.errors import MceLlmError
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import UnsupportedModelError, causal_model, find_head
+from mce_llm.lm.instance_forward import (
+    InstanceForward,
+    PatchedModelError,
+    is_class_forward,
+    posing_as,
+    signature_of,
+)
 from mce_llm.lm.linear_loss import linear_matrix_cross_entropy
 from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
+from mce_llm.lm.patched_call import CallState, LossRequest, head_forward
+from mce_llm.lm.token_mask import token_mask_of
 from mce_llm.matrix.precision import autocast_off
-
-
-class BypassedLossError(MceLlmError, RuntimeError):
-    """A patched model is trained in a way that never computes its loss; the message says what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,10 @@ class LossParts:
     batch: BatchShape
 
 
-@dataclass
-class _LossRequest:
-    """What the head needs to turn hidden states into a loss, and the loss once it has."""
-
-    labels: Tensor
-    shifted: bool
-    num_items: Tensor | int | None
-    embeddings: Tensor | None
-    attention_mask: Tensor | None
-    loss: Tensor | None = None
-    returned: Tensor | None = None
-
-
 class MatrixLossPatch:
     """The patch on one model: made by `patch_model`, taken off by `remove`.
+
+    A deep copy of the model has a patch of its own, with the same settings and without the observer.
 
     Attributes:
         config: The loss settings; may be replaced between steps.
@@ -81,7 +73,7 @@ class MatrixLossPatch:
 
     def __init__(self, model: nn.Module, config: MatrixLossConfig, token_mask: Tensor | None) -> None:
         self.model = causal_model(model)
-        if "forward" in self.model.__dict__ and hasattr(self.model.forward, "_matrix_loss_patch"):
+        if "_matrix_loss_patch" in self.model.__dict__:
             raise UnsupportedModelError("the model is patched already; call remove() on its patch first")
         self.config = config
         self.last: LossParts | None = None
@@ -91,98 +83,132 @@ class MatrixLossPatch:
         self.process_group: ProcessGroup | None = None
         self.observer: Observer | None = None
         self._head = find_head(self.model)
+        head = self._head.module
+        if not is_class_forward(head):
+            raise UnsupportedModelError(
+                f"the head's forward was replaced on the instance ({head.forward!r}), and the loss, which is computed "
+                "from the head's input and weight, would leave it out; delete it (`del head.forward`), or patch the "
+                "model's forward instead of the head's"
+            )
         rows = self._head.num_rows
         if token_mask is not None and token_mask.shape != (rows,):
             raise ValueError(f"token_mask has shape {tuple(token_mask.shape)}, the head has {rows} rows")
         self._token_mask = token_mask
-        self._request: _LossRequest | None = None
-        self._running = False
-        self._install()
+        self._call = CallState(type(self.model).__name__)
+        self._signature = signature_of(self.model)
+        self._model_forward = InstanceForward(self.model, posing_as(self.model, _model_forward()))
+        self._head_forward = InstanceForward(head, head_forward)
+        cast(Any, self.model)._matrix_loss_patch = self
+        cast(Any, head)._matrix_loss_call = self._call
+        layers: Any = self.model.base_model
+        self._bypass_check = layers.register_forward_pre_hook(self._call.refuse_bypass)
 
     def remove(self) -> None:
-        """Give the model its own forward back."""
-        del self.model.forward
-        del self._head.module.forward
-        self._bypass_check.remove()
+        """Give model and head the forwards back that they had before; nothing happens the second time.
 
-    def _install(self) -> None:
-        patch, own_forward = self, type(self.model).forward
-        signature = inspect.signature(own_forward)
-
-        @functools.wraps(own_forward)
-        def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-            if args:  # name the positional ones, so that labels are found wherever they stand
-                bound = signature.bind_partial(model, *args).arguments
-                kwargs = {**{k: v for k, v in bound.items() if v is not model}, **kwargs}
-            patch._running = True
-            try:
-                if kwargs.get("labels") is None and kwargs.get("shift_labels") is None:
-                    return own_forward(model, **kwargs)
-                return patch._forward_with_loss(own_forward, kwargs)
-            finally:
-                patch._running = False
-
-        def refuse_bypass(*_: Any) -> None:
-            if not patch._running and patch.model.training and torch.is_grad_enabled():
-                raise BypassedLossError(
-                    f"the layers of {type(patch.model).__name__} are being trained past its own forward, so the matrix "
-                    "loss would have no part in it; trl.SFTTrainer does so (use mce_llm.lm.MatrixSFTTrainer). Where it is "
-                    "meant, call remove() on the patch first"
+        Raises:
+            PatchedModelError: Another forward was set on the model or its head since, which would be lost.
+        """
+        if self.model.__dict__.get("_matrix_loss_patch") is not self:
+            return
+        for what, replaced in (("model", self._model_forward), ("head", self._head_forward)):
+            if (origin := replaced.covered_by()) is not None:
+                raise PatchedModelError(
+                    f"the {what}'s forward was replaced after the patch, by {origin}; put back the one before it first "
+                    "(mixed precision of accelerate: accelerator.unwrap_model(model, keep_fp32_wrapper=False)), then "
+                    "call remove()"
                 )
+        self._model_forward.restore()
+        self._head_forward.restore()
+        self._bypass_check.remove()
+        del self.model._matrix_loss_patch
+        del cast(Any, self._head.module)._matrix_loss_call
 
-        layers: Any = self.model.base_model
-        self._bypass_check = layers.register_forward_pre_hook(refuse_bypass)
-        forward._matrix_loss_patch = self  # type: ignore[attr-defined]
-        self.model.forward = types.MethodType(forward, self.model)
-        own_head_forward = type(self._head.module).forward
+    @contextmanager
+    def temporarily(self, **settings: Any) -> Iterator[None]:
+        """Set attributes for the length of a block; the earlier values come back, after an exception too.
 
-        def head_forward(module: nn.Linear, hidden: Tensor) -> Tensor:
-            request = patch._request
-            if request is None:
-                return own_head_forward(module, hidden)
-            request.loss = patch._loss(hidden, request)
-            if patch._wants_logits:
-                return own_head_forward(module, hidden)
-            # In the place of logits and of their rank, so that what the model does to them afterwards goes well; no
-            # view, which engines that put hooks on it would warn of.
-            return request.loss.expand(*hidden.shape[:-1], 1).clone()
+        Args:
+            **settings: Any of `config`, `keep_logits`, `keep_hidden`, `process_group` and `observer`.
 
-        head: Any = self._head.module
-        head.forward = types.MethodType(head_forward, head)
+        Raises:
+            TypeError: Another name.
+        """
+        if unknown := settings.keys() - {"config", "keep_logits", "keep_hidden", "process_group", "observer"}:
+            raise TypeError(f"{', '.join(sorted(unknown))} cannot be set on a patch for a while")
+        before = {name: getattr(self, name) for name in settings}
+        self.__dict__.update(settings)
+        try:
+            yield
+        finally:
+            self.__dict__.update(before)
 
-    def _forward_with_loss(self, own_forward: Any, kwargs: dict[str, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> MatrixLossPatch:
+        """The patch of the copied model."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        fixed = {"last": None, "last_hidden": None, "observer": None, "process_group": self.process_group}
+        twin.__dict__.update(fixed)
+        for name, value in self.__dict__.items():
+            if name not in fixed:
+                twin.__dict__[name] = copy.deepcopy(value, memo)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Pickle stores the forward of a model by name, so that the loss would be gone without a word."""
+        raise PatchedModelError(
+            "a patched model cannot be pickled; call remove() on its patch first, or save the weights alone "
+            "(save_pretrained, state_dict)"
+        )
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model's forward is replaced by."""
+        if args:  # name the positional ones, so that labels are found wherever they stand
+            kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
+        nested, self._call.running = self._call.running, True
+        try:
+            if kwargs.get("labels") is None and kwargs.get("shift_labels") is None:
+                return self._model_forward.own(**kwargs)
+            return self._forward_with_loss(kwargs)
+        finally:
+            self._call.running = nested
+
+    def _forward_with_loss(self, kwargs: dict[str, Any]) -> Any:
+        if self.model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._refuse_lost_gradients()
         labels = kwargs.pop("labels", None)
         shift_labels = kwargs.pop("shift_labels", None)
         num_items = kwargs.pop("num_items_in_batch", None)
         return_dict = kwargs.pop("return_dict", None)
         as_tuple = not (self.model.config.return_dict if return_dict is None else return_dict)
         kwargs.pop("logits_to_keep", None)
-        request = _LossRequest(
+        request = LossRequest(
+            compute=self._loss,
+            with_logits=self._wants_logits,
             labels=labels if shift_labels is None else shift_labels,
             shifted=shift_labels is not None,
             num_items=num_items,
             embeddings=self._input_table(),
             attention_mask=kwargs.get("attention_mask"),
         )
-        self._request = request
+        self._call.request = request
         # Engines replace what the head returns, or put hooks on it; the hook that is set last sees what they made of it.
         handle = None
         if not torch.compiler.is_compiling():
             head = cast(nn.Module, self.model.get_output_embeddings())
             handle = head.register_forward_hook(lambda _, __, output: setattr(request, "returned", output))
         try:
-            outputs = own_forward(self.model, return_dict=True, **kwargs)
+            outputs = self._model_forward.own(return_dict=True, **kwargs)
         finally:
-            self._request = None
+            self._call.request = None
             if handle is not None:
                 handle.remove()
         loss = request.loss
         if loss is None:
             raise UnsupportedModelError(f"{type(self.model).__name__}.forward never called its output head")
         if request.returned is not None and not self._wants_logits:
-            loss = request.returned.flatten()[
-                0
-            ].clone()  # of a view, FSDP2 would lose the hook at `loss *= n`
+            loss = request.returned.flatten()[0]
+            loss = loss.clone()  # of a view, FSDP2 would lose the hook at `loss *= n`
         fields = {name: value for name, value in outputs.items() if name != "loss"}
         if not self._wants_logits:
             fields.pop("logits", None)
@@ -191,13 +217,26 @@ class MatrixLossPatch:
         result = type(outputs)(loss=loss, **fields)
         return result.to_tuple() if as_tuple else result
 
+    def _refuse_lost_gradients(self) -> None:
+        """Raise if trained parameters are offloaded: accelerate gives each forward a new copy, and drops its gradient."""
+        lost = [name for name, p in self.model.named_parameters() if p.requires_grad and p.is_meta]
+        if lost:
+            raise UnsupportedModelError(
+                f"{len(lost)} trainable parameters are offloaded to the CPU or to disk (the first: {lost[0]}), and their "
+                "gradients would be lost; keep them on a device in device_map, or freeze them (requires_grad_(False))"
+            )
+
     @property
     def _wants_logits(self) -> bool:
         return self.keep_logits and not self.model.training
 
-    def _loss(self, hidden: Tensor, request: _LossRequest) -> Tensor:
+    def _loss(self, hidden: Tensor, request: LossRequest) -> Tensor:
         """The head's forward in loss mode; runs where an engine has the head's weight gathered."""
-        module, labels = self._head.module, request.labels.to(hidden.device)
+        module, device = self._head.module, hidden.device
+        # A model that is spread over devices has its head on one of them, and gets its inputs on another.
+        labels, num_items = request.labels.to(device), request.num_items
+        num_items = num_items.to(device) if isinstance(num_items, Tensor) else num_items
+        embeddings = None if request.embeddings is None else request.embeddings.to(device)
         batch = BatchShape.of(hidden, request.attention_mask)
         if not request.shifted:
             hidden, labels = hidden[:, :-1], labels[:, 1:]
@@ -214,15 +253,15 @@ class MatrixLossPatch:
             labels,
             config,
             bias=module.bias,
-            embeddings=request.embeddings,
-            num_items=request.num_items,
+            embeddings=embeddings,
+            num_items=num_items,
             token_mask=self._token_mask,
             logit_scale=self._head.logit_scale,
             softcap=self._head.softcap,
             process_group=self.process_group,
             details=not self.model.training,
         )
-        count = request.num_items if request.num_items is not None else max(output.num_tokens, 1)
+        count = num_items if num_items is not None else max(output.num_tokens, 1)
         self.last = LossParts(
             cross_entropy_sum=output.cross_entropy * count,
             matrix_sum=output.matrix_cross_entropy * count if config.weight else None,
@@ -231,7 +270,7 @@ class MatrixLossPatch:
             batch=batch,
         )
         if self.observer is not None:
-            self._show(hidden, labels, request.embeddings, self.observer)
+            self._show(hidden, labels, embeddings, self.observer)
         return output.cross_entropy if measure_only else output.loss
 
     # It reads values and branches on them, which no compiled graph can hold.
@@ -274,7 +313,22 @@ class MatrixLossPatch:
                 "the input embeddings are sharded and not at hand where the loss is computed; "
                 "use embeddings='output' with ZeRO-3 and FSDP"
             )
+        if table.is_meta:
+            raise UnsupportedModelError(
+                "the input embeddings are offloaded and not at hand where the loss is computed; keep them on a device "
+                "in device_map, or use embeddings='output'"
+            )
         return table
+
+
+def _model_forward() -> Callable[..., Any]:
+    """The function that replaces a model's forward; it finds the patch on the model, which may be a copy."""
+
+    def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        patch: Any = model._matrix_loss_patch
+        return patch._forward(*args, **kwargs)
+
+    return forward
 
 
 def patch_model(
@@ -306,26 +360,3 @@ def patch_model(
     if tokenizer is not None:
         token_mask = token_mask_of(tokenizer, find_head(causal_model(model)).num_rows)
     return MatrixLossPatch(model, config, token_mask)
-
-
-def token_mask_of(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> Tensor:
-    """(num_rows,) bool: True for rows that a tokenizer can emit.
-
-    Vocabularies are padded to round sizes, and a padding token that is nothing else is never trained; such rows hold
-    what the initialisation left and say nothing about language.
-
-    Raises:
-        UnsupportedModelError: If the tokenizer has ids beyond the table.
-    """
-    ids = sorted(set(tokenizer.get_vocab().values()))
-    if ids and ids[-1] >= num_rows:
-        raise UnsupportedModelError(
-            f"the tokenizer has ids up to {ids[-1]}, the model's head only {num_rows} rows; "
-            "resize the embeddings (model.resize_token_embeddings) or use the model's own tokenizer"
-        )
-    mask = torch.zeros(num_rows, dtype=torch.bool)
-    mask[torch.tensor(ids, dtype=torch.long)] = True
-    used: Sequence[int | None] = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in used:
-        mask[tokenizer.pad_token_id] = False
-    return mask

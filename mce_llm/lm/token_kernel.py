@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mce_llm.lm.chunk_sizes import elements_on
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
 from mce_llm.lm.top_tokens import top_tokens
@@ -63,7 +64,7 @@ def token_chunk(
         labels_C: (C,) target ids, none ignored.
         geometry: The token rows ê, constant.
         config: `weight`, `shrinkage`, `support` and `order` are read.
-        gradient: Overwrite the probabilities as said.
+        gradient: Overwrite the probabilities with the gradient.
         gap: Report `gap_C`, which costs a second small eigendecomposition.
 
     Returns:
@@ -135,7 +136,7 @@ def _gram(geometry: TokenGeometry, ids_CF: Tensor) -> Tensor:
     """
     positions, size = ids_CF.shape
     gram_CFF = geometry.mean_D.new_empty(positions, size, size)
-    elements = _GATHERED_ELEMENTS.get(ids_CF.device.type, _GATHERED_ELEMENTS["cuda"])
+    elements = elements_on(ids_CF.device, _GATHERED_ELEMENTS)
     block = min(max(1, elements // (size * geometry.width)), positions)
     buffer_ND = geometry.mean_D.new_empty(block * size, geometry.width)
     with full_precision(gram_CFF):
@@ -175,14 +176,14 @@ def _full_vocabulary(
     def apply(vectors_CD: Tensor) -> Tensor:
         step = next(steps)
         products_CV = geometry.project_centred(vectors_CD, out=products_CMV[:, step])
-        # The place of the next products serves as scratch until they come.
+        # The memory of the next step's products serves as a buffer.
         weighted_CV = torch.mul(products_CV, weights_CV, out=products_CMV[:, step + 1])
         return geometry.combine_centred(weighted_CV).addcmul_(shift_C1, vectors_CD)
 
     def quadratic(vectors_CD: Tensor) -> Tensor:
         products_CV = geometry.project_centred(vectors_CD, out=products_CMV[:, next(steps)])
         length_C = vectors_CD.square().sum(dim=-1)
-        # The last use of the weights.
+        # The weights are not used again and may be overwritten.
         return weights_CV.mul_(products_CV).mul_(products_CV).sum(dim=-1) + shift_C1.squeeze(-1) * length_C
 
     form = log_quadratic_form(
@@ -229,7 +230,7 @@ def into_logit_gradient(q_CV: Tensor, g_CV: Tensor, weight: float) -> None:
 
 
 def _block_elements(tensor: Tensor) -> int:
-    return _ASSEMBLED_ELEMENTS.get(tensor.device.type, _ASSEMBLED_ELEMENTS["cuda"])
+    return elements_on(tensor.device, _ASSEMBLED_ELEMENTS)
 
 
 def _gap(form: LogQuadraticForm) -> Tensor:

@@ -7,8 +7,6 @@ logits. What it logs beside the loss is measured inside the head instead, chunk 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -20,9 +18,11 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from mce_llm.lm.arguments import MatrixSettings
-from mce_llm.lm.observation import HeadObservation
+from mce_llm.lm.observation import HeadObservation, Observer
 from mce_llm.lm.patch import MatrixLossPatch
+from mce_llm.lm.training.meters import with_means
 from mce_llm.lm.training.mixin import MatrixLossMixin
+from mce_llm.matrix.precision import exact_dtype
 
 OLDEST_TRL = "1.0"
 _INSTALL = "pip install 'mce-llm[trl]'"
@@ -60,8 +60,7 @@ class _TokenMeter:
     """Means over the trained tokens since the last reset: entropy of the predictions, and share of them that are right."""
 
     def __init__(self, device: torch.device) -> None:
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        self._sums_3 = torch.zeros(3, dtype=exact, device=device)  # Σ entropy, Σ right, labels
+        self._sums_3 = torch.zeros(3, dtype=exact_dtype(device), device=device)  # Σ entropy, Σ right, labels
         self._input_tokens = torch.zeros((), dtype=torch.int64, device=device)
 
     def reset(self) -> None:
@@ -110,7 +109,7 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """`Trainer`'s, in place of TRL's; measures the predictions on the way."""
         meter = self._train_tokens if model.training else self._eval_tokens
         inputs = {**inputs, "use_cache": False}
-        with self._observed_by(meter):
+        with self.matrix_patch.temporarily(observer=self._observer_with(meter)):
             result = Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         if self.matrix_patch.last is not None:
             meter.count(self.matrix_patch.last.batch.tokens)
@@ -120,24 +119,18 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """`Trainer`'s: TRL's would run the model once more for the logits."""
         return Trainer.prediction_step(self, *args, **kwargs)
 
-    @contextmanager
-    def _observed_by(self, meter: _TokenMeter) -> Iterator[None]:
-        """Let the meter see what the head gets, beside whoever else is watching."""
+    def _observer_with(self, meter: _TokenMeter) -> Observer | None:
+        """The observer in force, and the meter beside it, if the arguments ask for it."""
+        other = self.matrix_patch.observer
         if not getattr(self.args, "token_metrics", True):
-            yield
-            return
-        patch, other = self.matrix_patch, self.matrix_patch.observer
+            return other
 
         def observe(head: HeadObservation) -> None:
             meter.observe(head)
             if other is not None:
                 other(head)
 
-        patch.observer = observe
-        try:
-            yield
-        finally:
-            patch.observer = other
+        return observe
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what TRL logs beside the loss of training: `entropy`, `mean_token_accuracy` and `num_tokens` so far."""
@@ -150,10 +143,7 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """The stock loop, with `entropy` and `mean_token_accuracy` added to its metrics."""
         self._eval_tokens.reset()
         output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
-        means = self._eval_tokens.means_and_reset(self.accelerator)
-        metrics = {**(output.metrics or {}), **{f"{prefix}_{name}": value for name, value in means.items()}}
-        return output._replace(metrics=metrics)
+        return with_means(output, self._eval_tokens.means_and_reset(self.accelerator), *args, **kwargs)
 
 
 class MatrixSFTTrainer(MatrixLossMixin, _ModelLossSFTTrainer):  # type: ignore[misc]

@@ -82,6 +82,27 @@ def square_matrices(value: object, name: str) -> Tensor:
     return tensor
 
 
+def row_matrices(value: object, name: str) -> Tensor:
+    """The argument itself, if it is a (..., n, d) float32 or float64 tensor with n >= 1 and d >= 1.
+
+    Args:
+        value: What the caller passed.
+        name: The argument's name, for the message.
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        MatrixShapeError: It has fewer than two dimensions, or no rows, or no columns.
+    """
+    rows = full_dtype_tensor(value, name)
+    if rows.ndim < 2 or 0 in rows.shape[-2:]:
+        raise MatrixShapeError(
+            f"{name} must hold rows, (..., n, d) with n >= 1 and d >= 1, got shape {tuple(rows.shape)}"
+        )
+    return rows
+
+
 def matching_matrices(P: Tensor, Q: Tensor) -> torch.Size:
     """The common batch shape of two stacks of square matrices.
 
@@ -114,7 +135,7 @@ def matching_matrices(P: Tensor, Q: Tensor) -> torch.Size:
 
 
 def place(index: Sequence[int], names: Sequence[str] = ("row", "column")) -> str:
-    """Words for an index: 'batch index (1, 0), row 2, column 3'.
+    """An index in words: 'batch index (1, 0), row 2, column 3'.
 
     Args:
         index: A full index into a tensor.
@@ -183,6 +204,12 @@ def require_symmetric(A: Tensor, name: str) -> None:
             f"differs by {float(difference[index]):.3g} at {where}, the limit is {float(limit[(*index[:-2], 0, 0)]):.3g}. "
             f"Pass ({name} + {name}.mT) / 2 if the asymmetry is rounding"
         )
+
+
+def require_finite_symmetric(A: Tensor, name: str) -> None:
+    """Refuse matrices with infinite or NaN entries, or that differ from their transpose by more than rounding."""
+    require_finite(A, name)
+    require_symmetric(A, name)
 
 
 def zero_tolerance(eigenvalues: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from mce_llm.matrix.checks import (
     LOW_DTYPES,
     first_bad,
-    full_dtype_tensor,
     require_finite,
+    row_matrices,
     square_matrices,
 )
 from mce_llm.matrix.errors import MatrixDtypeError, MatrixInputError, MatrixShapeError, ZeroMatrixError
@@ -20,7 +20,7 @@ from mce_llm.matrix.precision import autocast_off, full_precision_product
 
 
 def feature_rows(value: object, name: str, *, validate: bool) -> Tensor:
-    """The argument as (..., n, d) rows in float32 or float64.
+    """The argument as (..., n, d) rows in float32 or float64; refuses what `row_matrices` refuses.
 
     Args:
         value: What the caller passed.
@@ -30,16 +30,10 @@ def feature_rows(value: object, name: str, *, validate: bool) -> Tensor:
     Returns:
         The tensor, cast to float32 if it was bfloat16 or float16.
 
-    Raises:
-        MatrixShapeError: It has fewer than two dimensions, or no rows, or no columns.
     """
     if isinstance(value, Tensor) and value.dtype in LOW_DTYPES:
         value = value.float()
-    rows = full_dtype_tensor(value, name)
-    if rows.ndim < 2 or 0 in rows.shape[-2:]:
-        raise MatrixShapeError(
-            f"{name} must hold rows, (..., n, d) with n >= 1 and d >= 1, got shape {tuple(rows.shape)}"
-        )
+    rows = row_matrices(value, name)
     if validate:
         require_finite(rows, name)
     return rows

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mce_llm.matrix.checks import (
     first_bad,
-    require_finite,
+    require_finite_symmetric,
     require_positive_semidefinite,
-    require_symmetric,
     square_matrices,
 )
 from mce_llm.matrix.covariance import covariance, feature_rows, gram
@@ -41,8 +40,7 @@ def effective_rank(A: Tensor, *, validate: bool = True) -> Tensor:
     """
     A = square_matrices(A, "A")
     if validate:
-        require_finite(A, "A")
-        require_symmetric(A, "A")
+        require_finite_symmetric(A, "A")
     eigenvalues, eigenvectors = decompose(A)
     if validate:
         require_positive_semidefinite(eigenvalues, "A")

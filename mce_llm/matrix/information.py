@@ -10,10 +10,9 @@ from torch import Tensor
 
 from mce_llm.matrix.checks import (
     matching_matrices,
-    require_finite,
+    require_finite_symmetric,
     require_positive_definite,
     require_positive_semidefinite,
-    require_symmetric,
     square_matrices,
 )
 from mce_llm.matrix.first_order import needs_gradient, with_gradient
@@ -42,11 +41,6 @@ def log_clamped(eigenvalues: Tensor) -> Tensor:
     return torch.maximum(eigenvalues, floor).log()
 
 
-def _check_values(A: Tensor, name: str) -> None:
-    require_finite(A, name)
-    require_symmetric(A, name)
-
-
 def matrix_entropy(A: Tensor, *, validate: bool = True) -> Tensor:
     """ME(A) = −tr(A log A) + tr(A), the matrix entropy in nats, with 0·log 0 = 0.
 
@@ -65,7 +59,7 @@ def matrix_entropy(A: Tensor, *, validate: bool = True) -> Tensor:
     """
     A = square_matrices(A, "A")
     if validate:
-        _check_values(A, "A")
+        require_finite_symmetric(A, "A")
     eigenvalues, eigenvectors = decompose(A)
     if validate:
         require_positive_semidefinite(eigenvalues, "A")
@@ -122,8 +116,8 @@ def matrix_kl_divergence(P: Tensor, Q: Tensor, *, validate: bool = True) -> Tens
     P, Q = square_matrices(P, "P"), square_matrices(Q, "Q")
     matching_matrices(P, Q)
     if validate:
-        _check_values(P, "P")
-        _check_values(Q, "Q")
+        require_finite_symmetric(P, "P")
+        require_finite_symmetric(Q, "Q")
     p_values, p_vectors = decompose(P)
     q_values, q_vectors = decompose(Q)
     if validate:
@@ -166,8 +160,8 @@ def matrix_cross_entropy(P: Tensor, Q: Tensor, *, validate: bool = True, method:
     matching_matrices(P, Q)
     rational = by_products(Q, method)
     if validate:
-        _check_values(P, "P")
-        _check_values(Q, "Q")
+        require_finite_symmetric(P, "P")
+        require_finite_symmetric(Q, "Q")
         if not (rational and surely_positive_semidefinite(symmetrize(P))):
             require_positive_semidefinite(decompose(P)[0], "P")
     failure = None

@@ -32,12 +32,12 @@ Quadratic = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LanczosBasis:
-    """What the recurrence leaves: V with Vᵀ V = I and Vᵀ Q V = tridiag(β, α, β), row by row.
+    """The result of the recurrence for each row: V with Vᵀ V = I and Vᵀ Q V = tridiag(β, α, β).
 
     Attributes:
         basis: (T, M, D), orthonormal rows; zero from a row's breakdown on.
         duals: (T, M, D), G v of the basis rows v over a frame; `basis` itself without a Gram matrix.
-        alphas: (T, M), the diagonal; a harmless positive number from a row's breakdown on.
+        alphas: (T, M), the diagonal; from a row's breakdown on a positive number without effect on the result.
         betas: (T, M − 1), beside the diagonal; zero from a row's breakdown on.
         norm2: (T,), ‖x‖² of the start rows.
     """
@@ -113,7 +113,7 @@ def lanczos(
         order: M >= 1, the number of basis vectors; more than D is harmless.
         gram: G, (T, D, D), where rows are coordinates c of Σ_k c_k f_k over a frame f with ⟨f_j, f_k⟩ = G_jk; the
             inner product is then aᵀ G b. It may be singular. Three products with G are formed for a basis vector.
-        quadratic: v ↦ ⟨v, Q v⟩, (T, D) → (T,), asked once, for the last basis vector, whose image nobody needs.
+        quadratic: v ↦ ⟨v, Q v⟩, (T, D) → (T,), called once, for the last basis vector, of which only this is needed.
             By default `apply` is called there too.
         breakdown: β counts as zero up to this multiple of ‖Q v‖; 32·eps if None.
 

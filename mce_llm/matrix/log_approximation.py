@@ -1,4 +1,4 @@
-"""A rational function of few poles that stands in for the logarithm on an interval, in partial fractions.
+"""A rational approximation of the logarithm on an interval with few poles, in partial fractions.
 
 log λ ≈ c − Σ_j w_j·s_j/(λ + s_j) with s_j, w_j > 0. Every term is operator monotone, so the matrix function that it
 defines, like the logarithm, never has an indefinite derivative. The poles come from the AAA algorithm (Nakatsukasa,
@@ -25,7 +25,7 @@ _FINE_GRID = 4999  # shares no inner points with the grid
 
 
 class ApproximationError(MceLlmError, ArithmeticError):
-    """No rational function with a bearable number of poles reaches the accuracy on so wide an interval."""
+    """No rational function with the largest number of poles reaches the accuracy on so wide an interval."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from mce_llm.matrix.checks import (
-    require_finite,
+    require_finite_symmetric,
     require_positive_definite,
-    require_symmetric,
     square_matrices,
 )
 from mce_llm.matrix.first_order import first_derivative
@@ -174,8 +173,7 @@ def matrix_log(A: Tensor, *, validate: bool = True, method: str = "auto") -> Ten
     """
     A = square_matrices(A, "A")
     if validate:
-        require_finite(A, "A")
-        require_symmetric(A, "A")
+        require_finite_symmetric(A, "A")
     failure = None
     if by_products(A, method):
         try:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mce_llm.matrix.checks import full_dtype_tensor, positive_number, require_finite
-from mce_llm.matrix.errors import MatrixShapeError
+from mce_llm.matrix.checks import positive_number, require_finite, row_matrices
 from mce_llm.matrix.first_order import first_derivative
 from mce_llm.matrix.logarithm import decompose, log_loewner, matrix_log, symmetrize
 from mce_llm.matrix.precision import autocast_off, full_precision_product
@@ -67,16 +66,9 @@ def low_rank_log(X: Tensor, shift: float, *, validate: bool = True) -> Tensor:
 
     Returns:
         (..., d, d), of X's dtype, symmetric.
-
-    Raises:
-        MatrixShapeError: X does not hold rows.
     """
-    X = full_dtype_tensor(X, "X")
+    X = row_matrices(X, "X")
     shift = positive_number(shift, "shift")
-    if X.ndim < 2 or 0 in X.shape[-2:]:
-        raise MatrixShapeError(
-            f"X must hold rows, (..., n, d) with n >= 1 and d >= 1, got shape {tuple(X.shape)}"
-        )
     if validate:
         require_finite(X, "X")
     if X.shape[-2] < X.shape[-1]:

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The dtype for long sums on a device: float64, or float32 where there is none (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @contextmanager
 def _ieee_products(device_type: str) -> Iterator[None]:
     """Turn TF32 (CUDA) or bfloat16 (CPU) products of float32 matrices off inside the block."""

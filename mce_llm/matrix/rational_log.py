@@ -38,11 +38,11 @@ _PROBES = 8
 
 
 class RationalLogError(MceLlmError, ArithmeticError):
-    """The logarithm of this matrix cannot be had from resolvents; the eigendecomposition has to do it."""
+    """The logarithm of this matrix cannot be computed from resolvents; an eigendecomposition is needed."""
 
 
 class RationalLogWarning(UserWarning):
-    """The logarithm was to be formed from matrix products, but an eigendecomposition did it, much more slowly."""
+    """The logarithm could not be formed from matrix products and took a much slower eigendecomposition."""
 
 
 def by_products(A: Tensor, method: str) -> bool:
@@ -72,7 +72,7 @@ def by_products(A: Tensor, method: str) -> bool:
 
 @dataclass(frozen=True)
 class Resolvents:
-    """Everything about A that a sweep needs: make it with `resolvents`.
+    """A matrix with the poles and weights chosen for its spectrum; made by `resolvents`.
 
     Attributes:
         A: (..., d, d), symmetric positive definite.
@@ -132,7 +132,7 @@ class Resolvents:
 
     @property
     def residual_limit(self) -> float:
-        """What the approximation and the rounding of the inverses may change the random vectors by, relative."""
+        """Bound on the relative change of the random vectors by the approximation and the rounding of the inverses."""
         rounding = torch.finfo(self.A.dtype).eps * self.approximation.condition
         return 2 * _TOLERANCE[self.A.dtype] + rounding / 4
 
@@ -203,11 +203,11 @@ def _inverse(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def warn_of_fall_back(function: str, reason: RationalLogError) -> None:
-    """Say that an eigendecomposition replaces the rational logarithm; call it from the public function.
+    """Warn that an eigendecomposition replaces the rational logarithm; call it from the public function.
 
     Args:
-        function: Which function was called.
-        reason: Why it could not be done.
+        function: The name of the public function.
+        reason: Why the rational logarithm failed.
     """
     warnings.warn(
         f"{function}: the matrix logarithm could not be formed from matrix products ({reason}); an eigendecomposition "

@@ -1,1 +1,1 @@
-"""What happens around the loss in a training run: what is measured, guarded, saved and shown."""
+"""Training with the matrix loss: trainer mixin, step guard, checkpoints, model card and monitoring."""

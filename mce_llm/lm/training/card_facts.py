@@ -1,4 +1,4 @@
-"""What the model card can know: about the data, the base model, the measurements and the versions of one run."""
+"""The facts that a model card states: data, base model, measurements and package versions of one run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DataRecord:
 
 
 def hub_id(name: str | None) -> str | None:
-    """The name, where it can be a hub id and is nothing on this machine's disk."""
+    """The name, if it is a valid hub id and no local path; else None."""
     if not name or Path(name).expanduser().exists():
         return None
     try:
@@ -59,7 +59,7 @@ def hub_id(name: str | None) -> str | None:
 
 
 def shown(name: str) -> str:
-    """A hub id, or of a path the last component alone."""
+    """A hub id, or the last component of a path."""
     return hub_id(name) or Path(name).expanduser().absolute().name or "local"
 
 
@@ -90,12 +90,12 @@ def base_name(trainer: Any) -> str | None:
 
 
 def data_id(source: str) -> str | None:
-    """A hub id with its owner: a single word is more likely a name that somebody gave to a file."""
+    """The source, if it is a hub id OWNER/NAME; a name without an owner is more likely that of a local file."""
     return hub_id(source) if source.count("/") == 1 else None
 
 
 def license_of(base: str | None) -> str | None:
-    """The licence in the base model's own card, where that is on this machine."""
+    """The licence in the base model's card, if the card is in a local folder or in the hub cache."""
     if base is None:
         return None
     if hub_id(base) is None:
@@ -112,7 +112,7 @@ def license_of(base: str | None) -> str | None:
 
 
 def versions(trainer: Any) -> list[tuple[str, str]]:
-    """Of the packages that had a part in it."""
+    """Versions of Python and of the packages that the run used."""
     used = {
         "peft": hasattr(trainer.model, "peft_config"),
         "trl": any(base.__module__.startswith("trl.") for base in type(trainer).__mro__),

@@ -1,4 +1,4 @@
-"""The sections of the model card as Markdown, each from what one run knows."""
+"""The sections of the model card as Markdown, from the facts of one run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENGINES = {
 
 
 def what_it_is(source: str | None, *, adapters: bool, trainer: Any) -> str:
-    """One sentence: from what, and with which loss."""
+    """One sentence: the base model, its architecture and the loss."""
     architecture = trainer.matrix_patch.model.config.model_type
     kind = "Adapters for" if adapters else "A fine-tuned version of"
     subject = (
@@ -32,7 +32,7 @@ def what_it_is(source: str | None, *, adapters: bool, trainer: Any) -> str:
 
 
 def loss_text(config: MatrixLossConfig) -> str:
-    """The formula, and every setting."""
+    """The formula of the loss, and every setting as a table."""
     rows = [
         (code(name), code(json.dumps(value)), SETTING_MEANINGS[name])
         for name, value in config.to_dict().items()
@@ -42,7 +42,7 @@ def loss_text(config: MatrixLossConfig) -> str:
 
 
 def training_text(trainer: Any) -> str:
-    """How it was trained."""
+    """The settings of the training, as a table."""
     args, state = trainer.args, trainer.state
     engine = trainer.accelerator.distributed_type.value
     processes, rows, steps = (
@@ -79,7 +79,7 @@ def training_text(trainer: Any) -> str:
 
 
 def data_text(records: Sequence[DataRecord]) -> str:
-    """What on."""
+    """The data sets, as a table."""
     if not records:
         return "Not recorded."
     head = ("use", "source", "split", "examples", "trained tokens", "prompt")
@@ -100,7 +100,7 @@ def data_text(records: Sequence[DataRecord]) -> str:
 
 
 def results_text(trainer: Any, measured: dict[str, Any], records: Sequence[DataRecord]) -> str:
-    """What was measured in this run."""
+    """The last training losses and the evaluation of the saved weights."""
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), None)
     texts = []
     if last is not None:

@@ -1,4 +1,4 @@
-"""Fixed texts of the model card, and Markdown that stays whole whatever a user's strings hold."""
+"""Fixed texts of the model card, and Markdown that is valid whatever a user's strings contain."""
 
 from __future__ import annotations
 

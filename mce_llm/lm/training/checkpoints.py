@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or recognised as not: saved by all processes together, chosen and loaded by all alike.
+"""Save checkpoints atomically with all processes, and choose and load a complete ("whole") one.
 
-A save goes like this. The folder appears with a marker in it; every process writes its part; all of it goes to disk;
-then the manifest (see `manifest`); then the marker goes, and only now older checkpoints do. So a kill at any moment
-leaves a whole checkpoint, if there ever was one, also with `save_total_limit=1`. Which files there are is the
-trainer's business: this works alike for one process, DDP, DeepSpeed and FSDP, over one shared file system and over
-disks of each machine's own. With the latter every machine has a manifest over the files that it holds.
+A save takes these steps: the folder is made with a marker of incomplete checkpoints in it; every process writes its
+files; they are flushed to disk; the manifest is written (see `manifest`); the marker is removed; older checkpoints are
+deleted. A kill at any moment therefore leaves a whole checkpoint, if there was one before, also with
+`save_total_limit=1`. The trainer decides which files there are, so this holds for one process, DDP, DeepSpeed and FSDP,
+on a shared file system and on local disks; with the latter every machine has a manifest of the files that it holds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def list_checkpoints(output: Path) -> list[tuple[int, Path]]:
 
 
 def engine_of(args: Any) -> str:
-    """What shards the training, as far as a checkpoint depends on it.
+    """The engine that shards model and optimizer, as far as the format of a checkpoint depends on it.
 
     Args:
         args: `TrainingArguments`.
@@ -57,12 +57,12 @@ def engine_of(args: Any) -> str:
 
 
 def save_whole(trainer: Any, trial: Any, write: Callable[[], None]) -> None:
-    """Save a checkpoint so that it is whole, or known as not; then let older ones go.
+    """Save a checkpoint atomically, then delete older ones beyond `save_total_limit`.
 
     Args:
-        trainer: The trainer; it notes its newest checkpoint in `_whole_checkpoint`.
-        trial: Of a hyperparameter search, or None.
-        write: Writes the files, as the stock trainer does.
+        trainer: The trainer; its attribute `_whole_checkpoint` is set to the new checkpoint.
+        trial: The trial of a hyperparameter search, or None.
+        write: The stock trainer's writing of the files.
 
     Raises:
         OSError: The disk is full, or a file cannot be read back; on all processes.
@@ -72,7 +72,7 @@ def save_whole(trainer: Any, trial: Any, write: Callable[[], None]) -> None:
     if getattr(trainer, "_whole_checkpoint", None) == folder:
         return  # nothing has been trained since, and writing would put the newest checkpoint at risk
     _begin(folder)
-    # Both would happen before it is known to be whole.
+    # The stock trainer would delete and push before the checkpoint is complete.
     limit, push, args.save_total_limit, args.push_to_hub = (
         args.save_total_limit,
         args.push_to_hub,
@@ -103,7 +103,7 @@ def rotate(output: Path, limit: int | None, keep: set[Path]) -> None:
     Args:
         output: The folder they are in.
         limit: How many may stay; None or 0 for all.
-        keep: Those that stay whatever the limit: the newest, and the best.
+        keep: Checkpoints that stay whatever the limit: the newest, and the best.
     """
     if not limit or limit < 0:
         return
@@ -120,18 +120,18 @@ def rotate(output: Path, limit: int | None, keep: set[Path]) -> None:
 
 
 def newest_whole(output: Path, *, engine: str) -> tuple[Path | None, list[Path]]:
-    """Choose the checkpoint to go on from; every process gets the same answer.
+    """Choose the checkpoint to resume from; the same on every process.
 
     Args:
         output: The folder of the run.
-        engine: What shards the training now (`engine_of`).
+        engine: The engine of this launch (`engine_of`).
 
     Returns:
-        The newest whole checkpoint, or None where training has not come to one; and the folders that are in the way:
-        torn checkpoints after it, and what was being made or deleted when a process was killed.
+        The newest whole checkpoint, or None before the first save; and the folders to delete: incomplete checkpoints
+        after it, and folders that were being made or deleted when a process was killed.
 
     Raises:
-        CheckpointError: There are checkpoints, but none to go on from.
+        CheckpointError: There are checkpoints, but none to resume from.
     """
     found = gather(list_checkpoints(output))[0]
     torn: dict[Path, str] = {}
@@ -142,7 +142,7 @@ def newest_whole(output: Path, *, engine: str) -> tuple[Path | None, list[Path]]
             return folder, [*torn, *manifest.leftovers(output)]
         say(f"{folder} is not whole, so it is skipped: {problem}")
         torn[folder] = problem
-    # Nothing is lost where the very first save was interrupted. Damage is another matter, and so is what is not ours.
+    # Where only the first save was interrupted, nothing is lost. Damaged and unknown folders are an error.
     if any(gather([folder.is_dir() and not _interrupted(folder) for folder in torn])[0]):
         listed = "".join(f"\n  {folder.name}: {problem}" for folder, problem in torn.items())
         raise CheckpointError(
@@ -154,7 +154,7 @@ def newest_whole(output: Path, *, engine: str) -> tuple[Path | None, list[Path]]
 
 @contextmanager
 def resuming(trainer: Any, checkpoint: str | bool | None) -> Iterator[str | None]:
-    """Check a checkpoint before it is loaded, and let loading build data alone.
+    """Check a checkpoint before it is loaded, and load it without running code (`pickles.data_only`).
 
     Args:
         trainer: The trainer that is about to train.
@@ -191,7 +191,7 @@ def resuming(trainer: Any, checkpoint: str | bool | None) -> Iterator[str | None
     try:
         with data_only():
             yield checkpoint
-    # As transformers, torch, PEFT and the engines say that weights or optimizer states are of another shape or missing.
+    # What transformers, torch, PEFT and the engines raise for weights or optimizer states that are missing or misshapen.
     except (RuntimeError, ValueError, KeyError) as error:
         if (
             begin.seen
@@ -208,7 +208,7 @@ def resuming(trainer: Any, checkpoint: str | bool | None) -> Iterator[str | None
 
 
 class _TrainingBegun(TrainerCallback):
-    """Sees whether training has begun, and with it whether everything has been loaded."""
+    """Records whether training has begun, that is, whether everything has been loaded."""
 
     def __init__(self) -> None:
         self.seen = False
@@ -218,13 +218,13 @@ class _TrainingBegun(TrainerCallback):
 
 
 def remove_if_there(folder: Path) -> None:
-    """Delete a folder that another process of the machine may have been quicker to delete."""
+    """Delete a folder, unless another process has deleted it meanwhile."""
     with suppress(FileNotFoundError):
         manifest.remove(folder)
 
 
 def _begin(folder: Path) -> None:
-    """Make the folder on every file system that the processes see: by the main process, then where it is not seen."""
+    """Make the folder on the main process, then on every machine whose file system does not have it."""
     state = PartialState()
     save = gather(uuid.uuid4().hex)[0]
 
@@ -241,7 +241,7 @@ def _begin(folder: Path) -> None:
 
 
 def _finish(folder: Path, facts: dict[str, Any]) -> bool:
-    """Bring everything to disk, then write the manifests; True on a process that wrote one."""
+    """Flush everything to disk, then write the manifests; True on a process that wrote one."""
     state = PartialState()
     # A process may be seen by others to have written only when its data has left its machine.
     _together(lambda: manifest.flush(folder) if state.is_local_main_process else None)
@@ -252,7 +252,7 @@ def _finish(folder: Path, facts: dict[str, Any]) -> bool:
 
 
 def _together(work: Callable[[], _Result]) -> None:
-    """Do something on every process; where it fails on one it fails on all, instead of leaving the others waiting."""
+    """Do something on every process; where it fails on one it fails on all, so that none waits for ever."""
     own: OSError | None = None
     try:
         work()
@@ -294,7 +294,7 @@ def _check_fits(folder: Path, engine: str) -> None:
     facts = manifest.read_manifest(folder) or {}
     now, then = PartialState().num_processes, facts.get("world_size")
     before = facts.get("engine")
-    if before is None:  # vouched for: its files tell
+    if before is None:  # its manifest is by `vouch`: the file names tell
         shards = len(list(folder.glob("global_step*/*_optim_states.pt")))
         kind = "deepspeed" if shards else "fsdp" if any(folder.glob("pytorch_model_fsdp*")) else "plain"
         then, before = shards or None, engine if engine.startswith(kind) else kind

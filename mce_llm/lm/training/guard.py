@@ -14,29 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
-from torch.distributed import (
-    ReduceOp,
-    all_gather_object,
-    all_reduce,
-    get_rank,
-    get_world_size,
-    is_available,
-    is_initialized,
-)
+from torch.distributed import ReduceOp, all_reduce
 
 from mce_llm.errors import NonFiniteLossError
+from mce_llm.running.processes import gather
 
 _ROWS_SHOWN = 16
 
 
 @dataclass
 class _MicroBatch:
-    """What one forward and backward left behind, still on the device."""
+    """Loss and gradients of one forward and backward pass, on the device."""
 
     rows: Tensor | None
     loss: Tensor
-    gradients: Tensor  # the running sum at its end: not finite from the first bad gradient on
+    gradients: Tensor  # running sum over the step so far; not finite from the first bad gradient on
 
 
 class StepGuard:
@@ -88,13 +82,13 @@ class StepGuard:
         return not self._micro_batches
 
     def watch(self, model: nn.Module) -> None:
-        """Look at every gradient of `model` as the backward pass of this rank yields it, before ranks are summed.
+        """Register hooks that check every gradient of this rank's backward pass, before gradients are reduced.
 
-        FSDP2 hides these; there, the gradient that reaches the embeddings is looked at on this rank, and the sums over
-        ranks are looked at before the step.
+        FSDP2 only exposes reduced gradients; there, the gradient at the output of the input embeddings is checked on
+        this rank, and the reduced gradients before the step.
 
         Args:
-            model: As the engine has prepared it.
+            model: The model, wrapped by the engine.
         """
         self.unwatch()
         if not self.watch_gradients:
@@ -113,7 +107,7 @@ class StepGuard:
         self._handles += [p.register_hook(self._note_gradient) for p in plain]
 
     def unwatch(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._sharded = [], []
@@ -124,13 +118,13 @@ class StepGuard:
         self._gradients += gradient.detach().sum(dtype=torch.float32)
 
     def note(self, loss: Tensor, rows: Tensor | None) -> None:
-        """Take in the loss of one micro-batch, before its backward pass.
+        """Record the loss of one micro-batch, before its backward pass.
 
         Args:
             loss: A scalar.
             rows: Ids of its training rows, where known.
         """
-        # The running sum is one tensor, added to in place: the copy for the one before is made here.
+        # The running sum is updated in place, so the previous micro-batch gets a copy of its value now.
         if self._micro_batches:
             self._micro_batches[-1].gradients = self._gradients.clone()
         self._micro_batches.append(_MicroBatch(rows, loss.detach().float(), self._gradients))
@@ -155,8 +149,7 @@ class StepGuard:
         bad = ~torch.isfinite(losses).all() | ~torch.isfinite(sums)
         stop = torch.full_like(sums, float(self.stop_requested()))
         flags = torch.stack([bad.to(sums), stop])
-        several = is_available() and is_initialized() and get_world_size() > 1
-        if several:
+        if PartialState().num_processes > 1:
             all_reduce(flags, op=ReduceOp.MAX)
         anything_bad, stop_everywhere = (bool(flag) for flag in flags.tolist())
         self.stop = self.stop or stop_everywhere
@@ -166,10 +159,7 @@ class StepGuard:
             self._begin_step()
             return True
 
-        reports: list[Any] = [self._report()]
-        if several:
-            reports = [None] * get_world_size()
-            all_gather_object(reports, self._report())
+        reports = gather(self._report())
         self._begin_step()
         found = "; ".join(line for lines in reports for line in lines)
         if not found:
@@ -187,9 +177,8 @@ class StepGuard:
         )
 
     def _report(self) -> list[str]:
-        """What was bad on this rank."""
-        rank = get_rank() if is_available() and is_initialized() else 0
-        lines = []
+        """The micro-batches of this rank whose loss or gradient is not finite, in words."""
+        rank, lines = PartialState().process_index, []
         count = len(self._micro_batches)
         if count:
             self._micro_batches[-1].gradients = self._gradients
@@ -216,6 +205,6 @@ def _rows_text(rows: Tensor | None) -> str:
 
 
 def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Leave an optimizer nothing to do: without gradients it changes neither weights nor moments."""
+    """Set all gradients to None, so that an optimizer step changes neither weights nor moments."""
     for parameter in parameters:
         parameter.grad = None

@@ -1,11 +1,11 @@
-"""Ties a `StepGuard` to the loops of a `Trainer`, and to the step that DeepSpeed takes by itself."""
+"""Call a `StepGuard` from the loops of a `Trainer`, and from the optimizer step inside DeepSpeed's engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from torch.distributed import get_rank, is_available, is_initialized
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -19,8 +19,8 @@ class GuardCallback(TrainerCallback):
 
     Args:
         guard: Of the run.
-        engine: Returns what the engine made of the model, once training has begun.
-        loss_scaler: Whether gradients are scaled (float16): what is not finite is then left to the scaler.
+        engine: Returns the model as the engine has wrapped it, once training has begun.
+        loss_scaler: Whether a loss scaler is in use (float16), which skips steps with non-finite gradients itself.
     """
 
     def __init__(self, guard: StepGuard, engine: Callable[[], Any], *, loss_scaler: bool) -> None:
@@ -30,7 +30,7 @@ class GuardCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at gradients from here on."""
+        """Register the gradient hooks."""
         self._guard.watch(kwargs["model"])
         engine = self._engine()
         self._asked_by_engine = hasattr(engine, "is_gradient_accumulation_boundary")
@@ -40,8 +40,8 @@ class GuardCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Agree on the step, unless DeepSpeed has taken or left it already."""
-        # What accumulates float16 gradients has to find them; it sees itself that they are not finite.
+        """Agree on the step, unless DeepSpeed has already taken or skipped it."""
+        # The loss scaler needs the gradients, and skips the step itself.
         if (
             not self._asked_by_engine
             and not self._guard.agree(state.global_step + 1)
@@ -52,8 +52,8 @@ class GuardCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say what was left out; save and stop where that was agreed."""
-        if self._guard.step_is_bad and not (is_available() and is_initialized() and get_rank()):
+        """Warn of a skipped step; save and stop where the ranks agreed to."""
+        if self._guard.step_is_bad and PartialState().is_main_process:
             _logger.warning(self._guard.last_report)
         if self._guard.stop:
             control.should_save = control.should_training_stop = True
@@ -61,7 +61,7 @@ class GuardCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look no longer."""
+        """Remove the gradient hooks."""
         self._guard.unwatch()
 
 
@@ -81,14 +81,14 @@ def guard_deepspeed(engine: Any, guard: StepGuard, step_number: Callable[[], int
         if not engine.is_gradient_accumulation_boundary() or guard.agree(step_number()):
             own_step(*args, **kwargs)
             return
-        # DeepSpeed's counters and buffers go through a step that a loss scaler would have discarded.
+        # DeepSpeed updates its counters and buffers as for a step that a loss scaler discards.
         optimizer = engine.optimizer
         optimizer.step = lambda *_, **__: _discard(optimizer)
         try:
             own_step(*args, **kwargs)
         finally:
             optimizer.step = own_optimizer_step
-        optimizer.overflow = False  # so that the schedule of the learning rate goes on, as with other engines
+        optimizer.overflow = False  # the learning-rate schedule advances, as with other engines
 
     step._is_guarded = True  # type: ignore[attr-defined]
     engine.step = step

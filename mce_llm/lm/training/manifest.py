@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mce_llm.running.files import flush_folder
+from mce_llm.running.files import flush_folder, write_text
 
 MANIFEST = "manifest.json"
 INCOMPLETE = "INCOMPLETE"  # there from before the first file of a save until after the manifest
-_REMOVED = ".removed-"  # what is being deleted bears this in front of its name
-_UNBORN = ".new-"
+_REMOVED = ".removed-"  # prefix of folders that are being deleted
+_UNFINISHED = ".new-"  # prefix of folders that are being made
 
 # SHA-256 of every byte. One core does 1.5 GB/s (with the SHA instructions that server CPUs have), and a file is read
 # in pieces by several threads, so that the one 56 GB file of a 7B model's Adam takes 5 s on 8 cores. That is a small
@@ -33,21 +33,21 @@ _MOST_THREADS = 16
 
 
 def create(folder: Path, owner: Mapping[str, Any]) -> None:
-    """Make an empty checkpoint folder that is known as incomplete from the first moment on.
+    """Make an empty checkpoint folder with the marker of incomplete ones in it, atomically.
 
     Args:
-        folder: The folder; one that is there already is left to the process that was quicker.
+        folder: The folder; an existing one, made by another process meanwhile, is left as it is.
         owner: Who makes it, written into the marker.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unborn = folder.with_name(f"{_UNBORN}{folder.name}-{os.getpid()}")
-    shutil.rmtree(unborn, ignore_errors=True)
-    unborn.mkdir()
-    (unborn / INCOMPLETE).write_text(json.dumps(dict(owner)) + "\n", encoding="utf-8")
+    unfinished = folder.with_name(f"{_UNFINISHED}{folder.name}-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    (unfinished / INCOMPLETE).write_text(json.dumps(dict(owner)) + "\n", encoding="utf-8")
     try:
-        unborn.rename(folder)
+        unfinished.rename(folder)
     except OSError:  # it is there, and not empty
-        shutil.rmtree(unborn)
+        shutil.rmtree(unfinished)
         if not folder.is_dir():
             raise
     flush_folder(folder.parent)
@@ -74,7 +74,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest over all files of the folder, in one move, and take the marker away.
+    """Write the manifest of all files of the folder atomically, and remove the marker.
 
     Args:
         folder: The checkpoint; what is in it is on disk already (`flush`).
@@ -94,13 +94,7 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
             for (name, path), digest in zip(files.items(), digests, strict=True)
         },
     }
-    unborn = folder / f"{_UNBORN}{MANIFEST}"
-    with unborn.open("w", encoding="utf-8") as stream:
-        json.dump(manifest, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unborn.rename(folder / MANIFEST)
-    flush_folder(folder)
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     (folder / INCOMPLETE).unlink(missing_ok=True)
     flush_folder(folder)
 
@@ -116,7 +110,7 @@ def vouch(folder: str | Path) -> None:
 
 
 def flush(folder: Path) -> None:
-    """Have every file and directory of a folder on disk, and the folder's own entry."""
+    """Flush every file and directory of a folder to disk, and the entry of the folder itself."""
     for path in _files(folder):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -125,7 +119,7 @@ def flush(folder: Path) -> None:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Say why a folder is no whole checkpoint.
+    """The reason why a folder is not a complete checkpoint.
 
     Args:
         folder: The checkpoint; every file that its manifest names is read.
@@ -157,7 +151,7 @@ def problem_of(folder: Path) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; from the first moment on it is nothing that could be taken for a checkpoint."""
+    """Delete a folder, renamed first, so that a partly deleted one is never taken for a checkpoint."""
     doomed = folder.with_name(f"{_REMOVED}{folder.name}-{os.getpid()}")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
@@ -166,16 +160,19 @@ def remove(folder: Path) -> None:
 
 def leftovers(output: Path) -> list[Path]:
     """Folders that were being made or deleted when their process was killed."""
-    return sorted(path for mark in (_REMOVED, _UNBORN) for path in output.glob(f"{mark}*") if path.is_dir())
+    return sorted(
+        path for mark in (_REMOVED, _UNFINISHED) for path in output.glob(f"{mark}*") if path.is_dir()
+    )
 
 
 def _files(folder: Path) -> list[Path]:
-    own = {folder / MANIFEST, folder / INCOMPLETE, folder / f"{_UNBORN}{MANIFEST}"}
+    """What a manifest lists: not itself, a copy of it that a killed process was writing, or the marker."""
+    own = {folder / INCOMPLETE, folder / MANIFEST, *folder.glob(f".{MANIFEST}.*.part")}
     return sorted(path for path in folder.rglob("*") if path.is_file() and path not in own)
 
 
 def _digests(paths: list[Path]) -> list[str]:
-    """The digest of each file; all their pieces are shared out to threads, as hashing lets go of Python's lock."""
+    """The digest of each file; pieces are hashed by several threads, since hashing releases the interpreter lock."""
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         pieces = [[pool.submit(_piece, path, start) for start in _starts(path)] for path in paths]
         return [hashlib.sha256(b"".join(piece.result() for piece in of)).hexdigest() for of in pieces]

@@ -6,12 +6,36 @@ additions and no synchronisation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers.trainer_utils import EvalLoopOutput
 
 from mce_llm.lm.patch import LossParts
 from mce_llm.matrix.effective_rank import effective_rank
+from mce_llm.matrix.precision import exact_dtype
+
+
+def with_means(
+    output: EvalLoopOutput,
+    means: dict[str, float],
+    *args: Any,
+    metric_key_prefix: str | None = None,
+    **_: Any,
+) -> EvalLoopOutput:
+    """The output of an evaluation with means added to its metrics.
+
+    Args:
+        output: Of `Trainer.evaluation_loop`.
+        means: Values by name.
+        *args: The positional arguments of that call; the fifth is the prefix.
+        metric_key_prefix: The prefix, where it was passed by name; `eval` by default.
+    """
+    prefix = (args[4] if len(args) > 4 else "eval") if metric_key_prefix is None else metric_key_prefix
+    added = {f"{prefix}_{name}": value for name, value in means.items()}
+    return output._replace(metrics={**(output.metrics or {}), **added})
 
 
 class LossMeter:
@@ -24,18 +48,17 @@ class LossMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set all sums to zero."""
         # Σ CE, Σ MCE, Σ details · n, labels, labels with an MCE, labels with details.
-        self._sums = torch.zeros(4 + 3, dtype=torch.float64 if self._device.type != "mps" else torch.float32)
-        self._sums = self._sums.to(self._device)
+        self._sums = torch.zeros(4 + 3, dtype=exact_dtype(self._device), device=self._device)
         self.mark()
 
     def mark(self) -> None:
-        """Remember this moment."""
+        """Keep the present sums for `back`."""
         self._marked = self._sums.clone()
 
     def back(self) -> None:
-        """Forget what came after the latest mark or reset."""
+        """Return to the sums of the latest mark or reset."""
         self._sums = self._marked.clone()
 
     def add(self, parts: LossParts) -> None:
@@ -74,7 +97,7 @@ class HiddenMeter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Set the moments to zero."""
         self._moments: Tensor | None = None
 
     def add(self, hidden_ND: Tensor) -> None:

@@ -12,8 +12,9 @@ from math import nan
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
-from torch.distributed import get_world_size, group, is_available, is_initialized
+from torch.distributed import group
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from mce_llm.errors import MceLlmError
@@ -24,7 +25,7 @@ from mce_llm.lm.patch import MatrixLossPatch, patch_model
 from mce_llm.lm.training import checkpoints
 from mce_llm.lm.training.guard import StepGuard
 from mce_llm.lm.training.guard_callback import GuardCallback
-from mce_llm.lm.training.meters import HiddenMeter, LossMeter
+from mce_llm.lm.training.meters import HiddenMeter, LossMeter, with_means
 from mce_llm.lm.training.monitoring import add_monitoring
 from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
@@ -77,9 +78,11 @@ class MatrixLossMixin(PublishingMixin):
                     f"args must be {self.arguments_class.__name__}, or pass matrix_loss=MatrixLossConfig(…)"
                 )
             matrix_loss = args.matrix_loss
-        _refuse_other_losses(args, named.get("compute_loss_func"))
+        # Before data are prepared, and again below, when `Trainer` knows which GPUs a model that is spread over them has.
+        spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+        _refuse_other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu)
         if isinstance(model, nn.Module):
-            find_head(causal_model(model))  # what cannot be trained is said before data are prepared
+            find_head(causal_model(model))  # refuse before data are prepared
 
         def patched(fresh: nn.Module, tokenizer: Any) -> nn.Module:
             known = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
@@ -90,7 +93,9 @@ class MatrixLossMixin(PublishingMixin):
             tokenizer = named.get("processing_class")
             named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial), tokenizer))
         super().__init__(model, args, *positional, **named)  # type: ignore[arg-type]
-        _refuse_other_losses(self.args, self.compute_loss_func)  # which may have come by position
+        _refuse_other_losses(
+            self.args, self.compute_loss_func, self.args.n_gpu
+        )  # which may have come by position
         if model is not None:
             patched(self.model, self.processing_class)  # type: ignore[arg-type]
         if self.compute_metrics is not None:
@@ -111,12 +116,12 @@ class MatrixLossMixin(PublishingMixin):
         self.add_callback(PreemptionCallback(lambda: self._guard.stop))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The stock training, from a checkpoint that is whole and holds data alone, where there is one."""
+        """The stock training; a checkpoint to resume from is checked first (`checkpoints.resuming`)."""
         with checkpoints.resuming(self, resume_from_checkpoint) as checkpoint, preemption.training():
             return super().train(checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """The stock save, made whole; with what going on needs, where the run is being stopped."""
+        """The stock save as one atomic step; with the optimizer's state where the run is being stopped."""
         only, self.args.save_only_model = (
             self.args.save_only_model,
             self.args.save_only_model and not self._guard.stop,
@@ -128,7 +133,7 @@ class MatrixLossMixin(PublishingMixin):
             self.args.save_only_model = only
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock batches, and none after the last step: a run that goes on from there has nothing left to train."""
+        """The stock batches, and none after the last step: a run resumed from there has nothing left to train."""
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
@@ -175,14 +180,13 @@ class MatrixLossMixin(PublishingMixin):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor | tuple[Tensor, Any]:
-        """The stock loss computation, which runs the patched forward; notes the parts on the way."""
+        """The stock loss computation, which runs the patched forward; records the parts of the loss."""
         patch = self.matrix_patch
-        patch.last = None
+        patch.last = patch.last_hidden = None
         # Every rank makes every call of the loops, so the batch kinds may share statistics here.
-        patch.process_group = group.WORLD if _world_size() > 1 else None
-        patch.keep_hidden = not model.training
-        result = super().compute_loss(model, inputs, *args, **kwargs)
-        patch.process_group, patch.keep_hidden = None, False
+        ranks = group.WORLD if _world_size() > 1 else None
+        with patch.temporarily(process_group=ranks, keep_hidden=not model.training):
+            result = super().compute_loss(model, inputs, *args, **kwargs)
         if patch.last is None:
             base = next(
                 c
@@ -203,7 +207,7 @@ class MatrixLossMixin(PublishingMixin):
         return result
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The stock step, without the rows that are in the last batch only to give every process as many."""
+        """The stock step, with the labels of rows masked that only pad the last batch to the same size on every rank."""
         state = self.accelerator.gradient_state
         if "labels" in inputs and state.end_of_dataloader and state.remainder > 0:
             labels = inputs["labels"].clone()
@@ -230,23 +234,21 @@ class MatrixLossMixin(PublishingMixin):
         """The stock loop, with the parts of the loss added to its metrics."""
         self._eval_meter.reset()
         self._hidden_meter.reset()
-        # Loading draws a random number: a run that goes on without this evaluation would not have drawn it.
+        # The data loader draws a random number, which a resumed run that skips this evaluation would not draw.
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
         means = self._eval_meter.means_and_reset(self.accelerator)
         if (rank := self._hidden_meter.effective_rank(self.accelerator)) is not None:
             means["effective_rank"] = rank
-        metrics = {**(output.metrics or {}), **{f"{prefix}_{name}": value for name, value in means.items()}}
-        return output._replace(metrics=metrics)
+        return with_means(output, means, *args, **kwargs)
 
 
 def _world_size() -> int:
-    return get_world_size() if is_available() and is_initialized() else 1
+    return int(PartialState().num_processes)
 
 
-def _refuse_other_losses(args: Any, compute_loss_func: Any) -> None:
+def _refuse_other_losses(args: Any, compute_loss_func: Any, gpus: int) -> None:
     """Raise for every setting that would silently bypass the patched forward."""
     problems = []
     if args.label_smoothing_factor:
@@ -257,9 +259,9 @@ def _refuse_other_losses(args: Any, compute_loss_func: Any) -> None:
         problems.append("compute_loss_func replaces the model's loss; leave it out")
     if getattr(args, "use_liger_kernel", False):
         problems.append("use_liger_kernel replaces the forward that computes the loss; set it to false")
-    if args.n_gpu > 1:
+    if gpus > 1:
         problems.append(
-            f"{args.n_gpu} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
-            f"accelerate launch --num_processes {args.n_gpu} …, or set CUDA_VISIBLE_DEVICES to one"
+            f"{gpus} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
+            f"accelerate launch --num_processes {gpus} …, or set CUDA_VISIBLE_DEVICES to one"
         )
     raise_all(problems)

@@ -1,7 +1,7 @@
 """The model card (README.md) of a trained model: what it is, how it was trained, and what was measured in this run.
 
-Only what the trainer knows goes in. Results come from the log of this run, and where nothing was measured the card says
-so. A card that somebody else has written stays as it is; ours is known by a comment in it. Nothing is asked of the hub.
+It states what the trainer knows. Results come from the log of this run; where nothing was measured, the card says so. A
+card from elsewhere is left unchanged: cards of this package carry a comment. The hub is not contacted.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ from mce_llm.lm.training.card_sections import (
     what_it_is,
 )
 from mce_llm.lm.training.card_text import CITATION, code, fenced, listed, table
+from mce_llm.running.files import write_text
 
-_BLANK, _BLANKS = (
-    "[More Information Needed]",
-    30,
-)  # in the form that peft leaves; fewer, and somebody has filled it in
+# The placeholder of peft's template; a card with fewer of them has been filled in.
+_BLANK, _BLANKS = "[More Information Needed]", 30
 MARKER = "<!-- Written by mce-llm on every save. Without this line, the file is left alone. -->"
 
 
 def write_model_card(trainer: Any, folder: str | os.PathLike[str], **stated: Any) -> bool:
-    """Write README.md into a folder, unless somebody else's is there; the main process alone does.
+    """Write README.md into a folder on the main process, unless one from elsewhere is there.
 
     Args:
         trainer: A trainer with `MatrixLossMixin`; its `data_records` describe the data.
@@ -58,13 +57,12 @@ def write_model_card(trainer: Any, folder: str | os.PathLike[str], **stated: Any
     path = Path(folder) / FILE
     if not trainer.is_world_process_zero() or is_foreign(path):
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(model_card(trainer, **stated), encoding="utf-8")
+    write_text(path, model_card(trainer, **stated))
     return True
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a README.md is there that neither this package nor (with nothing filled in) peft has written."""
+    """Whether a file is a model card that neither this package has written nor peft from its unfilled template."""
     if not path.is_file():
         return False
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -73,10 +71,10 @@ def is_foreign(path: Path) -> bool:
 
 @contextmanager
 def kept(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Take somebody else's README.md away for a save: peft writes into what it finds, and fails if it cannot read it."""
+    """Move a README.md from elsewhere aside during a save: peft would edit it, and fails where it cannot parse it."""
     path = Path(folder) / FILE
     aside = path.with_name(f"_{FILE}.kept")
-    if aside.exists():  # a save was killed
+    if aside.exists():  # the process was killed during a save
         aside.replace(path)
     if not is_foreign(path):
         yield
@@ -123,7 +121,7 @@ def model_card(
         eval_results=_index_entries(measured, records) or None,
     )
     if not data.eval_results:
-        data.pop("model_name", None)  # it stands in the metadata for the results' sake alone
+        data.pop("model_name", None)  # huggingface_hub wants it for the results alone
     parts = [
         f"---\n{data.to_yaml()}\n---\n",
         MARKER,
@@ -157,7 +155,7 @@ def model_card(
 
 
 def _index_entries(measured: dict[str, Any], records: Sequence[DataRecord]) -> list[EvalResult]:
-    """The results for the card's metadata, which has a place only for those on data of the hub."""
+    """The results for the card's metadata, whose format requires a data set of the hub."""
     on = next((record for record in records if record.role == "eval"), None)
     data = None if on is None else data_id(on.source)
     if on is None or data is None:

@@ -1,4 +1,4 @@
-"""No code from a checkpoint: what its pickles name is checked before anything is loaded, and loading builds data alone.
+"""Load checkpoints without running code: the globals that their pickles reference are checked before loading.
 
 `torch.save` and PyTorch's distributed checkpoints write pickles, and a pickle can call any function. transformers
 loads them with `weights_only=True`, which can not; DeepSpeed does not, nor does the reader of a distributed
@@ -70,13 +70,13 @@ class UnsafeCheckpointError(MceLlmError, RuntimeError):
 
 
 def unsafe_file(checkpoint: Path) -> str | None:
-    """Look into every pickle of a checkpoint, without loading any.
+    """Check the globals that every pickle of a checkpoint references, without loading any.
 
     Args:
         checkpoint: Its folder.
 
     Returns:
-        The first file with something in it that is no data, and what that is; or None.
+        The first file that references other globals than the allowed ones, with their names; or None.
     """
     with torch.serialization.safe_globals(_classes(_NUMPY | _DEEPSPEED)):
         for path in sorted(checkpoint.rglob("*")):
@@ -109,7 +109,7 @@ def data_only() -> Iterator[None]:
 
 
 def _names_in_archive(path: Path) -> set[str]:
-    """What a file of `torch.save` names beyond what is allowed."""
+    """The globals that a file of `torch.save` references beyond the allowed ones."""
     try:
         return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception as error:  # a pickle by itself, TorchScript, opcodes that torch.save never writes
@@ -117,7 +117,7 @@ def _names_in_archive(path: Path) -> set[str]:
 
 
 class _IndexReader(pickle.Unpickler):
-    """Reads the index of a distributed checkpoint, and nothing that is none."""
+    """Reads the index of a distributed checkpoint; refuses every global that such an index does not need."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _INDEX_NAMES:
@@ -126,7 +126,7 @@ class _IndexReader(pickle.Unpickler):
 
 
 def _names_in_index(path: Path) -> set[str]:
-    """The first import in an index that is not allowed; reading it stops there."""
+    """The first global in an index that is not allowed; reading stops there."""
     try:
         with path.open("rb") as stream:
             _IndexReader(stream).load()
@@ -138,7 +138,7 @@ def _names_in_index(path: Path) -> set[str]:
 
 
 def _classes(names: set[str]) -> list[Any]:
-    """The classes of these names, as far as their packages are in use."""
+    """The classes of these names whose packages are imported."""
     found = []
     for name in sorted(names):
         module, _, attribute = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Ends the Trainer's loop in `PreemptedError` after the save that all ranks agreed to."""
+"""End the Trainer's loop in `PreemptedError` after the save that all ranks agreed to."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class PreemptionCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """At the end of an epoch, save after what is due there: when the run goes on, that epoch is over."""
+        """At the end of an epoch, save after the epoch's own evaluation: a resumed run starts with the next epoch."""
         if self._agreed() and state.epoch is not None and state.epoch == int(state.epoch):
             control.should_save = False
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The save that was put off."""
+        """Request the save that `on_step_end` postponed."""
         if self._agreed():
             control.should_save = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave.
+        """End training after the save.
 
         Raises:
-            PreemptedError: Where that was agreed.
+            PreemptedError: The ranks have agreed to stop.
         """
         if self._agreed():
             folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"

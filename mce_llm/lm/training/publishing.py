@@ -1,7 +1,7 @@
-"""What a trainer with the matrix loss leaves beside the weights for others to read, and how it goes to the hub.
+"""Model cards and pushes to the hub of a trainer with the matrix loss.
 
-A model card on every save that somebody asked for, and on every push; pushes themselves are `Trainer`'s. Errors of the
-hub become one message that says where the model is and how to push it later.
+A model card is written on every save that a caller asked for, and on every push; the push itself is `Trainer`'s. Errors
+of the hub become one message that says where the model is and how to push it later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mce_llm.lm.training.model_card import kept, write_model_card
 from mce_llm.running.messages import cause
 
 _logger = logging.get_logger(__name__)
-# An answer of the hub that refuses, and what goes wrong on the way there: which HTTP library is used differs by version.
+# Refusals of the hub and connection errors, whose types depend on the HTTP library of the installed huggingface_hub.
 _HUB_ERRORS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
 
 
@@ -31,11 +31,11 @@ class HubError(MceLlmError, RuntimeError):
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
 else:
-    _Trainer = object  # it stands in front of any class derived from Trainer
+    _Trainer = object  # a mixin for any class derived from Trainer
 
 
 class PublishingMixin(_Trainer):
-    """In front of `Trainer`: writes the model card, and explains what goes wrong with the hub.
+    """Mixin for `Trainer`: writes the model card, and explains errors of the hub.
 
     Attributes:
         data_records: The data that the model card describes; set them after the trainer is made.
@@ -56,10 +56,10 @@ class PublishingMixin(_Trainer):
         dataset: str | list[str] | None = None,
         dataset_name: str | list[str] | None = None,
     ) -> None:
-        """Write README.md into the output folder, unless somebody else's is there.
+        """Write README.md into the output folder, unless one from elsewhere is there.
 
         Args:
-            language: Code of the language, which nothing else here knows.
+            language: Code of the language; left out by default.
             license: By default that of the base model, where its card is on this machine.
             tags: Beside those of this package.
             model_name: By default the repository's or the folder's.
@@ -113,12 +113,12 @@ class PublishingMixin(_Trainer):
             return super().push_to_hub(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """The stock push while training goes on, with a card that says how far it is."""
+        """The stock push during training, with an up-to-date model card."""
         self.create_model_card()
         super()._push_from_checkpoint(checkpoint_folder)
 
     def _finish_current_push(self) -> None:
-        """The stock wait for a push in the background; one that failed is said, for nobody else looks."""
+        """The stock wait for a background push; logs a failure, which the stock method does not report."""
         super()._finish_current_push()
         progress = getattr(self, "push_in_progress", None)
         for job in progress.jobs if progress is not None else ():

@@ -1,6 +1,6 @@
-"""Batches that know which rows of the training data they hold, so that a message can name them.
+"""Batches with the indices of their rows in the training data, so that a message can name them.
 
-The ids travel inside the batch, as a tensor: past samplers, worker processes, skipped batches and shards alike.
+The indices are a tensor of the batch, so samplers, worker processes, skipped batches and sharding do not affect them.
 """
 
 from __future__ import annotations

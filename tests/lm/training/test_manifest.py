@@ -103,7 +103,7 @@ def test_a_manifest_that_cannot_be_written_is_none(folder, monkeypatch):
     (folder / MANIFEST).unlink()
     (folder / INCOMPLETE).write_text("{}")
     monkeypatch.setattr(
-        json, "dump", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        json, "dumps", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(OSError, match="No space left"):
         write_manifest(folder, {})

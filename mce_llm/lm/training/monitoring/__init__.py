@@ -1,6 +1,6 @@
-"""What one can watch while a model trains: losses, spectra, throughput, memory and sample generations.
+"""Monitoring of a training run: losses, spectra, throughput, memory and sample generations.
 
-All of it through callbacks of `transformers.Trainer`, which `trainer.remove_callback(CLASS)` takes away again.
+Each part is a callback of `transformers.Trainer`, which `trainer.remove_callback(CLASS)` removes.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class ChartsCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write it."""
+        """Write the layout."""
         if (writer := tensorboard_writer(self._trainer)) is not None:
             writer.add_custom_scalars(
                 {

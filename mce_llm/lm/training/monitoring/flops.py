@@ -1,7 +1,7 @@
-"""How many floating-point operations a training step is good for, and how many a device could do.
+"""Model FLOPs of a training step, and peak FLOP/s of devices.
 
-Model FLOPs as in the PaLM paper (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): what the mathematics of forward
-and backward needs, without recomputation, and without what this package's losses add.
+Model FLOPs as in the PaLM paper (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): the operations that forward
+and backward need, without recomputation and without the matrix loss.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class ModelFlops:
     """Model FLOPs of one token, forward and backward: `fixed` + `per_position` · T in rows of T positions.
 
     Attributes:
-        fixed: 4 N + 2 N_trained, which is 6 N where everything is trained. N counts the parameters that multiply a
-            token: of a table of input embeddings nothing (unless it is the head too), of experts the active ones.
-        per_position: 12 · layers · heads · head width, for attention; causality is not taken off, by convention.
+        fixed: 4 N + 2 N_trained, which is 6 N where everything is trained. N counts the parameters in matrix products:
+            not the input embeddings (unless tied to the head), and of experts the active ones alone.
+        per_position: 12 · layers · heads · head width, for attention; by convention the causal mask is not considered.
     """
 
     fixed: float

@@ -1,8 +1,8 @@
-"""A sample of positions seen from inside the head over one optimizer step, pooled over the ranks afterwards.
+"""A sample of the head's inputs over one optimizer step, pooled over the ranks, and the spectra measured on it.
 
 Each rank takes evenly spaced unmasked positions, up to its share of the sample, from the first micro-batches that have
-any; no random numbers are drawn. Nothing is exchanged inside the forward, so ranks may hold as few labels as they
-happen to. Legend: S positions of the sample, C of a chunk, V vocabulary, D width, R leading eigenvalues.
+any; no random numbers are drawn. Ranks do not communicate inside the forward, so they may hold different numbers of
+labels. Legend: S positions of the sample, C of a chunk, V vocabulary, D width, R leading eigenvalues.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mce_llm.lm.training.monitoring.spectrum import (
     spread,
     token_spectrum,
 )
+from mce_llm.matrix.precision import exact_dtype
 
 # Elements of a chunk of logits.
 _CHUNK_ELEMENTS = 2**22
@@ -60,13 +61,13 @@ class DensityMeasurement:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one sample gave.
+    """The measurements on one sample.
 
     Attributes:
         config: The loss settings that were in force.
         positions: Hidden states in the sample.
         hidden: Spectrum of their covariance, or None for fewer than two.
-        density: The predicted density matrices, or None where no position or no geometry was there.
+        density: The predicted density matrices, or None without a position or a usable token geometry.
         problem: Why something is missing, or None.
     """
 
@@ -95,7 +96,7 @@ class HeadSample:
 
     @torch.no_grad()
     def __call__(self, seen: HeadObservation) -> None:
-        """Take positions of one forward."""
+        """Add positions of one forward to the sample."""
         if self._predicted is None:
             self._config = seen.config
             dtype = torch.promote_types(seen.hidden_ND.dtype, torch.float32)
@@ -109,7 +110,7 @@ class HeadSample:
         hidden_SD = seen.hidden_ND.index_select(0, positions_S).to(self._like)
         self._hidden.append(hidden_SD)
         if not bool(torch.isfinite(hidden_SD).all()):
-            self._bad += 1  # the loss is no number either, and whoever guards it says so
+            self._bad += 1  # the loss is not finite either, which the step guard reports
             return
         try:
             geometry = seen.geometry()
@@ -119,7 +120,7 @@ class HeadSample:
         self._predicted.add(seen, geometry, positions_S)
 
     def pooled(self, accelerator: Accelerator) -> Measurement | None:
-        """Put the ranks' samples together; every rank has to call, and each gets the same.
+        """Pool the ranks' samples and measure; every rank has to call, and each gets the same.
 
         Returns:
             None where the step had no forward with labels, on any rank.
@@ -145,7 +146,7 @@ def gather_rows(rows_SD: Tensor, most: int, accelerator: Accelerator) -> Tensor:
     """The rows of all ranks, (S_0 + S_1 + …, d), in the order of the ranks; none has more than `most`."""
     if accelerator.num_processes == 1:
         return rows_SD
-    # A column says which rows are there: gathering needs the same shape everywhere.
+    # Gathering needs the same shape on every rank: an extra column tells rows from padding.
     marked = torch.nn.functional.pad(rows_SD, (0, 1), value=1.0)
     padded = torch.nn.functional.pad(marked, (0, 0, 0, most - len(rows_SD)))
     everyone: Any = accelerator.gather(padded)
@@ -161,16 +162,15 @@ class _Predicted:
         self._share = share
 
     def add(self, seen: HeadObservation, geometry: TokenGeometry, positions_S: Tensor) -> None:
-        """Take in some positions of one forward."""
+        """Add some positions of one forward."""
         raise NotImplementedError
 
     def pooled(self, accelerator: Accelerator) -> DensityMeasurement | None:
-        """Of all ranks; None without a position."""
+        """The measurement over all ranks; None without a position."""
         raise NotImplementedError
 
     def _zeros(self, *shape: int) -> Tensor:
-        exact = torch.float32 if self._device.type == "mps" else torch.float64
-        return torch.zeros(*shape, dtype=exact, device=self._device)
+        return torch.zeros(*shape, dtype=exact_dtype(self._device), device=self._device)
 
 
 class _TokenDensities(_Predicted):
@@ -180,7 +180,7 @@ class _TokenDensities(_Predicted):
         super().__init__(seen, share)
         vocabulary = seen.weight_VD.shape[0]
         self._support = min(seen.config.support or FULL_VOCABULARY_SUPPORT, vocabulary)
-        # k eigenvalues cost k³ operations: with a larger support fewer positions make up for it.
+        # k eigenvalues cost k³ operations: a larger support is measured at fewer positions.
         scale = max(1.0, self._support / FULL_VOCABULARY_SUPPORT) ** 3
         self._with_spectrum = max(1, int(share / scale))
         self._leading = min(self._support, self._width)
@@ -277,8 +277,7 @@ class _ExpectedDensity(_Predicted):
     def add(self, seen: HeadObservation, geometry: TokenGeometry, positions_S: Tensor) -> None:
         vocabulary = seen.weight_VD.shape[0]
         for _, q_CV in seen.probabilities(positions_S, max(1, _CHUNK_ELEMENTS // vocabulary)):
-            scaled_CV = q_CV.to(geometry.dtype).mul_(geometry.scale_V)
-            self._vectors.append(geometry.combine_centred(scaled_CV))
+            self._vectors.append(geometry.combine_(q_CV))
 
     def pooled(self, accelerator: Accelerator) -> DensityMeasurement | None:
         vectors_SD = gather_rows(torch.cat(self._vectors), self._share, accelerator)

@@ -25,7 +25,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "effective_rank": lambda x: f"hidden rank {x:.1f}",
     "tail_mass": lambda x: f"tail {x:.2g}",
 }
-# Of the logs, and of those of an evaluation: for the trackers.
+# Logged values of training and evaluation that only trackers show.
 _HIDDEN = {
     "epoch",
     "total_flos",
@@ -73,7 +73,7 @@ def _prefix(logs: dict[str, Any]) -> str:
 
 
 class _Lines:
-    """Collects what is logged at one step, in several pieces, until something else happens; then writes a line."""
+    """Collects the logs of one step, which come in several calls, and writes them as one line at the next event."""
 
     _logs: dict[str, Any]
 
@@ -93,7 +93,7 @@ class _Lines:
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Collect; those of an evaluation are a line of their own."""
+        """Collect logs; those of an evaluation are a line of their own."""
         if _prefix(self._logs) != _prefix(logs or {}):
             self._flush(state)
         self._logs = {**self._logs, **(logs or {})}
@@ -101,19 +101,19 @@ class _Lines:
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The step before is over."""
+        """Write the line of the finished step."""
         self._flush(state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The step before is over."""
+        """Write the line of the finished step."""
         self._flush(state)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A checkpoint may take long: say first what it is of."""
+        """Write the line of the step before its checkpoint is saved."""
         self._flush(state)
 
 
@@ -133,7 +133,7 @@ class ProgressLinesCallback(_Lines, ProgressCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar, and say where the curves are."""
+        """Open the bar, and print how to open the curves."""
         ProgressCallback.on_train_begin(self, args, state, control, **kwargs)
         if state.is_world_process_zero and (where := curves(args)) is not None:
             self._write(where)
@@ -141,7 +141,7 @@ class ProgressLinesCallback(_Lines, ProgressCallback):
     def on_prediction_step(  # type: ignore[override]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """An evaluation has begun."""
+        """Write the line of the training step before the evaluation's output."""
         self._flush(state)
         ProgressCallback.on_prediction_step(self, args, state, control, **kwargs)
 
@@ -172,14 +172,14 @@ class PlainLinesCallback(_Lines, PrinterCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say where the curves are."""
+        """Print how to open the curves."""
         if state.is_world_process_zero and (where := curves(args)) is not None:
             self._write(where)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """An evaluation has begun."""
+        """Write the line of the training step before the evaluation's output."""
         self._flush(state)
 
     def on_evaluate(

@@ -42,9 +42,9 @@ class SamplesCallback(TrainerCallback):
     Args:
         trainer: Whose model answers; it needs a tokenizer as `processing_class`.
         sample_steps: Optimizer steps between samples; at least 1.
-        prompts: Texts, each continued as it stands; or one name of a .txt file with a prompt a line or of a .json file
-            with a list of texts. None: what stands before the first trained token in the first rows of the evaluation
-            data (the training data without those).
+        prompts: Texts to continue, used without a template; or one name of a .txt file with a prompt a line or of a
+            .json file with a list of texts. None: the tokens before the first trained one in the first rows of the
+            evaluation data (or training data, where there are none).
         max_new_tokens: The longest completion.
 
     Raises:
@@ -83,7 +83,7 @@ class SamplesCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take back what an interrupted run wrote beyond its checkpoint."""
+        """Remove the records of steps after the checkpoint that the run is resumed from."""
         if state.is_world_process_zero:
             self._log(args).rewind(state.global_step)
 
@@ -164,7 +164,7 @@ def read_prompts(given: Sequence[str]) -> list[str]:
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
-    """Put every generator back to where it was."""
+    """Restore the states of all random number generators at the end of the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
@@ -179,7 +179,7 @@ def same_random_state() -> Iterator[None]:
 
 @contextmanager
 def _plainly_generating(model: Any) -> Iterator[None]:
-    """Evaluation mode, and no generation settings of the model's own; modules get their own modes back."""
+    """Evaluation mode and default generation settings for the block; the earlier modes and settings come back."""
     owner: Any = causal_model(model)
     training = [module for module in model.modules() if module.training]
     settings, owner.generation_config = owner.generation_config, GenerationConfig()
@@ -202,7 +202,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _prompts_of_data(trainer: Trainer) -> list[list[int]]:
-    """What stands before the first trained token, or before the middle where everything is trained."""
+    """The tokens before the first trained one of each row, or its first half where every token is trained."""
     data: Any = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
     if isinstance(data, dict):
         data = next(iter(data.values()), None)

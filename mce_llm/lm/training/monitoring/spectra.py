@@ -63,7 +63,7 @@ class SpectraCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take back what an interrupted run wrote beyond its checkpoint."""
+        """Remove the records of steps after the checkpoint that the run is resumed from."""
         self._observe(None)
         if state.is_world_process_zero:
             self._log(args).rewind(state.global_step)
@@ -71,7 +71,7 @@ class SpectraCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look into the head in this step, if a measurement is due."""
+        """Observe the head in this step, if a measurement is due."""
         step = state.global_step + 1
         if step == 1 or step % self._steps == 0:
             self._observe(HeadSample(max(1, self._positions // self._trainer.accelerator.num_processes)))
@@ -79,7 +79,7 @@ class SpectraCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the ranks' samples together and log."""
+        """Pool the ranks' samples and log."""
         sample = self._sample
         if sample is None:
             return
@@ -101,7 +101,7 @@ class SpectraCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the model unobserved."""
+        """Remove the observer."""
         self._observe(None)
 
     def _observe(self, sample: HeadSample | None) -> None:
@@ -140,7 +140,7 @@ def _scalars(seen: Measurement) -> dict[str, float]:
 
 
 def _record(seen: Measurement) -> dict[str, Any]:
-    """A line of `spectra.jsonl`, but for its step."""
+    """A line of `spectra.jsonl` without its step."""
     record: dict[str, Any] = {}
     if seen.hidden is not None:
         rank = float(seen.hidden.effective_rank)

@@ -1,6 +1,6 @@
 """Eigenvalues of covariances and predicted density matrices, without forming the d×d matrix where it can be avoided.
 
-Pure functions of tensors; what is measured when, and over which positions, is decided elsewhere.
+Pure functions of tensors; the positions are chosen in `head_sample`.
 Legend: N rows, C positions of a chunk, V vocabulary, D width, K kept tokens, R eigenvalues that are known one by one.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mce_llm.lm.geometry import TokenGeometry
 from mce_llm.lm.top_tokens import top_tokens
-from mce_llm.matrix.precision import full_precision
+from mce_llm.matrix.precision import exact_dtype, full_precision
 
 # Elements of the rows that are gathered at a time.
 _GATHERED_ELEMENTS = 2**22
@@ -74,7 +74,7 @@ def rows_spectrum(rows_ND: Tensor) -> Spectrum:
 
 
 def matrix_spectrum(matrix_DD: Tensor) -> Spectrum:
-    """Spectrum of a matrix that is at hand, (d, d)."""
+    """Spectrum of one symmetric positive semi-definite matrix, (d, d)."""
     eigenvalues = _eigenvalues(matrix_DD)
     return Spectrum(eigenvalues, eigenvalues.new_zeros(()), matrix_DD.shape[-1])
 
@@ -110,13 +110,13 @@ def token_spectrum(q_CV: Tensor, geometry: TokenGeometry, epsilon: float, suppor
 
 
 def spread(count: int, wanted: int, device: torch.device) -> Tensor:
-    """At most `wanted` indices into `count` things, evenly spaced and without chance; (S,) int64."""
+    """At most `wanted` evenly spaced indices into `count` items; (S,) int64."""
     taken = min(count, wanted)
     return torch.arange(taken, device=device) * count // max(taken, 1)
 
 
 def _eigenvalues(matrices: Tensor) -> Tensor:
-    """Eigenvalues in descending order, negative ones (rounding) as zero; float64, on the CPU; NaN for no numbers."""
+    """Eigenvalues in descending order, negative ones (rounding) as zero, NaN if an entry is not finite; float64 on the CPU."""
     if not bool(torch.isfinite(matrices).all()):
         return torch.full(matrices.shape[:-1], torch.nan, dtype=torch.float64)
     stays = matrices.device.type == "cuda" and matrices.shape[-1] > _LARGEST_ON_CPU
@@ -125,4 +125,4 @@ def _eigenvalues(matrices: Tensor) -> Tensor:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+    return tensor.to(exact_dtype(tensor.device))

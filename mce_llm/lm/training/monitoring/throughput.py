@@ -16,13 +16,14 @@ from mce_llm.lm.patch import MatrixLossPatch
 from mce_llm.lm.training.monitoring.flops import ModelFlops, peak_flops
 from mce_llm.lm.training.monitoring.spectra import patch_of
 from mce_llm.lm.training.monitoring.trackers import log_scalars
+from mce_llm.matrix.precision import exact_dtype
 from mce_llm.running.processes import say
 
 _GIB = 2.0**30
 
 
 class ThroughputCallback(TrainerCallback):
-    """Logs, beside each logged loss and over all ranks, what the steps since the last one came to.
+    """Logs, beside each logged loss, the throughput and memory of the steps since the last one, over all ranks.
 
     `tokens_per_second` (tokens that went through the model, padding left out), `trained_tokens_per_second` (labels that
     are not ignored), `samples_per_second` (rows), `step_time` (seconds an optimizer step) and, on a GPU whose peak is
@@ -31,7 +32,7 @@ class ThroughputCallback(TrainerCallback):
     `cpu_memory_gib` is the resident set of the process at this moment.
 
     Time is wall-clock time between two logs, at which the trainer waits for the device anyway; steps are not
-    synchronised. Evaluation, saving and sample generation are taken off; waiting for data is not.
+    synchronised. Time for evaluation, saving and sample generation is subtracted; waiting for data is not.
 
     Args:
         trainer: Whose training is measured.
@@ -54,7 +55,7 @@ class ThroughputCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find out what the device and the model are, and start the clock."""
+        """Look up peak and model FLOPs, and start the clock."""
         if self._device.type == "cuda":
             name = torch.cuda.get_device_name(self._device)
             self._peak, self._flops = peak_flops(name), ModelFlops.of(cast(nn.Module, self._trainer.model))
@@ -82,20 +83,20 @@ class ThroughputCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """An evaluation or a checkpoint may follow."""
+        """Mark the time before an evaluation or a checkpoint that may follow."""
         if control.should_evaluate or control.should_save:
             self.mark()
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the evaluation off."""
+        """Subtract the time of the evaluation."""
         self.exclude_since_mark()
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the saving off."""
+        """Subtract the time of saving."""
         self.exclude_since_mark()
 
     def on_log(
@@ -106,7 +107,7 @@ class ThroughputCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """After the loss of a window, log what the window came to."""
+        """Log the figures of the window after its loss."""
         if logs is None or "loss" not in logs or not self._steps:
             return
         now = time.perf_counter()
@@ -116,13 +117,13 @@ class ThroughputCallback(TrainerCallback):
         self._mark = time.perf_counter()
 
     def mark(self) -> None:
-        """Remember when training stopped for something else; nothing of it may still be in the device's queue then."""
+        """Note when training pauses, after the device has finished its queue."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._mark = time.perf_counter()
 
     def exclude_since_mark(self) -> None:
-        """Take the time since the latest mark, step, log, evaluation or checkpoint off the window."""
+        """Subtract the time since the latest mark, log, evaluation or checkpoint from the window."""
         now = time.perf_counter()
         self._excluded += now - self._mark
         self._mark = now
@@ -158,8 +159,8 @@ class ThroughputCallback(TrainerCallback):
             torch.cuda.max_memory_reserved(self._device) / _GIB if gpu else 0.0,
         ]
         accelerator = self._trainer.accelerator
-        exact = torch.float32 if self._device.type == "mps" else torch.float64
-        gathered: Any = accelerator.gather(torch.tensor([own], dtype=exact, device=self._device))
+        numbers = torch.tensor([own], dtype=exact_dtype(self._device), device=self._device)
+        gathered: Any = accelerator.gather(numbers)
         rows, tokens, positions, trained = gathered[:, :4].sum(dim=0).tolist()
         seconds, resident, allocated, reserved = gathered[:, 4:].amax(dim=0).tolist()
         seconds = max(seconds, 1e-9)
@@ -179,7 +180,7 @@ class ThroughputCallback(TrainerCallback):
 
 @contextmanager
 def paused(trainer: Trainer) -> Iterator[None]:
-    """Take what happens inside the block off the throughput of a trainer, where that is measured."""
+    """Subtract the time of the block from the throughput of a trainer, where that is measured."""
     clocks = [c for c in trainer.callback_handler.callbacks if isinstance(c, ThroughputCallback)]
     for clock in clocks:
         clock.mark()

@@ -1,4 +1,4 @@
-"""What the monitoring callbacks say to the trackers that `report_to` named, beside the scalars of `Trainer.log`."""
+"""Scalars, histograms and texts of the monitoring callbacks for the trackers that `report_to` names."""
 
 from __future__ import annotations
 

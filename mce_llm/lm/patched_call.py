@@ -1,0 +1,96 @@
+"""What a patched model, its layers and its head share during one call of the model's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mce_llm.errors import MceLlmError
+
+
+class BypassedLossError(MceLlmError, RuntimeError):
+    """A patched model is trained in a way that never computes its loss; the message says what to use instead."""
+
+
+@dataclass
+class LossRequest:
+    """What the head needs to turn hidden states into a loss, and the loss once it has.
+
+    Attributes:
+        compute: Maps hidden states, (B, T, d), and this request to the scalar loss.
+        with_logits: The head returns logits, and the loss only here.
+        labels: (B, T) target ids.
+        shifted: The labels already belong to the positions that predict them.
+        num_items: What the summed loss is divided by; None for the mean over unmasked labels.
+        embeddings: (V, d′) input embeddings, if they give the token geometry.
+        attention_mask: As the model was given it.
+        loss: Set by the head.
+        returned: What the head's call returned, with whatever engines have done to it.
+    """
+
+    compute: Callable[[Tensor, LossRequest], Tensor]
+    with_logits: bool
+    labels: Tensor
+    shifted: bool
+    num_items: Tensor | int | None
+    embeddings: Tensor | None
+    attention_mask: Tensor | None
+    loss: Tensor | None = None
+    returned: Tensor | None = None
+
+
+@dataclass
+class CallState:
+    """The state of one call; idle between calls.
+
+    Layers and head refer to this rather than to the patch, which holds the model: `peft` copies a head, and would copy
+    the model with it.
+
+    Attributes:
+        model_name: The model's class, for messages.
+        running: The model's forward is running.
+        request: The loss that the head is asked for; None where it is asked for logits.
+    """
+
+    model_name: str
+    running: bool = False
+    request: LossRequest | None = None
+
+    def refuse_bypass(self, layers: nn.Module, _: Any) -> None:
+        """Pre-forward hook of the layers: refuse to train them outside the model's own forward.
+
+        Raises:
+            BypassedLossError: They are in training mode, with gradients, and the model's forward is not running.
+        """
+        if not self.running and layers.training and torch.is_grad_enabled():
+            raise BypassedLossError(
+                f"the layers of {self.model_name} are being trained past its own forward, so the matrix "
+                "loss would have no part in it; trl.SFTTrainer does so (use mce_llm.lm.MatrixSFTTrainer). Where it is "
+                "meant, call remove() on the patch first"
+            )
+
+
+def head_forward(head: nn.Linear, hidden: Tensor) -> Tensor:
+    """What a head's forward is replaced by.
+
+    Args:
+        head: The head, with a `CallState` as its `_matrix_loss_call`.
+        hidden: (B, T, d) hidden states.
+
+    Returns:
+        Logits, (B, T, V), or, where a loss is asked for without logits, the loss in every place of a (B, T, 1) tensor.
+    """
+    call: Any = head._matrix_loss_call
+    request: LossRequest | None = call.request
+    if request is None:
+        return type(head).forward(head, hidden)
+    request.loss = request.compute(hidden, request)
+    if request.with_logits:
+        return type(head).forward(head, hidden)
+    # Of the rank of logits, because the model scales, caps or casts what its head returns. A copy, because torch
+    # warns of the hooks that engines put on a view.
+    return request.loss.expand(*hidden.shape[:-1], 1).clone()
