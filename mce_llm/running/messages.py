@@ -1,4 +1,4 @@
-"""What error messages of several rooms have in common. Standard library only."""
+"""What error messages of several packages have in common. Standard library only."""
 
 from __future__ import annotations
 
