@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from helpers.waiting import HANG
 from mce_llm.running.folder import LOCK, OutputError, hold_folder
 from mce_llm.running.launching import run_script
 from mce_llm.running.preemption import PreemptedError
@@ -111,7 +112,7 @@ def test_two_processes(tmp_path, problem, seconds):
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        timeout=300,
+        timeout=HANG,
         check=False,
     )
     assert done.stderr.count(f"error: a problem of {problem}\n") == 1, done.stderr
