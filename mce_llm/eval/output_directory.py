@@ -19,7 +19,7 @@ from mce_llm.data import write_jsonl
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.items import Item
 from mce_llm.running.files import write_json
-from mce_llm.running.folder import check_place, hold_folder, release_folder
+from mce_llm.running.folder import check_place, folder_held
 from mce_llm.running.messages import cause
 
 _DONE = "items.done.jsonl"
@@ -82,12 +82,8 @@ class OutputDirectory:
         Raises:
             EvaluationError: If another process holds it, or the file system refuses.
         """
-        with _explained(self.path):
-            hold_folder(self.path, error=EvaluationError)
-        try:
+        with folder_held(self.path, error=EvaluationError):
             yield
-        finally:
-            release_folder(self.path)
 
     def prepare(self, config: Mapping[str, Any], *, fresh: bool) -> None:
         """Write `config.json` and bring what earlier launches answered into one file.

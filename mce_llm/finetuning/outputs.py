@@ -60,6 +60,24 @@ def prepare_output(
     )[0]
     if problem is not None:
         raise problem
+    try:
+        return _start(output, given, finished, checkpoints, resume=resume, overwrite=overwrite, engine=engine)
+    except OutputError:
+        release_folder(output)
+        raise
+
+
+def _start(
+    output: Path,
+    given: Mapping[str, Any],
+    finished: list[Path],
+    checkpoints: list[Path],
+    *,
+    resume: bool,
+    overwrite: bool,
+    engine: str,
+) -> tuple[str | None, list[Path]]:
+    """The checkpoint to go on from and what is in the way, of a folder that this run holds."""
     # Results go last: a removal that is interrupted leaves a finished run still, and no checkpoint of it to go on from.
     stale = [*checkpoints, *finished]
     if finished or (stale and not resume):

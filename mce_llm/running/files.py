@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +29,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     # By the process, as others of the same launch may write a file of this name at the same time.
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        # safetensors, as tempfile, makes files that their owner alone can read; this one gets what any other has here.
+        beside.touch()
+        mode = stat.S_IMODE(beside.stat().st_mode)
+        beside.unlink()
         yield beside
-        beside.chmod(
-            0o666 & ~_umask()
-        )  # safetensors, as tempfile, makes files that their owner alone can read
+        beside.chmod(mode)
         with beside.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(beside, path)
@@ -78,9 +81,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,9 +9,10 @@ import atexit
 import fcntl
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -22,7 +23,6 @@ import yaml
 from mce_llm.errors import MceLlmError
 from mce_llm.running.files import write_json, write_text
 from mce_llm.running.installation import DISTRIBUTION, installed_versions
-from mce_llm.running.settings import without_secrets
 
 RECIPE = "recipe.yaml"
 VERSIONS = "versions.json"
@@ -38,11 +38,15 @@ class CheckpointError(MceLlmError, RuntimeError):
     """A checkpoint that cannot be written, read or gone on from; the message says why and what to do."""
 
 
+class _HeldByAnotherError(Exception):
+    """Another process holds the lock; the text is what that one wrote about itself."""
+
+
 @dataclass
 class _Hold:
-    """A folder that this process holds."""
+    """A folder that this process holds; `file` is the locked one, None on a file system without locks."""
 
-    file: TextIOWrapper
+    file: TextIOWrapper | None
     let_go: Callable[[], object] | None
 
 
@@ -92,64 +96,90 @@ def make_folder(folder: Path) -> None:
 
 def hold_folder(
     folder: Path, *, let_go: Callable[[], object] | None = None, error: type[MceLlmError] = OutputError
-) -> bool:
+) -> None:
     """Have the folder for this process alone, until `release_folder` or its end, however that comes about.
 
     A process that holds the folder already has begun a second run in it, as in a notebook: the first is told to let go.
-    Of several processes that were launched together, one holds the folder for all.
+    Of several processes that were launched together, one holds the folder for all. Where the file system has no locks,
+    a line on standard error says that another process would not be noticed.
 
     Args:
         folder: The folder; it is made.
         let_go: What to do where this process takes the folder over: close the files that are open in it.
         error: What to raise.
 
-    Returns:
-        Whether a second run would be noticed; false where the file system has no locks.
-
     Raises:
-        MceLlmError: Of the type `error`: another process is at work in the folder.
-        OSError: The file system refuses.
+        MceLlmError: Of the type `error`: another process is at work in the folder, or the file system refuses.
     """
     folder = folder.resolve()
     if (mine := _held.get(folder)) is not None:
         if mine.let_go is not None:
             mine.let_go()
         mine.let_go = let_go
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _locked(folder / LOCK)
+        if file is not None:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+    except _HeldByAnotherError as held:
+        owner = f" ({held})" if str(held) else ""
+        raise error(
+            f"another run is writing to {folder} at this moment{owner}; wait for it, or choose another output directory"
+        ) from None
+    except OSError as problem:
+        raise error(
+            f"cannot hold {folder} for this run: {problem.strerror or problem} ({folder / LOCK}); choose another output "
+            "directory"
+        ) from problem
+    if file is None:
+        print(
+            f"{folder} is on a file system without locks: a second run that writes to it would not be noticed",
+            file=sys.stderr,
+            flush=True,
+        )
+    _held[folder] = _Hold(file, let_go)
+
+
+def _locked(path: Path) -> TextIOWrapper | None:
+    """Open a file and lock it; None where the file system has no locks."""
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip()
-            file.close()
-            raise error(
-                f"another run is writing to {folder} at this moment{f' ({owner})' if owner else ''}; wait for it, or "
-                "choose another output directory"
-            ) from None
+            with file:
+                file.seek(0)
+                raise _HeldByAnotherError(file.read().strip()) from None
         except OSError:
             file.close()
             path.unlink(missing_ok=True)
-            return False
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
+            return None
+        if _is_open_file(path, file):
+            return file
         file.close()  # its owner has let go of it, and removed it, between our two steps
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    _held[folder] = _Hold(file, let_go)
-    return True
+
+
+def _is_open_file(path: Path, file: TextIOWrapper) -> bool:
+    """Whether a path still leads to the file that is open."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def release_folder(folder: Path) -> None:
     """Let others write to the folder; nothing happens where this process does not hold it."""
-    if (mine := _held.pop(folder.resolve(), None)) is not None:
-        (folder.resolve() / LOCK).unlink(missing_ok=True)
-        mine.file.close()
+    folder = folder.resolve()
+    mine = _held.pop(folder, None)
+    if mine is None or mine.file is None:
+        return
+    with mine.file:
+        # Somebody may have emptied the folder meanwhile, and another run have begun in it.
+        if _is_open_file(folder / LOCK, mine.file):
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def release_folders() -> None:
@@ -179,6 +209,8 @@ def write_record(folder: Path, given: Mapping[str, Any], packages: Iterable[str]
     Raises:
         OSError: The file system refuses.
     """
+    from mce_llm.running.settings import without_secrets  # here: it brings transformers, which takes seconds
+
     write_text(folder / RECIPE, yaml.safe_dump(without_secrets(given), sort_keys=False, allow_unicode=True))
     write_json(folder / VERSIONS, installed_versions((DISTRIBUTION, *packages)))
 
@@ -196,6 +228,8 @@ def changed_settings(
     Returns:
         Name → `name before → now`, or None where the folder does not say what it began with.
     """
+    from mce_llm.running.settings import without_secrets
+
     try:
         before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -213,7 +247,8 @@ def changed_settings(
 def _forget_in_child() -> None:
     """A worker process that outlives its parent must not hold the parent's folders."""
     for hold in _held.values():
-        hold.file.close()
+        if hold.file is not None:
+            hold.file.close()
     _held.clear()
 
 

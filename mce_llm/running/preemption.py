@@ -13,12 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 EXIT_CODE = 128 + signal.SIGTERM  # whichever signal it was: "not finished, the same command goes on"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -101,24 +100,6 @@ def reason() -> str:
     return _noted[0] if _noted else "a signal to another process"
 
 
-def shield_workers(loader: Any) -> Any:
-    """Keep the worker processes of a data loader at work when a scheduler signals the whole process group.
-
-    They end with their parent in any case.
-
-    Args:
-        loader: A `DataLoader` that has not started its workers.
-
-    Returns:
-        The same loader.
-    """
-    if getattr(loader, "num_workers", 0):
-        begin = partial(_ignore_signals, loader.worker_init_fn)
-        # accelerate puts its own loader around the one that starts the workers.
-        loader.worker_init_fn = getattr(loader, "base_dataloader", loader).worker_init_fn = begin
-    return loader
-
-
 def _handle(owner: int, number: int, frame: FrameType | None) -> None:
     global _noted
     if os.getpid() != owner:
@@ -136,13 +117,6 @@ def _handle(owner: int, number: int, frame: FrameType | None) -> None:
     elif time.monotonic() - _noted[1] > SAME_REQUEST_SECONDS:
         os.write(2, f"\n{name} again: leaving at once, without another save\n".encode())
         os._exit(EXIT_CODE)
-
-
-def _ignore_signals(own: Callable[[int], None] | None, worker: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if own is not None:
-        own(worker)
 
 
 def _follow_launcher() -> None:

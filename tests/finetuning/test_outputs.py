@@ -7,7 +7,7 @@ import yaml
 
 from mce_llm.finetuning.outputs import begin_record, mark_finished, prepare_output, remove_earlier
 from mce_llm.lm.training.manifest import INCOMPLETE, MANIFEST, create, read_manifest, vouch
-from mce_llm.running.folder import OutputError
+from mce_llm.running.folder import LOCK, OutputError
 
 
 @pytest.fixture
@@ -156,10 +156,11 @@ def test_a_finished_run_is_kept_unless_overwritten(tmp_path, prepare, marker):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=f"holds a finished run .*{marker}.*--overwrite true"):
         prepare()
+    assert not (tmp_path / LOCK).exists()  # who is refused does not keep others out
     found, said = prepare(overwrite=True)
     assert found is None
     assert f"removing {tmp_path / marker}" in said
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", LOCK}
 
 
 def test_starting_anew_leaves_no_checkpoint_to_stumble_over(tmp_path, prepare):

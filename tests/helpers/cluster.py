@@ -5,12 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from helpers.recipes import RECIPES
+from helpers.waiting import wait_until
 
 CLUSTER = RECIPES / "cluster"
 REPOSITORY = RECIPES.parent
@@ -148,12 +148,8 @@ def start(place):
         process.stdin.close()
 
 
-def wait_for(paths, process, log, seconds=30):
-    until = time.monotonic() + seconds
-    while not all(map(os.path.exists, paths)):
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.05)
+def wait_for(paths, process, log):
+    wait_until(lambda: all(map(os.path.exists, paths)), process, log)
 
 
 def hostfile_command(place, script=(RECIPES / "finetune.py",), **options):

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from helpers.scripts import ROOT
+from helpers.waiting import HANG
 from mce_llm.data import train_tokenizer
 
 RECIPES = ROOT / "recipes"
@@ -46,7 +47,7 @@ def logged(output, name):
     return [entry[name] for entry in history if name in entry]
 
 
-def run_script(arguments, launcher=(), script=RECIPES / "finetune.py", timeout=300, **environment):
+def run_script(arguments, launcher=(), script=RECIPES / "finetune.py", timeout=HANG, **environment):
     """`python [launcher] recipes/finetune.py arguments` in a process of its own."""
     return subprocess.run(
         [sys.executable, *launcher, str(script), *arguments],

@@ -24,6 +24,7 @@ from helpers.cluster import (
     wait_for,
 )
 from helpers.recipes import RECIPES, logged, run_script, words
+from helpers.waiting import HANG
 
 slow = pytest.mark.slow
 
@@ -124,7 +125,7 @@ def test_one_machine(place, start, small_launcher, tmp_path, how, code, said):
         process.send_signal(getattr(signal, how))
     else:
         (place / {"finish": "finish", "fail": "fail-0"}[how]).touch()
-    assert process.wait(timeout=20) == code
+    assert process.wait(timeout=HANG) == code
     assert said in log.read_text()
     assert ("saved" in log.read_text()) == (said == "saved")
 
@@ -147,7 +148,7 @@ def test_both_machines(place, start, small_launcher, tmp_path, how, code):
         (place / how).touch()
     else:
         process.send_signal(how)
-    assert process.wait(timeout=30) == code
+    assert process.wait(timeout=HANG) == code
     said = log.read_text()
     assert sorted((place / "bin" / "ssh_hosts").read_text().split()) == ["127.0.0.1", "localhost"]
     for rank, host in enumerate(("127.0.0.1", "localhost")):
@@ -210,7 +211,7 @@ def test_a_slurm_job_queues_itself_again(
         process.send_signal(signal.SIGTERM)  # what `--signal=B:TERM@600` does
     else:
         (place / how).touch()
-    assert process.wait(timeout=30) == code
+    assert process.wait(timeout=HANG) == code
     said = log.read_text()
     assert (place / "bin" / "requeued").exists() == requeued
     assert said.count("saved") == (2 if how == "stop" else said.count("saved"))
@@ -266,7 +267,7 @@ def test_accelerate_on_each_machine_by_hand(place, start, training, one_machine,
         log = tmp_path / f"log-{rank}"
         processes.append(start([*command, RECIPES / "finetune.py", *words(training)], log))
     for rank, process in enumerate(processes):
-        assert process.wait(timeout=300) == 0, (tmp_path / f"log-{rank}").read_text()
+        assert process.wait(timeout=HANG) == 0, (tmp_path / f"log-{rank}").read_text()
     assert "2 processes × 2 rows" in (tmp_path / "log-0").read_text()
     assert_same_outcome(training["output_dir"], one_machine)
 
@@ -278,14 +279,14 @@ def test_hostfile_run_stopped_and_started_again(place, start, training, one_mach
         place, [RECIPES / "finetune.py", *words(training)], main_process_port=free_port()
     )
     process = start(command, log)
-    wait_for([output / "checkpoint-20" / "trainer_state.json"], process, log, seconds=240)
+    wait_for([output / "checkpoint-20" / "trainer_state.json"], process, log)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) != 0
+    assert process.wait(timeout=HANG) != 0
     assert "stopped by SIGTERM; the run is not finished" in log.read_text()
     assert not (output / "model.safetensors").exists()
 
     process = start(command, log)
-    assert process.wait(timeout=300) == 0, log.read_text()
+    assert process.wait(timeout=HANG) == 0, log.read_text()
     assert f"[127.0.0.1] resuming from {output / 'checkpoint-'}" in log.read_text()
     assert_same_outcome(output, one_machine)
 
@@ -302,7 +303,7 @@ def test_hostfile_run_with_an_error_on_one_machine(place, start, training, tmp_p
     )
     log = tmp_path / "log"
     command = hostfile_command(place, [script, *words(training)], main_process_port=free_port())
-    assert start(command, log).wait(timeout=240) == 1
+    assert start(command, log).wait(timeout=HANG) == 1
     assert "[localhost] error: nowhere.jsonl: no such file" in log.read_text()
     assert "launch_hostfile.sh: localhost failed with exit code 1" in log.read_text()
 
@@ -312,14 +313,14 @@ def test_slurm_job_preempted_and_queued_again(place, start, training, one_machin
     log, output = tmp_path / "log", training["output_dir"]
     command = ["bash", CLUSTER / "finetune.slurm", *words(training)]
     process = start(command, log, **slurm_environment())
-    wait_for([output / "checkpoint-20" / "trainer_state.json"], process, log, seconds=240)
+    wait_for([output / "checkpoint-20" / "trainer_state.json"], process, log)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) != 0
+    assert process.wait(timeout=HANG) != 0
     assert "stopped; queued again" in log.read_text()
     assert (place / "bin" / "requeued").read_text() == "4711\n"
 
     process = start(command, log, **slurm_environment(SLURM_RESTART_COUNT="1"))
-    assert process.wait(timeout=300) == 0, log.read_text()
+    assert process.wait(timeout=HANG) == 0, log.read_text()
     assert f"resuming from {output / 'checkpoint-'}" in log.read_text()
     assert (place / "bin" / "requeued").read_text() == "4711\n"
     assert_same_outcome(output, one_machine)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.recipes import RECIPES, logged, run_script, words
 from helpers.scripts import load_script
+from helpers.waiting import HANG, wait_until
 from mce_llm.finetuning.configuration import parse_recipe
 
 finetune = load_script("recipes/finetune.py")
@@ -100,13 +100,11 @@ def test_interrupted_training_goes_on_as_if_nothing_had_happened(settings, tmp_p
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=log, stdout=log)
     with log:
-        until = time.monotonic() + 120
-        while not list(settings["output_dir"].glob("checkpoint-*/manifest.json")):
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        wait_until(
+            lambda: list(settings["output_dir"].glob("checkpoint-*/manifest.json")), process, tmp_path / "log"
+        )
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        assert process.wait(timeout=HANG) == 130
     assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
     assert not (settings["output_dir"] / "model.safetensors").exists()
 

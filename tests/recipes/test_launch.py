@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.recipes import RECIPES, logged, run_script, words
 from helpers.scripts import load_script
+from helpers.waiting import HANG, wait_until
 
 finetune = load_script("recipes/finetune.py")
 main = finetune.main
@@ -200,13 +201,9 @@ def test_the_launcher_is_interrupted(settings, tmp_path, number):
             stderr=stream,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
-        until = time.monotonic() + 240
-        while not list(settings["output_dir"].glob("checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_until(lambda: list(settings["output_dir"].glob("checkpoint-*/trainer_state.json")), process, log)
         process.send_signal(number)
-        assert process.wait(timeout=120) != 0
+        assert process.wait(timeout=HANG) != 0
     said = log.read_text()
     if number == signal.SIGINT:
         assert "interrupted; the same command goes on" in said
@@ -219,7 +216,7 @@ def test_the_launcher_is_interrupted(settings, tmp_path, number):
 
 def processes_with(argument):
     """Processes that have an argument on their command line; those that are ending get a moment to do so."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         found = [
             process.pid

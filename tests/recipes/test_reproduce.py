@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from helpers.scripts import ROOT, load_script
+from helpers.waiting import HANG
 from mce_llm.data import load_examples
 from mce_llm.eval.answers import extract_answer, gold_expression, gold_value, is_correct
 
@@ -16,7 +17,7 @@ toy_study = load_script("recipes/toy_study.py")
 SCRIPT = ROOT / "recipes" / "reproduce_gsm8k.sh"
 
 
-def run(*arguments, timeout=60, **environment):
+def run(*arguments, timeout=HANG, **environment):
     return subprocess.run(
         ["bash", str(SCRIPT), *map(str, arguments)],
         capture_output=True,

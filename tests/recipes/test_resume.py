@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from helpers.recipes import RECIPES, logged, run_script, words
 from helpers.scripts import load_script
+from helpers.waiting import HANG, wait_until
 from mce_llm.lm import MatrixTrainer
 from mce_llm.lm.training.manifest import problem_of, read_manifest, vouch, write_manifest
 
@@ -219,11 +219,7 @@ def test_the_disk_is_full_in_a_save(settings, tmp_path):
 
 
 def wait_for(process, path, log):
-    until = time.monotonic() + 200
-    while not path.exists():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(path.exists, process, log)
 
 
 @pytest.fixture
@@ -275,13 +271,9 @@ def test_preempted(settings, started, tmp_path, kind):
         os.killpg(process.pid, signal.SIGTERM)
     else:
         process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=200) == code
-    until = time.monotonic() + 100
-    while "the same command goes on from" not in (
-        said := log.read_text()
-    ):  # a child may outlive its launcher
-        assert time.monotonic() < until, said
-        time.sleep(0.1)
+    assert process.wait(timeout=HANG) == code
+    wait_until(lambda: "the same command goes on from" in log.read_text())  # a child may outlive its launcher
+    said = log.read_text()
     assert said.count("stopped by SIGTERM; the run is not finished, and the same command goes on from") == 1
     assert not (output / "train_results.json").exists()
     assert not (output / "model.safetensors").exists()
@@ -305,7 +297,7 @@ def test_preempted(settings, started, tmp_path, kind):
 MUCH_DATA = """
 import sys, time
 load = finetune.tokenized
-finetune.tokenized = lambda *given: (time.sleep(60), load(*given))[1]
+finetune.tokenized = lambda *given: (time.sleep(600), load(*given))[1]
 sys.exit(finetune.run(sys.argv[2:]))
 """
 
@@ -315,7 +307,7 @@ def test_preempted_before_training(settings, started, tmp_path):
     process, log = started(("-c", MUCH_DATA), dataset_format="gsm8k", max_steps=3)
     wait_for(process, settings["output_dir"], log)  # made before anything is loaded
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=100) == 143
+    assert process.wait(timeout=HANG) == 143
     assert not list(settings["output_dir"].glob("checkpoint-*"))
     assert "stopped by SIGTERM; the run is not finished" in log.read_text()
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from helpers.waiting import HANG
 from mce_llm.running.processes import (
     LaunchError,
     check_engine,
@@ -50,7 +51,7 @@ def test_every_process_leaves(tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        timeout=120,
+        timeout=HANG,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert [(tmp_path / f"left-{rank}").read_text() for rank in (0, 1)] == ["1", "1"]

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
+import psutil
 import pytest
 import torch
 
 from helpers.scripts import ROOT, load_script
+from helpers.waiting import wait_until
 from mce_llm.vision.models import load_backbone
 from mce_llm.vision.running import run_script
 from mce_llm.vision.training.method import METHODS
@@ -237,20 +238,20 @@ def test_killed_at_any_moment(tmp_path, processes):
     """SIGKILL, twice, at moments that are not chosen; the same command then ends with bitwise the same weights."""
     changed = {"epochs": 6, "checkpoint_steps": 3, "limit": 120}
     launch(tmp_path / "whole", processes, **changed)
-    for pause in (1.0, 0.4):
-        started = launch(tmp_path / "parts", processes, wait=False, **changed)
-        began = time.monotonic()
-        while not (tmp_path / "parts" / "checkpoint.pt").exists() and time.monotonic() - began < 120:
-            time.sleep(0.02)
-        time.sleep(pause)
-        children = subprocess.run(
-            ["pgrep", "-P", str(started.pid)], capture_output=True, text=True, check=False
-        ).stdout.split()
-        for number in [*map(int, children), started.pid]:
-            os.kill(number, signal.SIGKILL)
+    checkpoint = tmp_path / "parts" / "checkpoint.pt"
+
+    def saved():
+        return checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+
+    for _ in range(2):
+        before, started = saved(), launch(tmp_path / "parts", processes, wait=False, **changed)
+        wait_until(lambda before=before: saved() > before, started)
+        family = [*psutil.Process(started.pid).children(recursive=True), psutil.Process(started.pid)]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family)
         started.wait()
         started.stdout.close()
-        time.sleep(0.5)
     launch(tmp_path / "parts", processes, **changed)
     assert json.loads((tmp_path / "parts" / "summary.json").read_text())["processes"] == processes
     for part in ("", "teacher"):

@@ -32,6 +32,7 @@ from mce_llm.lm.training.publishing import PublishingMixin
 from mce_llm.lm.training.row_ids import ROW_IDS, NumberedCollator, NumberedRows
 from mce_llm.running import preemption
 from mce_llm.running.messages import raise_all
+from mce_llm.running.workers import shield_workers
 
 
 class UnsupportedTrainerError(MceLlmError, TypeError):
@@ -163,7 +164,7 @@ class MatrixLossMixin(PublishingMixin):
             loader = super()._get_dataloader(
                 dataset, description, batch_size, sampler_fn, is_training, **more
             )
-            return preemption.shield_workers(loader)
+            return shield_workers(loader)
         finally:
             self.data_collator = own_collator
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from mce_llm.running.preemption import shield_workers
+from mce_llm.running.workers import shield_workers
 from mce_llm.vision.coco.annotations import CocoAnnotations
 from mce_llm.vision.coco.dataset import EvaluationImages, TrainingImages, as_lists
 

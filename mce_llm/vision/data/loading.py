@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mce_llm.running.workers import shield_workers
 from mce_llm.vision.data.announcing import announce
 from mce_llm.vision.data.augmentations import ViewTransform
 from mce_llm.vision.data.errors import ImageDataError
 from mce_llm.vision.data.sampling import EpochSampler, Key, OrderedSampler, sample_seed
 from mce_llm.vision.data.sources import ImageSource
-from mce_llm.vision.data.workers import default_workers, shielded
+from mce_llm.vision.data.workers import default_workers
 
 _PREFETCHED_BATCHES = 2
 
@@ -54,7 +55,7 @@ class ViewLoader:
     ) -> None:
         self.num_workers = num_workers
         self.sampler = sampler
-        self._loader: DataLoader[Any] = shielded(
+        self._loader: DataLoader[Any] = shield_workers(
             DataLoader(
                 dataset,
                 batch_sampler=sampler,

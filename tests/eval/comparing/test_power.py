@@ -68,9 +68,9 @@ def test_the_papers_claim():
 
 
 def test_it_is_quick():
-    begin = time.perf_counter()
+    begin = time.process_time()
     smallest_detectable_difference(1319, 0.25)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1  # of this process alone
 
 
 @settings(max_examples=30)

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
 from helpers.scripts import ROOT, load_script
+from helpers.waiting import HANG, wait_until
 from mce_llm.vision.running import run_script
 
 detection = load_script("vision/detection.py")
@@ -286,11 +286,9 @@ def test_killed_launches_go_on_to_the_same_weights(words, tmp_path):
         folder = tmp_path / number.name
         line = words(folder, **settings)
         process = launch(line, start_new_session=True)
-        deadline = time.monotonic() + 600
-        while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until((folder / "checkpoint.pt").exists, process)
         os.killpg(process.pid, number)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=HANG)
         assert process.returncode != 0, output
         assert not (folder / "summary.json").exists(), "it was too quick to be killed"
         if number == signal.SIGTERM:

@@ -1,6 +1,9 @@
 """The folder of a run."""
 
 import json
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -73,6 +76,49 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
     run = open_run(settings(tmp_path), {})
     assert run.checkpoint is None
     assert not (run.path / "metrics.jsonl").exists()
+
+
+def test_a_second_run_in_one_process_closes_the_files_of_the_first(tmp_path):
+    """TensorBoard writes from a thread of its own: it would do so into a folder that is being emptied."""
+    run = open_run(settings(tmp_path), {})
+    others = set(threading.enumerate())
+    run.log(1, {"loss": 1.0})
+    (writer,) = set(threading.enumerate()) - others
+    again = open_run(settings(tmp_path), {})
+    assert not writer.is_alive()
+    assert not (run.path / "tensorboard").exists()
+    again.log(1, {"loss": 2.0})
+    again.finish({})
+    assert [line["loss"] for line in lines(again)] == [2.0]
+    assert len(list((run.path / "tensorboard").iterdir())) == 1
+
+
+OWNER = """
+import sys
+from mce_llm.vision.running import RunSettings, open_run
+run = open_run(RunSettings(output_dir=sys.argv[1], cpu=True), {})
+run.log(1, {"loss": 1.0})
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_runs_at_once_into_one_folder(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(OutputError, match=rf"another run is writing to .*\(process {process.pid} on"):
+            open_run(settings(tmp_path), {})
+        assert (tmp_path / "run" / "metrics.jsonl").exists()  # nothing of the other's is touched
+        process.kill()
+        process.wait()
+        open_run(settings(tmp_path), {}).finish({})
+    assert not (tmp_path / "run" / "_LOCK").exists()
 
 
 def test_files_of_others_stay(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -37,20 +37,27 @@ class ThroughputCallback(TrainerCallback):
     Args:
         trainer: Whose training is measured.
         patch: The patch on its model; by default the trainer's own `matrix_patch`.
+        clock: What tells the time, in seconds.
 
     Raises:
         ValueError: The trainer has no patch and none was given.
     """
 
-    def __init__(self, trainer: Trainer, patch: MatrixLossPatch | None = None) -> None:
-        self._trainer, self._patch = trainer, patch
+    def __init__(
+        self,
+        trainer: Trainer,
+        patch: MatrixLossPatch | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._trainer, self._patch, self._clock = trainer, patch, clock
         _ = patch_of(trainer, patch)
         self._flops: ModelFlops | None = None
         self._peak: float | None = None
         self._device = trainer.args.device
         self._begin = self._mark = self._excluded = 0.0
         self._steps = 0
-        self._reset(time.perf_counter())
+        self._reset(self._clock())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,7 +70,7 @@ class ThroughputCallback(TrainerCallback):
                 say(f"no mfu is logged: the peak bfloat16 FLOP/s of {name} is not in the table")
             elif self._flops is None:
                 say("no mfu is logged: the model's config does not tell layers, heads and width")
-        self._reset(time.perf_counter())
+        self._reset(self._clock())
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -110,21 +117,21 @@ class ThroughputCallback(TrainerCallback):
         """Log the figures of the window after its loss."""
         if logs is None or "loss" not in logs or not self._steps:
             return
-        now = time.perf_counter()
+        now = self._clock()
         figures = self._window(now - self._begin - self._excluded)
         self._reset(now)
         log_scalars(self._trainer, control, figures)
-        self._mark = time.perf_counter()
+        self._mark = self._clock()
 
     def mark(self) -> None:
         """Note when training pauses, after the device has finished its queue."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self._mark = time.perf_counter()
+        self._mark = self._clock()
 
     def exclude_since_mark(self) -> None:
-        """Subtract the time since the latest mark, log, evaluation or checkpoint from the window."""
-        now = time.perf_counter()
+        """Subtract the time since the latest mark, step, log, evaluation or checkpoint from the window."""
+        now = self._clock()
         self._excluded += now - self._mark
         self._mark = now
 

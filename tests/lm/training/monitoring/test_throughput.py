@@ -1,7 +1,5 @@
 """Tokens a second, model FLOPs and memory: counts that are exact, and what is taken off the clock."""
 
-import time
-
 import pytest
 import torch
 import transformers
@@ -13,11 +11,32 @@ from mce_llm.lm.training.monitoring import ThroughputCallback, paused
 from mce_llm.lm.training.monitoring.flops import ModelFlops, peak_flops
 
 
-class Slow(transformers.TrainerCallback):
-    """Takes its time where it is told to."""
+class Clock:
+    """Time that passes only where it is told to."""
 
-    def __init__(self, event, seconds):
-        setattr(self, event, lambda *_, **__: time.sleep(seconds))
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def passes(self, seconds):
+        self.now += seconds
+
+
+def timed(trainer):
+    """Has a trainer read its throughput off the clock that is returned."""
+    clock, callbacks = Clock(), trainer.callback_handler.callbacks
+    (place,) = [n for n, callback in enumerate(callbacks) if isinstance(callback, ThroughputCallback)]
+    callbacks[place] = ThroughputCallback(trainer, clock=clock)
+    return clock
+
+
+class Slow(transformers.TrainerCallback):
+    """Takes its time, each time that something happens."""
+
+    def __init__(self, event, clock, seconds):
+        setattr(self, event, lambda *_, **__: clock.passes(seconds))
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -52,12 +71,11 @@ def test_padding_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("event", "counts"),
-    [("on_step_begin", True), ("on_prediction_step", False), ("on_save", False), ("on_evaluate", False)],
+    ("event", "counted"),
+    [("on_step_begin", 3), ("on_prediction_step", 0), ("on_save", 0), ("on_evaluate", 0)],
 )
-def test_what_the_clock_counts(tmp_path, event, counts):
+def test_what_the_clock_counts(tmp_path, event, counted):
     """Evaluation and saving are taken off; time inside of steps is not."""
-    seconds = 0.4
     trainer = trainer_for(
         tmp_path,
         max_steps=3,
@@ -68,24 +86,41 @@ def test_what_the_clock_counts(tmp_path, event, counts):
         save_steps=2,
     )
     # In front of the clock, which takes off what has happened by the time that it is told.
-    trainer.callback_handler.callbacks.insert(0, Slow(event, seconds))
+    clock = timed(trainer)
+    trainer.callback_handler.callbacks.insert(0, Slow(event, clock, 7.0))
     trainer.train()
-    elapsed = logged(trainer, "step_time")[3] * 3
-    assert (elapsed >= 2 * seconds) == counts, elapsed
-    if not counts:
-        assert elapsed < seconds
+    assert clock.now > 100  # it happened
+    assert logged(trainer, "step_time")[3] * 3 == pytest.approx(7.0 * counted, abs=1e-6)
+
+
+def test_windows_are_of_the_time_between_two_logs(tmp_path):
+    trainer = trainer_for(tmp_path, logging_steps=2)
+    clock = timed(trainer)
+    lasts = iter((1.0, 2.0, 4.0, 8.0))
+
+    class Step(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            clock.passes(next(lasts))
+
+    trainer.add_callback(Step())
+    trainer.train()
+    assert logged(trainer, "step_time") == pytest.approx({2: 1.5, 4: 6.0})
+    assert logged(trainer, "samples_per_second") == pytest.approx({2: 4 / 3, 4: 4 / 12})
 
 
 def test_sampling_is_taken_off(tmp_path):
     class Sampling(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):
+            clock.passes(0.5)
             with paused(trainer):
-                time.sleep(0.4)
+                clock.passes(7.0)
 
     trainer = trainer_for(tmp_path, logging_steps=4)
+    clock = timed(trainer)
     trainer.add_callback(Sampling())
     trainer.train()
-    assert logged(trainer, "step_time")[4] < 0.4
+    assert clock.now == 100 + 4 * 7.5
+    assert logged(trainer, "step_time")[4] == pytest.approx(0.5)
 
 
 def test_stock_trainer_by_hand(tmp_path):
