@@ -140,12 +140,14 @@ for seed in $seeds; do
     done
 done
 for task in gsm8k math; do
+    script=$root/eval/gsm8k.py
+    [[ $task == gsm8k ]] || script=$root/eval/hendrycks_math.py
     pairs=()
     for seed in $seeds; do
         for arm in ce mce; do
             folder=$output/seed$seed/$arm
             # shellcheck disable=SC2046  # the options are words
-            step "$task $folder" "${eval_launch[@]}" "$root/eval/$task.py" --model "$folder" --output "$folder/$task" \
+            step "$task $folder" "${eval_launch[@]}" "$script" --model "$folder" --output "$folder/$task" \
                 $(task_options "$task")
             pairs+=("$folder/$task")
         done
