@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,17 +38,22 @@ def test_the_plan_is_the_whole_study():
         for arm in ("ce", "mce"):
             (training,) = [line for line in commands if f"--output_dir runs/study/seed{seed}/{arm} " in line]
             assert f"llemma7b_metamath_{arm}.yaml --seed {seed}" in training
-            for task in ("gsm8k", "math"):
+            for task, script in (("gsm8k", "gsm8k"), ("math", "hendrycks_math")):
                 (evaluation,) = [
                     line
                     for line in commands
-                    if f"eval/{task}.py" in line and f"--model runs/study/seed{seed}/{arm} " in line
+                    if f"eval/{script}.py" in line and f"--model runs/study/seed{seed}/{arm} " in line
                 ]
                 assert (
                     f"--output runs/study/seed{seed}/{arm}/{task} --data {task} --prompt metamath"
                     in evaluation
                 )
     compared = [line for line in commands if " compare " in line]
+    evaluators = {
+        word for line in commands for word in line.split() if "/eval/" in word and word.endswith(".py")
+    }
+    assert len(evaluators) == 2
+    assert all(Path(word).is_file() for word in evaluators)
     folders = compared[0].split(" compare ")[1].split(" --output")[0].split()
     assert folders == [f"runs/study/seed{seed}/{arm}/gsm8k" for seed in "123" for arm in ("ce", "mce")]
 
