@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mce_llm.commands.recipe_shapes import recipe_shapes
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.planning import GIB, EnginePlan, MemoryPlan, PlanningError, plan_memory
+from mce_llm.running.installation import named_file
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ def launch_command(config: str, overrides: list[str], engine: str, num_gpus: int
     """The command line that runs a recipe under an engine."""
     launcher = "accelerate launch"
     if num_gpus > 1 or engine != "ddp":
-        launcher += f" --config_file recipes/accelerate/{engine}.yaml"
+        launcher += f" --config_file {named_file(f'recipes/accelerate/{engine}.yaml')}"
     words = " ".join(shlex.quote(word) for word in overrides)
-    recipe = f"recipes/finetune.py --config {shlex.quote(config)}{f' {words}' if words else ''}"
+    recipe = (
+        f"{named_file('recipes/finetune.py')} --config {shlex.quote(config)}{f' {words}' if words else ''}"
+    )
     return f"{launcher} --num_processes {num_gpus} {recipe}"

@@ -23,9 +23,10 @@ from mce_llm.lm.patch import MatrixLossPatch
 from mce_llm.lm.training.meters import with_means
 from mce_llm.lm.training.mixin import MatrixLossMixin
 from mce_llm.matrix.precision import exact_dtype
+from mce_llm.running.installation import install_hint
 
 OLDEST_TRL = "1.0"
-_INSTALL = "pip install 'mce-llm[trl]'"
+_INSTALL = install_hint("trl")
 
 try:
     _installed = version("trl")
