@@ -131,12 +131,20 @@ def mapping_of(name: str, text: str | None, problems: list[str]) -> dict[str, An
     return value
 
 
-def raise_all(problems: list[str]) -> None:
-    """Raise one `ConfigurationError` for all problems, if there are any."""
+def raise_all(problems: list[str], error: type[MceLlmError] = ConfigurationError) -> None:
+    """Raise one error for all problems, if there are any.
+
+    Args:
+        problems: What is wrong, a sentence each.
+        error: What to raise.
+
+    Raises:
+        MceLlmError: Of the type `error`: there is a problem.
+    """
     if len(problems) == 1:
-        raise ConfigurationError(problems[0])
+        raise error(problems[0])
     if problems:
-        raise ConfigurationError("".join(f"\n- {problem}" for problem in problems))
+        raise error("".join(f"\n- {problem}" for problem in problems))
 
 
 def without_secrets(given: Mapping[str, Any]) -> dict[str, Any]:
