@@ -7,7 +7,6 @@ Other formats are written by the export.
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mce_llm.errors import MceLlmError
+from mce_llm.running.files import whole_file
 from mce_llm.running.messages import cause
 from mce_llm.vision.models.backbones import BackboneError, BackboneSpec, build_backbone, feature_dim
 
@@ -34,7 +34,7 @@ class BackboneFileError(MceLlmError, RuntimeError):
 def save_backbone(
     module: nn.Module, spec: BackboneSpec, folder: Path | str, facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the weights and what they are of, each in one move; the JSON last, so it never speaks of other weights.
+    """Write the weights and their description, each in one move; the JSON last, so it never describes other weights.
 
     Args:
         module: What `build_backbone(spec)` gave, trained or not.
@@ -43,7 +43,6 @@ def save_backbone(
         facts: What else to note: image_size, mean, std, method, epochs.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     note = {
         "format": _FORMAT,
@@ -53,19 +52,9 @@ def save_backbone(
         "feature_dim": feature_dim(module, int((facts or {}).get("image_size", 64))),
         **(facts or {}),
     }
-    parts = [(folder / WEIGHTS, folder / f".{WEIGHTS}.part"), (folder / FACTS, folder / f".{FACTS}.part")]
-    try:
-        save_file(weights, parts[0][1], metadata={"format": "pt"})
-        parts[1][1].write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        # safetensors makes files that their owner alone may read; these are to be as readable as the others.
-        parts[0][1].chmod(parts[1][1].stat().st_mode)
-        for path, beside in parts:
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-    finally:
-        for _, beside in parts:
-            beside.unlink(missing_ok=True)
+    with whole_file(folder / FACTS) as description, whole_file(folder / WEIGHTS) as tensors:
+        description.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, tensors, metadata={"format": "pt"})
 
 
 def load_backbone(folder: Path | str) -> tuple[nn.Module, BackboneSpec, dict[str, Any]]:
