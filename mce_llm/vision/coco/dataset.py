@@ -64,7 +64,7 @@ def scaled_size(height: int, width: int, short_side: int, max_size: int) -> tupl
 
 
 class TrainingImages(Dataset[tuple[Tensor, Target]]):
-    """Images to train on. `self[epoch, index]` is the same whoever asks for it, and whenever.
+    """Images to train on. `self[epoch, index]` is the same in every process, whatever was asked for before.
 
     An item is the image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) as corners, `labels` int64 (N,) from
     1 on, `masks` uint8 (N, H, W). N is 0 for an image without instances.

@@ -24,6 +24,7 @@ from mce_llm.vision.coco.detector import build_detector
 from mce_llm.vision.coco.errors import DetectorError
 from mce_llm.vision.coco.settings import DetectorSettings
 from mce_llm.vision.models import BackboneError, BackboneSpec
+from mce_llm.vision.models.backbone_files import misfit
 
 FACTS = "detector.json"
 LAST = "detector.safetensors"
@@ -135,15 +136,8 @@ def load_detector(where: Path | str, given: Mapping[str, Any] | None = None) -> 
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise DetectorError(f"{file} cannot be read: {cause(error)}") from error
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    other = sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape)
-    if missing or extra or other:
-        kinds = ((missing, "missing"), (extra, "not of this detector"), (other, "of another shape"))
-        parts = [
-            f"{len(n)} {what} ({', '.join(n[:3])}{', …' if len(n) > 3 else ''})" for n, what in kinds if n
-        ]
-        raise DetectorError(f"{file} does not fit {FACTS}: {'; '.join(parts)}")
+    if problem := misfit(module.state_dict(), weights, "detector"):
+        raise DetectorError(f"{file} does not fit {FACTS}: {problem}")
     module.load_state_dict(weights)
     return TrainedDetector(module, settings, category_ids, category_names, file)
 

@@ -24,6 +24,8 @@ from mce_llm.vision.models.backbones import BackboneError, BackboneSpec, build_b
 
 WEIGHTS = "backbone.safetensors"
 FACTS = "backbone.json"
+TEACHER = "teacher"
+"""The folder below a run's, where the averaged teacher's encoder is."""
 _FORMAT = 1
 
 
@@ -108,6 +110,24 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source:
         BackboneFileError: Names or shapes differ; the message lists the first of each kind.
     """
     own = module.state_dict()
+    if problem := misfit(own, weights, "encoder"):
+        raise BackboneFileError(f"{source} does not fit the encoder: {problem}")
+    ordered = OrderedDict(weights)
+    ordered._metadata = own._metadata  # type: ignore[attr-defined] # versions of layers, which files do not keep
+    module.load_state_dict(ordered)
+
+
+def misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], what: str) -> str:
+    """Say how weights differ from those of a module.
+
+    Args:
+        own: The module's state dict.
+        weights: What is to be loaded into it.
+        what: The module, for the message.
+
+    Returns:
+        How many are missing, too many, or of another shape, with the first names of each; empty where they fit.
+    """
     missing = sorted(own.keys() - weights.keys())
     extra = sorted(weights.keys() - own.keys())
     other = [
@@ -115,13 +135,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source:
         for name in sorted(own.keys() & weights.keys())
         if weights[name].shape != own[name].shape
     ]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for names, what in ((missing, "missing"), (extra, "not of this encoder"), (other, "of another shape"))
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for names, kind in ((missing, "missing"), (extra, f"not of this {what}"), (other, "of another shape"))
         if names
-    ]
-    if problems:
-        raise BackboneFileError(f"{source} does not fit the encoder: {'; '.join(problems)}")
-    ordered = OrderedDict(weights)
-    ordered._metadata = own._metadata  # type: ignore[attr-defined] # versions of layers, which files do not keep
-    module.load_state_dict(ordered)
+    )

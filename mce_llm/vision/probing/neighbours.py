@@ -54,7 +54,7 @@ def neighbour_votes(
     Args:
         cosines: (Q, k), the greatest first.
         neighbour_labels: (Q, k) int64.
-        temperature: τ; 0.1 here as in DESIGN, 0.07 in the paper.
+        temperature: τ; 0.07 in the paper, 0.1 by default in the scripts.
         num_classes: C.
 
     Returns:

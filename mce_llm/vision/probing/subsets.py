@@ -1,4 +1,4 @@
-"""Which training images keep their labels: lists of file names as SimCLR published them, or a balanced choice of our own.
+"""Which training images keep their labels: lists of file names as SimCLR published them, or a balanced random choice.
 
 SimCLR's lists for ImageNet are imagenet_subsets/1percent.txt and 10percent.txt of github.com/google-research/simclr.
 """
