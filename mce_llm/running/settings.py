@@ -101,7 +101,9 @@ def parse_settings(
     problems += [f"unexpected word {word!r} on the command line" for word in stray]
     raise_all(problems)
     parser.set_defaults(**dict.fromkeys(nulls))
-    words = [word for name, value in settings.items() if value is not None for word in _words(name, value)]
+    words = [
+        word for name, value in settings.items() if value is not None for word in setting_words(name, value)
+    ]
     words += [word for name, values in overrides.items() for word in _flag(name, values)]
     parsed = parser.parse_args(words)
     if adjust is not None:
@@ -205,7 +207,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return settings
 
 
-def _words(name: str, value: Any) -> list[str]:
+def setting_words(name: str, value: Any) -> list[str]:
     """A setting from YAML as it would stand on the command line, so that both are checked alike."""
     if isinstance(value, dict):
         return [f"--{name}", json.dumps(value)]
