@@ -12,6 +12,10 @@ each category; predictions_bbox.json and predictions_segm.json are in COCO's res
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +25,7 @@ from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.coco.annotations import CocoAnnotations, read_annotations
 from mce_llm.vision.coco.batches import training_loader
-from mce_llm.vision.coco.body import load_body
+from mce_llm.vision.coco.body import Body, load_body
 from mce_llm.vision.coco.dataset import TrainingImages
 from mce_llm.vision.coco.detector import build_detector, with_synchronized_norms
 from mce_llm.vision.coco.detector_files import BEST, LAST, load_detector, write_facts, write_weights
@@ -31,7 +35,9 @@ from mce_llm.vision.coco.judging import draw_run, evaluate_run, summary_of
 from mce_llm.vision.coco.settings import CocoDataSettings, DetectorSettings, ScheduleSettings
 from mce_llm.vision.coco.training import TrainingState, make_optimizer, train_stretch
 from mce_llm.vision.running import (
+    RunFolder,
     RunSettings,
+    images_per_process,
     leave_if_asked,
     load_checkpoint,
     open_run,
@@ -62,156 +68,58 @@ _FIXED = (
 )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train and evaluate, or evaluate alone, as the configuration says."""
+@dataclass(frozen=True)
+class Task:
+    """A run of training: what is trained, on which images, judged on which, and its state, which moves on."""
+
+    run: RunFolder
+    data: CocoDataSettings
+    schedule: ScheduleSettings
+    trained: CocoAnnotations
+    positions: list[int]  # the images among them that are trained on
+    judged: CocoAnnotations
+    detector: nn.Module
+    model: nn.Module  # the detector, wrapped for data parallelism
+    optimizer: Any
+    state: TrainingState
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train and evaluate, or evaluate alone, as the configuration says.
+
+    Args:
+        argv: The command line; that of the process by default.
+
+    Raises:
+        ConfigurationError: Settings that cannot be used.
+    """
     groups = (CocoDataSettings, DetectorSettings, ScheduleSettings, RunSettings)
-    (data, model_settings, schedule, running), given = parse_settings(
-        groups, sys.argv[1:] if argv is None else argv, description=(__doc__ or "").split("\n")[0]
-    )
+    words = sys.argv[1:] if argv is None else argv
+    (data, settings, schedule, running), given = parse_settings(groups, words, description=__doc__)
 
-    # 1. Data, checked before anything is written.
+    # Data are checked before anything is written.
     judged = _read(data.eval_annotations, data.eval_images, data.eval_limit, keep_ground_truth=True)
-    if not schedule.evaluate_only:
-        if data.train_annotations is None:
-            raise ConfigurationError("nothing to train on: give train_images and train_annotations")
-        trained = _read(data.train_annotations, data.train_images, data.train_limit)
-        _same_categories(trained.category_ids, judged, str(trained.path))
-    run = open_run(running, given, fixed=_FIXED)
-    accelerator = run.accelerator
-    say(judged.summary())
-
     if schedule.evaluate_only:
-        assert schedule.detector is not None
-        loaded = load_detector(schedule.detector, given)
-        _same_categories(loaded.category_ids, judged, str(loaded.origin))
-        say(f"detector: {loaded.origin}")
-        module = loaded.module.to(accelerator.device)
-        scores = evaluate_run(module, judged, data, schedule, run, step=0)
-        draw_run(module, judged, data, schedule, run, step=0)
-        run.finish({"detector": str(loaded.origin), **summary_of(scores)})
+        run = open_run(running, given, fixed=_FIXED)
+        say(judged.summary())
+        judge(judged, data, schedule, run, given)
         return
+    if data.train_annotations is None:
+        raise ConfigurationError("nothing to train on: give train_images and train_annotations")
+    trained = _read(data.train_annotations, data.train_images, data.train_limit)
+    _same_categories(trained.category_ids, judged, str(trained.path))
+    positions = _positions(trained, data)
+    run = open_run(running, given, fixed=_FIXED)
+    say(judged.summary())
+    images_per_process(schedule.batch_size, run.accelerator.num_processes)
 
-    # 2. The detector.
-    if schedule.batch_size % accelerator.num_processes:
-        raise ConfigurationError(
-            f"batch_size must be a multiple of the {accelerator.num_processes} processes, got {schedule.batch_size}"
-        )
-    torch.manual_seed(running.seed)
-    body = load_body(model_settings)
-    detector: nn.Module = build_detector(body, len(trained.category_ids), model_settings)
-    say(trained.summary())
-    say(
-        f"backbone: {body.spec.name}, {body.origin}; images are normalised by mean {body.mean}, std {body.std}"
-    )
-    if model_settings.norm == "sync_bn":
-        detector, sentence = with_synchronized_norms(
-            detector, world_size=accelerator.num_processes, device=accelerator.device
-        )
-        say(sentence)
-    if accelerator.is_main_process:
-        write_facts(run.path, body, model_settings, trained)
-    assert schedule.iterations is not None
-    say(
-        f"{schedule.iterations} iterations of {schedule.batch_size} images; learning rate "
-        f"{schedule.peak_learning_rate:g}{' (scaled to the batch)' if schedule.scale_learning_rate else ''}, a tenth of "
-        f"it after each of {schedule.steps}"
-    )
-
-    # 3. Where the run stands.
-    optimizer = make_optimizer(detector, schedule)
-    state = TrainingState()
-    model, optimizer = accelerator.prepare(detector, optimizer)
-    detector = accelerator.unwrap_model(model)
-    if run.checkpoint is not None:
-        saved = load_checkpoint(run.checkpoint)
-        state = TrainingState(**saved["state"])
-        detector.load_state_dict(saved["detector"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if accelerator.scaler is not None and saved["scaler"] is not None:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-        run.rewind(state.iteration)
-
-    def save() -> None:
-        scaler = accelerator.scaler
-        save_checkpoint(
-            run.checkpoint_file,
-            {
-                "state": state.as_dict(),
-                "detector": detector.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            },
-        )
-
-    def after_step() -> None:
-        if state.iteration % schedule.save_every == 0:
-            save()
-        leave_if_asked(save, run.checkpoint_file)
-
-    def evaluate() -> dict[str, Scores]:
-        scores = evaluate_run(detector, judged, data, schedule, run, step=state.iteration)
-        state.evaluated = state.iteration
-        ap = scores[KINDS[0]].overall["AP"] or 0.0
-        better = ap > state.best
-        if better:
-            state.best, state.best_iteration = ap, state.iteration
-        if accelerator.is_main_process:
-            write_weights(run.path / LAST, detector)
-            if better:
-                write_weights(run.path / BEST, detector)
-        save()
-        return scores
-
-    # 4. Train, from one evaluation to the next.
-    dataset = TrainingImages(
-        trained,
-        seed=running.seed,
-        short_sides=data.short_sides,
-        max_size=data.max_size,
-        flip_probability=data.flip_probability,
-    )
-    positions = trained.with_instances() if data.filter_empty else list(range(len(trained.images)))
-    if not positions:
-        raise CocoDataError(f"{trained.path} has no image with instances to train on")
-    if schedule.eval_at_start and state.iteration == 0 and state.evaluated < 0:
-        evaluate()
-    with progress_bar(schedule.iterations, "training", initial=state.iteration) as bar:
-        while state.iteration < schedule.iterations:
-            due = schedule.eval_every and state.iteration and state.iteration % schedule.eval_every == 0
-            if due and state.evaluated != state.iteration:  # also where a run was stopped while it evaluated
-                evaluate()
-            stop = schedule.iterations
-            if schedule.eval_every:
-                stop = min(stop, (state.iteration // schedule.eval_every + 1) * schedule.eval_every)
-            batches = training_loader(
-                dataset,
-                trained,
-                positions=positions,
-                group_by_shape=data.group_by_shape,
-                batch_size=schedule.batch_size,
-                seed=running.seed,
-                start=state.iteration,
-                stop=stop,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-                num_workers=data.num_workers,
-                pin_memory=accelerator.device.type == "cuda",
-            )
-            with training():
-                train_stretch(
-                    model,
-                    optimizer,
-                    batches,
-                    state,
-                    schedule,
-                    accelerator,
-                    seed=running.seed,
-                    after_step=after_step,
-                    log=run.log,
-                    bar=bar,
-                )
-            save()
-    scores = evaluate()
+    body, detector = build(settings, trained, run)
+    say(schedule.summary())
+    model, optimizer = run.accelerator.prepare(detector, make_optimizer(detector, schedule))
+    detector = run.accelerator.unwrap_model(model)
+    state = restore(run, detector, optimizer)
+    task = Task(run, data, schedule, trained, positions, judged, detector, model, optimizer, state)
+    scores = train(task)
     say(f"best box AP {percent(state.best)} at iteration {state.best_iteration} ({BEST})")
     draw_run(detector, judged, data, schedule, run, step=state.iteration)
     run.finish(
@@ -226,12 +134,169 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
+def judge(
+    judged: CocoAnnotations,
+    data: CocoDataSettings,
+    schedule: ScheduleSettings,
+    run: RunFolder,
+    given: Mapping[str, Any],
+) -> None:
+    """Evaluate a trained detector and train nothing."""
+    assert schedule.detector is not None
+    loaded = load_detector(schedule.detector, given)
+    _same_categories(loaded.category_ids, judged, str(loaded.origin))
+    say(f"detector: {loaded.origin}")
+    module = loaded.module.to(run.accelerator.device)
+    scores = evaluate_run(module, judged, data, schedule, run, step=0)
+    draw_run(module, judged, data, schedule, run, step=0)
+    run.finish({"detector": str(loaded.origin), **summary_of(scores)})
+
+
+def build(settings: DetectorSettings, trained: CocoAnnotations, run: RunFolder) -> tuple[Body, nn.Module]:
+    """The detector around its backbone, and detector.json, which describes it."""
+    accelerator = run.accelerator
+    torch.manual_seed(run.settings.seed)
+    body = load_body(settings)
+    detector: nn.Module = build_detector(body, len(trained.category_ids), settings)
+    say(trained.summary())
+    say(
+        f"backbone: {body.spec.name}, {body.origin}; images are normalised by mean {body.mean}, std {body.std}"
+    )
+    if settings.norm == "sync_bn":
+        detector, sentence = with_synchronized_norms(
+            detector, world_size=accelerator.num_processes, device=accelerator.device
+        )
+        say(sentence)
+    if accelerator.is_main_process:
+        write_facts(run.path, body, settings, trained)
+    return body, detector
+
+
+def save(task: Task) -> None:
+    """Write the checkpoint."""
+    scaler = task.run.accelerator.scaler
+    save_checkpoint(
+        task.run.checkpoint_file,
+        {
+            "state": task.state.as_dict(),
+            "detector": task.detector.state_dict(),
+            "optimizer": task.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        },
+    )
+
+
+def restore(run: RunFolder, detector: nn.Module, optimizer: Any) -> TrainingState:
+    """Go on from the checkpoint, if there is one. Random states are not restored: each step has a seed of its own."""
+    if run.checkpoint is None:
+        return TrainingState()
+    saved, scaler = load_checkpoint(run.checkpoint), run.accelerator.scaler
+    state = TrainingState(**saved["state"])
+    detector.load_state_dict(saved["detector"])
+    optimizer.load_state_dict(saved["optimizer"])
+    if scaler is not None and saved["scaler"] is not None:
+        scaler.load_state_dict(saved["scaler"])
+    run.rewind(state.iteration)
+    return state
+
+
+def train(task: Task) -> dict[str, Scores]:
+    """Train from one evaluation to the next; gives the last scores."""
+    schedule, state = task.schedule, task.state
+    assert schedule.iterations is not None
+    if schedule.eval_at_start and state.iteration == 0 and state.evaluated < 0:
+        evaluate(task)
+    with progress_bar(schedule.iterations, "training", initial=state.iteration) as bar:
+        while state.iteration < schedule.iterations:
+            due = schedule.eval_every and state.iteration and state.iteration % schedule.eval_every == 0
+            if due and state.evaluated != state.iteration:  # also where a run was stopped while it evaluated
+                evaluate(task)
+            stop = schedule.iterations
+            if schedule.eval_every:
+                stop = min(stop, (state.iteration // schedule.eval_every + 1) * schedule.eval_every)
+            train_until(stop, task, bar)
+            save(task)
+    return evaluate(task)
+
+
+def train_until(stop: int, task: Task, bar: Any) -> None:
+    """Train from the iteration that the run has come to until another one."""
+    data, accelerator, seed = task.data, task.run.accelerator, task.run.settings.seed
+    dataset = TrainingImages(
+        task.trained,
+        seed=seed,
+        short_sides=data.short_sides,
+        max_size=data.max_size,
+        flip_probability=data.flip_probability,
+    )
+    batches = training_loader(
+        dataset,
+        task.trained,
+        positions=task.positions,
+        group_by_shape=data.group_by_shape,
+        batch_size=task.schedule.batch_size,
+        seed=seed,
+        start=task.state.iteration,
+        stop=stop,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=data.num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+    def after_step() -> None:
+        if task.state.iteration % task.schedule.save_every == 0:
+            save(task)
+        leave_if_asked(partial(save, task), task.run.checkpoint_file)
+
+    with training():
+        train_stretch(
+            task.model,
+            task.optimizer,
+            batches,
+            task.state,
+            task.schedule,
+            accelerator,
+            seed=seed,
+            after_step=after_step,
+            log=task.run.log,
+            bar=bar,
+        )
+
+
+def evaluate(task: Task) -> dict[str, Scores]:
+    """Judge the detector as it is, keep its weights, those of the best one apart, and save."""
+    state = task.state
+    scores = evaluate_run(
+        task.detector, task.judged, task.data, task.schedule, task.run, step=state.iteration
+    )
+    state.evaluated = state.iteration
+    ap = scores[KINDS[0]].overall["AP"] or 0.0
+    better = ap > state.best
+    if better:
+        state.best, state.best_iteration = ap, state.iteration
+    if task.run.accelerator.is_main_process:
+        write_weights(task.run.path / LAST, task.detector)
+        if better:
+            write_weights(task.run.path / BEST, task.detector)
+    save(task)
+    return scores
+
+
 def _read(
     annotations: str | None, images: str | None, limit: int | None, *, keep_ground_truth: bool = False
 ) -> CocoAnnotations:
     assert annotations is not None
     assert images is not None
     return read_annotations(annotations, images, keep_ground_truth=keep_ground_truth, limit=limit)
+
+
+def _positions(trained: CocoAnnotations, data: CocoDataSettings) -> list[int]:
+    """Which images are trained on."""
+    positions = trained.with_instances() if data.filter_empty else list(range(len(trained.images)))
+    if not positions:
+        raise CocoDataError(f"{trained.path} has no image with instances to train on")
+    return positions
 
 
 def _same_categories(known: list[int], judged: CocoAnnotations, source: str) -> None:

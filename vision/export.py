@@ -1,4 +1,7 @@
-"""Encoders to other libraries, and published ones to this: `python vision/export.py --encoder RUN --output_dir OUT`.
+"""Write a pretrained encoder for torchvision, timm, transformers or detectron2, or read a published one.
+
+    python vision/export.py --encoder RUN_FOLDER --output_dir FOLDER
+    python vision/export.py --import_from FILE --backbone resnet50 --output_dir FOLDER
 
 Every export is read back by its own library and compared with the encoder before it is kept.
 """
@@ -28,10 +31,6 @@ from mce_llm.vision.models import BackboneSpec, build_backbone, save_backbone
 from mce_llm.vision.models.backbone_files import FACTS
 from mce_llm.vision.running import run_script
 
-DESCRIPTION = (
-    "Write a pretrained encoder for torchvision, timm, transformers or detectron2, or read a published one."
-)
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line.
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     words = sys.argv[1:] if argv is None else argv
     (settings,), given = parse_settings(
-        (ExportSettings,), words, description=DESCRIPTION, comma_lists=("format",)
+        (ExportSettings,), words, description=__doc__, comma_lists=("format",)
     )
     check_given(settings, given)
     if settings.import_from is not None:
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def export_encoder(settings: ExportSettings) -> dict[str, dict[str, float]]:
-    """Export an encoder of ours.
+    """Export the encoder of a pretraining run.
 
     Args:
         settings: Which, and to which formats.

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from mce_llm.running.processes import say
-from mce_llm.running.settings import ConfigurationError, parse_settings
+from mce_llm.running.settings import parse_settings
 from mce_llm.vision.data import DataSettings
 from mce_llm.vision.probing.accuracy import accuracy_report, rank_of_label, sentence
 from mce_llm.vision.probing.encoders import EncoderSettings, open_encoder, prepared_as
 from mce_llm.vision.probing.images import open_labelled
 from mce_llm.vision.probing.linear import LinearProbe, save_classifier
 from mce_llm.vision.probing.protocol import ProbeSettings
-from mce_llm.vision.running import RunSettings, open_run, run_script
+from mce_llm.vision.running import RunSettings, images_per_process, open_run, run_script
 
 # A checkpoint is of these images, this encoder and this protocol.
 _FIXED = (
@@ -41,11 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     (which, data, settings, running), given = parse_settings(groups, words, description=__doc__)
     run = open_run(running, given, fixed=_FIXED)
-    if settings.batch_size % run.accelerator.num_processes:
-        raise ConfigurationError(
-            f"batch_size is over all processes, and {settings.batch_size} cannot be dealt out evenly to "
-            f"{run.accelerator.num_processes} of them"
-        )
+    images_per_process(settings.batch_size, run.accelerator.num_processes)
     encoder = open_encoder(which, running.seed)
     data = prepared_as(encoder, data, given)
     train, test = open_labelled(data)

@@ -1,7 +1,7 @@
 """Pictures of a pretraining run: `python vision/pictures.py --run RUN_FOLDER`.
 
 Augmented views, singular values over the epochs, features in two dimensions, and curves of training. The data set and
-the augmentation are those of the run's recipe.yaml; what differs is given on the command line.
+the augmentation are those of the run's recipe.yaml; what differs is given on the command line or in a --config file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ from mce_llm.vision.probing.features import extract_features
 from mce_llm.vision.running import run_script
 from mce_llm.vision.running.launching import make_accelerator
 
-DESCRIPTION = "Draw pictures of a pretraining run: augmented views, singular values, features and curves."
 MOST_CLASSES = 20  # in the picture of features; more colours and names cannot be told apart
 
 
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         NothingToDrawError: A picture that was asked for by name cannot be made, or none can.
     """
-    parsed = parse_pictures(sys.argv[1:] if argv is None else argv, DESCRIPTION)
+    parsed = parse_pictures(sys.argv[1:] if argv is None else argv, __doc__)
     makers: dict[str, Callable[[Parsed], Iterator[tuple[str, Figure]]]] = {
         "views": picture_of_views,
         "spectrum": picture_of_spectra,

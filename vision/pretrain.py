@@ -9,20 +9,31 @@ again after an interruption, goes on from the last checkpoint; exit code 143 ask
 from __future__ import annotations
 
 import sys
-import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mce_llm.running.preemption import training
 from mce_llm.running.processes import say
-from mce_llm.running.settings import ConfigurationError, parse_settings
-from mce_llm.vision.data import AugmentationSettings, DataSettings, open_images, train_views, view_loader
-from mce_llm.vision.losses import build_loss
+from mce_llm.running.settings import parse_settings
+from mce_llm.vision.data import (
+    AugmentationSettings,
+    DataSettings,
+    ImageSource,
+    ViewLoader,
+    open_images,
+    train_views,
+    view_loader,
+)
+from mce_llm.vision.losses import ViewLoss, build_loss
 from mce_llm.vision.models import (
+    TEACHER,
     MomentumTeacher,
     build_backbone,
     channels_last_is_safe,
@@ -31,19 +42,20 @@ from mce_llm.vision.models import (
     synchronise_norms,
 )
 from mce_llm.vision.running import (
+    RunFolder,
     RunSettings,
+    images_per_process,
     leave_if_asked,
-    load_checkpoint,
     open_run,
     progress_bar,
     run_script,
-    save_checkpoint,
 )
-from mce_llm.vision.running.checkpoint import restore_random_state
-from mce_llm.vision.training.method import METHODS, Student, targets
+from mce_llm.vision.training.epoch_means import EpochMeans
+from mce_llm.vision.training.method import METHODS, Encoded, Student, targets
 from mce_llm.vision.training.optimizers import build_optimizer
 from mce_llm.vision.training.schedules import learning_rate, set_learning_rate, warmup_cosine
 from mce_llm.vision.training.settings import FIXED, PretrainSettings
+from mce_llm.vision.training.state import PretrainState
 from mce_llm.vision.training.watching import Watcher, epoch_values
 
 _REFUSED = {
@@ -53,97 +65,59 @@ _REFUSED = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Pretrain, as the configuration says."""
-    groups = (PretrainSettings, DataSettings, AugmentationSettings, RunSettings)
-    (settings, data, augmentation, where), given = parse_settings(
-        groups, sys.argv[1:] if argv is None else argv, description=__doc__, refused=_REFUSED
-    )
-    run = open_run(where, given, fixed=FIXED)
-    accelerator = run.accelerator
-    ranks = accelerator.num_processes
-    if settings.batch_size % ranks:
-        raise ConfigurationError(
-            f"batch_size {settings.batch_size} cannot be dealt out evenly to {ranks} processes; "
-            f"{settings.batch_size // ranks * ranks or ranks} can"
-        )
-    method = METHODS[settings.method]
+@dataclass(frozen=True)
+class Task:
+    """What stays as it is from the first step to the last."""
 
-    # 1. Images, two views of each.
+    run: RunFolder
+    settings: PretrainSettings
+    loader: ViewLoader
+    loss: ViewLoss
+    forward: Callable[
+        [Tensor, Tensor], Encoded
+    ]  # the student, wrapped for data parallelism, compiled if wished
+    layout: torch.memory_format
+    watcher: Watcher | None
+    facts: dict[str, Any]  # of the images and the method, for backbone.json and summary.json
+
+    @property
+    def total(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.settings.epochs * len(self.loader)
+
+    def share(self, step: int) -> float:
+        """The share of the highest learning rate that a step is made with."""
+        warmup = round(self.settings.warmup_epochs * len(self.loader))
+        return warmup_cosine(step, self.total, warmup, 1.0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Pretrain, as the configuration says.
+
+    Args:
+        argv: The command line; that of the process by default.
+    """
+    groups = (PretrainSettings, DataSettings, AugmentationSettings, RunSettings)
+    words = sys.argv[1:] if argv is None else argv
+    (settings, data, augmentation, running), given = parse_settings(
+        groups, words, description=__doc__, refused=_REFUSED
+    )
+    run = open_run(running, given, fixed=FIXED)
+    batch_size = images_per_process(settings.batch_size, run.accelerator.num_processes)
+
     train = open_images(data, "train")
     evaluation = open_images(data, "eval") if settings.monitor_every else None
-    loader = view_loader(
-        train,
-        train_views(data.image_size, train.mean, train.std, augmentation),
-        settings.batch_size // ranks,
-        seed=where.seed,
-        rank=accelerator.process_index,
-        world_size=ranks,
-        num_workers=data.num_workers,
-    )
-    steps = len(loader)
-    total, warmup = settings.epochs * steps, round(settings.warmup_epochs * steps)
-    say(f"{train.name}: {len(train):,} images, {steps} steps of {settings.batch_size} an epoch")
+    loader = open_loader(train, data, augmentation, batch_size, run)
+    say(f"{train.name}: {len(train):,} images, {len(loader)} steps of {settings.batch_size} an epoch")
 
-    # 2. Networks: the same random weights in all processes, whatever their number.
-    torch.manual_seed(where.seed)
-    encoder = build_backbone(settings.spec)
-    width = feature_dim(encoder, data.image_size)
-    student = Student(
-        encoder,
-        width,
-        method,
-        embedding_dim=settings.embedding_dim,
-        projector_dim=settings.projector_dim,
-        predictor_dim=settings.predictor_dim,
-        classes=len(train.classes) if settings.online_probe and min(train.labels) >= 0 else 0,
-    )
-    if ranks > 1:
-        student = synchronise_norms(student, accelerator.device)  # type: ignore[assignment]
-    last = settings.channels_last and channels_last_is_safe(encoder, accelerator.device)
-    if settings.channels_last and not last:
-        say("channels_last is left out: this encoder's narrow 1×1 convolutions are not safe with it on a CPU")
-    layout = torch.channels_last if last else torch.contiguous_format
-    student = student.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
-    teacher = (
-        MomentumTeacher(student.online, settings.teacher_momentum) if method.target == "teacher" else None
-    )
-    loss_of = build_loss(settings.method, **settings.loss_arguments)
-    parameters = sum(p.numel() for p in encoder.parameters())
-    say(f"{settings.backbone}: {parameters:,} parameters, {width} features; loss: {loss_of}")
+    student, layout = build_student(settings, data.image_size, train, run)
+    loss = build_loss(settings.method, **settings.loss_arguments)
+    parameters = sum(p.numel() for p in student.encoder.parameters())
+    width = feature_dim(student.encoder, data.image_size)
+    say(f"{settings.backbone}: {parameters:,} parameters, {width} features; loss: {loss}")
+    state, forward = prepare_training(student, settings, run.accelerator)
 
-    # 3. Optimizers: one for what is pretrained, one for the classifier that watches.
-    rate = learning_rate(settings.base_learning_rate, settings.batch_size)
-    trained = nn.ModuleList([student.online, *([student.predictor] if student.predictor is not None else [])])
-    optimizer = build_optimizer(settings.optimizer, trained, rate, settings.momentum, settings.weight_decay)
-    optimizers = [optimizer]
-    if student.probe is not None:
-        probe_rate = learning_rate(settings.probe_learning_rate, settings.batch_size)
-        optimizers.append(build_optimizer("sgd", student.probe, probe_rate, 0.9, 0.0))
-    prepared = accelerator.prepare(student, *optimizers)
-    wrapped, optimizers = prepared[0], list(prepared[1:])
-    forward = torch.compile(wrapped) if settings.compile else wrapped
-
-    # 4. Go on from where an earlier start got to.
-    step = 0
-    state_of = partial(_state, student, teacher, optimizers, accelerator.scaler)
-    watcher = (
-        Watcher(run, settings, data, train, evaluation, settings.batch_size // ranks)
-        if settings.monitor_every
-        else None
-    )
-    if run.checkpoint is not None:
-        state = load_checkpoint(run.checkpoint)
-        step = _restore(state, student, teacher, optimizers, accelerator.scaler)
-        restore_random_state(state)
-        say(f"{step} of {total} steps are done")
-    run.rewind(step)
-    if watcher is not None:
-        watcher.rewind(step)
-        if step == 0:  # where every curve begins, and what a run has to rise above
-            start = watcher.measure(student.online, 0, 0)
-            run.log(0, {"epoch": 0, **start})
-            say(f"untrained: {epoch_values(start)}")
+    watcher = Watcher(run, settings, data, train, evaluation, batch_size) if settings.monitor_every else None
     facts = {
         "image_size": data.image_size,
         "mean": list(train.mean),
@@ -152,114 +126,177 @@ def main(argv: list[str] | None = None) -> None:
         "loss_options": settings.loss_arguments,
         "dataset": train.name,
         "batch_size": settings.batch_size,
-        "seed": where.seed,
+        "seed": running.seed,
     }
+    task = Task(run, settings, loader, loss, forward, layout, watcher, facts)
 
-    def save() -> None:
-        save_checkpoint(run.checkpoint_file, state_of(step))
-
-    # 5. Train.
+    begin(task, state)
     values: dict[str, Any] = {}
     with training():
-        for epoch in range(step // steps, settings.epochs):
-            loader.set_epoch(epoch, skip=step % steps)
-            student.train()
-            begun, seen, taken, sums = time.monotonic(), 0, 0, dict[str, Any]()
-            right = torch.zeros((), device=accelerator.device)
-            bar = progress_bar(steps, f"epoch {epoch + 1}/{settings.epochs}", initial=step % steps)
-            for batch in loader:
-                views = [
-                    v.to(accelerator.device, memory_format=layout, non_blocking=True) for v in batch.views
-                ]
-                share = warmup_cosine(step, total, warmup, 1.0)
-                for each in optimizers:
-                    set_learning_rate(each, share)
-                with accelerator.autocast():
-                    encoded = forward(*views)
-                    p1, p2 = targets(method, teacher, encoded, *views)
-                loss_of.set_epoch(step / steps)
-                parts = loss_of.components(encoded.z1, encoded.z2, p1, p2)
-                watched = parts["loss"].new_zeros(())
-                if encoded.logits is not None:
-                    labels = batch.labels.to(accelerator.device)
-                    watched = cross_entropy(encoded.logits.float(), labels)
-                    right += (encoded.logits.argmax(1) == labels).sum()
-                accelerator.backward(parts["loss"] + watched)
-                for each in optimizers:
-                    each.step()
-                    each.zero_grad(set_to_none=True)
-                step += 1
-                if teacher is not None:
-                    teacher.update(student.online, step / total)
-                for name, value in parts.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach()
-                seen += len(batch.labels)
-                taken += 1
-                bar.update()
-                if step % steps:  # at the end of an epoch this waits for what is due there
-                    if settings.checkpoint_steps and step % settings.checkpoint_steps == 0:
-                        save()
-                    leave_if_asked(save, run.checkpoint_file)
-            bar.close()
+        for epoch in range(state.step // len(loader), settings.epochs):
+            means = train_epoch(task, state, epoch)
+            values = finish_epoch(task, state, epoch + 1, means)
+    run.finish({**facts, "epochs": settings.epochs, "steps": state.step, **values})
 
-            # 6. The end of an epoch: numbers, the encoder's files, a checkpoint.
-            right, count = accelerator.reduce(torch.stack([right, right.new_tensor(seen)]), "sum").tolist()
-            values = {
-                "epoch": epoch + 1,
-                **{f"train/{name}": float(value) / taken for name, value in sums.items()},
-                "train/learning_rate": rate * warmup_cosine(step - 1, total, warmup, 1.0),
-                "train/images_per_second": count / (time.monotonic() - begun),
-            }
-            if student.probe is not None:
-                values["train/probe_top1"] = right / count
-            if teacher is not None:
-                values["train/teacher_momentum"] = teacher.momentum_at(step / total)
-            due = settings.monitor_every and (epoch + 1) % settings.monitor_every == 0
-            if watcher is not None and (due or epoch + 1 == settings.epochs):
-                values.update(watcher.measure(student.online, step, epoch + 1))
-            run.log(step, values)
-            say(f"epoch {epoch + 1}/{settings.epochs}: {epoch_values(values)}")
-            if accelerator.is_main_process:
-                noted = {**facts, "epochs": epoch + 1}
-                save_backbone(student.encoder, settings.spec, run.path, noted)
-                if teacher is not None:
-                    averaged = teacher.network.get_submodule("encoder")
-                    save_backbone(averaged, settings.spec, run.path / "teacher", noted)
-            if (epoch + 1) % settings.checkpoint_epochs == 0 or epoch + 1 == settings.epochs:
+
+def open_loader(
+    train: ImageSource,
+    data: DataSettings,
+    augmentation: AugmentationSettings,
+    batch_size: int,
+    run: RunFolder,
+) -> ViewLoader:
+    """Two views of each training image, in an order and with crops that are functions of the seed."""
+    return view_loader(
+        train,
+        train_views(data.image_size, train.mean, train.std, augmentation),
+        batch_size,
+        seed=run.settings.seed,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+        num_workers=data.num_workers,
+    )
+
+
+def build_student(
+    settings: PretrainSettings, image_size: int, train: ImageSource, run: RunFolder
+) -> tuple[Student, torch.memory_format]:
+    """Encoder, projector, predictor and online probe on the device: the same random weights in all processes."""
+    device = run.accelerator.device
+    torch.manual_seed(run.settings.seed)
+    encoder = build_backbone(settings.spec)
+    student = Student(
+        encoder,
+        feature_dim(encoder, image_size),
+        METHODS[settings.method],
+        embedding_dim=settings.embedding_dim,
+        projector_dim=settings.projector_dim,
+        predictor_dim=settings.predictor_dim,
+        classes=len(train.classes) if settings.online_probe and min(train.labels) >= 0 else 0,
+    )
+    if run.accelerator.num_processes > 1:
+        student = synchronise_norms(student, device)  # type: ignore[assignment]
+    channels_last = settings.channels_last and channels_last_is_safe(encoder, device)
+    if settings.channels_last and not channels_last:
+        say("channels_last is left out: this encoder's narrow 1×1 convolutions are not safe with it on a CPU")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return student.to(device, memory_format=layout), layout  # type: ignore[call-overload]
+
+
+def prepare_training(
+    student: Student, settings: PretrainSettings, accelerator: Accelerator
+) -> tuple[PretrainState, Callable[[Tensor, Tensor], Encoded]]:
+    """The teacher, an optimizer for what is pretrained and one for the online probe, and the student to call."""
+    teacher = (
+        MomentumTeacher(student.online, settings.teacher_momentum)
+        if METHODS[settings.method].target == "teacher"
+        else None
+    )
+    pretrained = nn.ModuleList([student.online, *([] if student.predictor is None else [student.predictor])])
+    rate = learning_rate(settings.base_learning_rate, settings.batch_size)
+    optimizers = [
+        build_optimizer(settings.optimizer, pretrained, rate, settings.momentum, settings.weight_decay)
+    ]
+    if student.probe is not None:
+        probe_rate = learning_rate(settings.probe_learning_rate, settings.batch_size)
+        optimizers.append(build_optimizer("sgd", student.probe, probe_rate, 0.9, 0.0))
+    wrapped, *prepared = accelerator.prepare(student, *optimizers)
+    state = PretrainState(student, teacher, prepared, accelerator.scaler)
+    return state, torch.compile(wrapped) if settings.compile else wrapped
+
+
+def begin(task: Task, state: PretrainState) -> None:
+    """Go on from the checkpoint, or measure the untrained encoder: where every curve begins."""
+    run = task.run
+    if run.checkpoint is not None:
+        state.restore(run.checkpoint)
+        say(f"{state.step} of {task.total} steps are done")
+    run.rewind(state.step)
+    if task.watcher is None:
+        return
+    task.watcher.rewind(state.step)
+    if state.step == 0:
+        start = task.watcher.measure(state.student.online, 0, 0)
+        run.log(0, {"epoch": 0, **start})
+        say(f"untrained: {epoch_values(start)}")
+
+
+def train_epoch(task: Task, state: PretrainState, epoch: int) -> EpochMeans:
+    """What is left of an epoch; saves and leaves in the middle of it where that is due."""
+    accelerator, settings, steps = task.run.accelerator, task.settings, len(task.loader)
+    save = partial(state.save, task.run.checkpoint_file)
+    done = state.step % steps
+    task.loader.set_epoch(epoch, skip=done)
+    state.student.train()
+    means = EpochMeans(accelerator)
+    bar = progress_bar(steps, f"epoch {epoch + 1}/{settings.epochs}", initial=done)
+    for batch in task.loader:
+        view1, view2 = (
+            view.to(accelerator.device, memory_format=task.layout, non_blocking=True) for view in batch.views
+        )
+        for optimizer in state.optimizers:
+            set_learning_rate(optimizer, task.share(state.step))
+        with accelerator.autocast():
+            encoded = task.forward(view1, view2)
+            p1, p2 = targets(METHODS[settings.method], state.teacher, encoded, view1, view2)
+        task.loss.set_epoch(state.step / steps)
+        parts = task.loss.components(encoded.z1, encoded.z2, p1, p2)
+        probe_loss, correct = judge_probe(encoded.logits, batch.labels, accelerator.device)
+        accelerator.backward(parts["loss"] + probe_loss)
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        if state.teacher is not None:
+            state.teacher.update(state.student.online, state.step / task.total)
+        means.add(parts, len(batch.labels), correct)
+        bar.update()
+        if state.step % steps:  # the last step of an epoch waits for what is due then
+            if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
                 save()
-            leave_if_asked(save, run.checkpoint_file)
-    run.finish({**facts, "epochs": settings.epochs, "steps": step, **values})
+            leave_if_asked(save, task.run.checkpoint_file)
+    bar.close()
+    return means
 
 
-def _state(
-    student: Student, teacher: MomentumTeacher | None, optimizers: list[Any], scaler: Any, step: int
-) -> dict[str, Any]:
-    """All that training goes on from."""
-    return {
-        "step": step,
-        "student": student.state_dict(),
-        "teacher": None if teacher is None else teacher.state_dict(),
-        "optimizers": [each.state_dict() for each in optimizers],
-        "scaler": None if scaler is None else scaler.state_dict(),
+def judge_probe(
+    logits: Tensor | None, labels: Tensor, device: torch.device
+) -> tuple[Tensor | float, Tensor | None]:
+    """The online probe's cross-entropy, whose gradient does not reach the encoder, and how many it got right."""
+    if logits is None:
+        return 0.0, None
+    labels = labels.to(device)
+    return cross_entropy(logits.float(), labels), (logits.argmax(1) == labels).sum()
+
+
+def finish_epoch(task: Task, state: PretrainState, epochs: int, means: EpochMeans) -> dict[str, Any]:
+    """After so many epochs: a line of the journal, which is returned, the encoder's files, a checkpoint."""
+    run, settings = task.run, task.settings
+    rate = learning_rate(settings.base_learning_rate, settings.batch_size)
+    values = {
+        "epoch": epochs,
+        **means.losses(),
+        "train/learning_rate": rate * task.share(state.step - 1),
+        **means.throughput(),
     }
-
-
-def _restore(
-    state: dict[str, Any],
-    student: Student,
-    teacher: MomentumTeacher | None,
-    optimizers: list[Any],
-    scaler: Any,
-) -> int:
-    """Put a state back; gives the number of steps that were done."""
-    student.load_state_dict(state["student"])
-    if teacher is not None:
-        teacher.load_state_dict(state["teacher"])
-    for each, saved in zip(optimizers, state["optimizers"], strict=True):
-        each.load_state_dict(saved)
-    if scaler is not None and state["scaler"] is not None:
-        scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    if state.teacher is not None:
+        values["train/teacher_momentum"] = state.teacher.momentum_at(state.step / task.total)
+    last = epochs == settings.epochs
+    if task.watcher is not None and (epochs % settings.monitor_every == 0 or last):
+        values.update(task.watcher.measure(state.student.online, state.step, epochs))
+    run.log(state.step, values)
+    say(f"epoch {epochs}/{settings.epochs}: {epoch_values(values)}")
+    if run.accelerator.is_main_process:
+        facts = {**task.facts, "epochs": epochs}
+        save_backbone(state.student.encoder, settings.spec, run.path, facts)
+        if state.teacher is not None:
+            averaged = state.teacher.network.get_submodule("encoder")
+            save_backbone(averaged, settings.spec, run.path / TEACHER, facts)
+    save = partial(state.save, run.checkpoint_file)
+    if epochs % settings.checkpoint_epochs == 0 or last:
+        save()
+    leave_if_asked(save, run.checkpoint_file)
+    return values
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from mce_llm.vision.probing.fine_tuning import FineTuningSettings, fine_tune, wi
 from mce_llm.vision.probing.images import encode_images, open_labelled
 from mce_llm.vision.probing.linear import write_classifier
 from mce_llm.vision.probing.subsets import balanced_subset, read_subset, write_subset
-from mce_llm.vision.running import RunFolder, RunSettings, open_run, run_script
+from mce_llm.vision.running import RunFolder, RunSettings, images_per_process, open_run, run_script
 
 LIST = "subset.txt"
 # A checkpoint is of these images, this encoder and this protocol.
@@ -47,11 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigurationError("pixels has nothing to fine-tune; give encoder or backbone")
     run = open_run(running, given, fixed=_FIXED)
     accelerator = run.accelerator
-    if settings.batch_size % accelerator.num_processes:
-        raise ConfigurationError(
-            f"batch_size is over all processes, and {settings.batch_size} cannot be dealt out evenly to "
-            f"{accelerator.num_processes} of them"
-        )
+    batch_size = images_per_process(settings.batch_size, accelerator.num_processes)
     encoder = open_encoder(which, running.seed)
     assert encoder.spec is not None
     data = prepared_as(encoder, data, given)
@@ -62,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     loader = view_loader(
         train,
         classify_view(data.image_size, whole.mean, whole.std, crop_scale_min=settings.crop_scale_min),
-        settings.batch_size // accelerator.num_processes,
+        batch_size,
         seed=running.seed,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

@@ -18,7 +18,15 @@ from transformers import HfArgumentParser
 
 from mce_llm.running.messages import ConfigurationError, nearest_hint, raise_all
 
-__all__ = ["ConfigurationError", "mapping_of", "names_of", "parse_settings", "raise_all", "without_secrets"]
+__all__ = [
+    "ConfigurationError",
+    "mapping_of",
+    "names_of",
+    "parse_settings",
+    "raise_all",
+    "settings_of",
+    "without_secrets",
+]
 
 # Given the settings as parsed and the names of those that were given: further words for the command line.
 Adjustment = Callable[[Namespace, frozenset[str]], list[str]]
@@ -97,7 +105,9 @@ def parse_settings(
     problems += [f"unexpected word {word!r} on the command line" for word in stray]
     raise_all(problems)
     parser.set_defaults(**dict.fromkeys(nulls))
-    words = [word for name, value in settings.items() if value is not None for word in _words(name, value)]
+    words = [
+        word for name, value in settings.items() if value is not None for word in setting_words(name, value)
+    ]
     words += [word for name, values in overrides.items() for word in _flag(name, values)]
     parsed = parser.parse_args(words)
     if adjust is not None:
@@ -189,7 +199,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return settings
 
 
-def _words(name: str, value: Any) -> list[str]:
+def setting_words(name: str, value: Any) -> list[str]:
     """A setting from YAML as it would stand on the command line, so that both are checked alike."""
     if isinstance(value, dict):
         return [f"--{name}", json.dumps(value)]

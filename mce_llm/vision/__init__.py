@@ -1,4 +1,4 @@
 """Self-supervised pretraining of vision encoders with matrix losses, and their evaluation up to COCO detection.
 
-The losses need torch alone; everything else needs `pip install 'mce-llm[vision]'`.
+The losses import torch alone; everything else needs the packages of the extra `vision`.
 """

@@ -17,10 +17,10 @@ from mce_llm.running.messages import cause, nearest_hint
 from mce_llm.running.settings import mapping_of
 from mce_llm.vision.coco.errors import DetectorError
 from mce_llm.vision.coco.settings import DetectorSettings
+from mce_llm.vision.data.sources import IMAGENET
 from mce_llm.vision.models import BackboneSpec, build_backbone, load_backbone
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 @dataclass
@@ -57,7 +57,7 @@ def load_body(settings: DetectorSettings) -> Body:
         DetectorError: It is no ResNet, has the stem for small images, is another than `backbone` says, or
             torchvision has no such weights.
     """
-    mean, std = _IMAGENET
+    mean, std = map(list, IMAGENET)
     if settings.backbone_checkpoint is not None:
         module, spec, facts = load_backbone(settings.backbone_checkpoint)
         if settings.backbone not in (None, spec.name):

@@ -10,22 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
-from mce_llm.running.messages import cause
 from mce_llm.vision.coco.annotations import CocoAnnotations, CocoImage
 from mce_llm.vision.coco.errors import CocoDataError
 from mce_llm.vision.coco.masks import segmentation_to_mask
+from mce_llm.vision.data import CorruptImageError, decoding
 
 Target = dict[str, Tensor]
 
 
 def read_image(image: CocoImage) -> Tensor:
-    """Decode an image file; grey images and those with transparency become RGB. EXIF rotations do not count for COCO.
+    """Decode an image of a COCO data set: the pixels as they are stored, whatever orientation the EXIF data says.
 
     Args:
         image: Which one.
@@ -37,11 +36,9 @@ def read_image(image: CocoImage) -> Tensor:
         CocoDataError: It cannot be decoded, or has another size than the annotations say.
     """
     try:
-        with Image.open(image.path) as opened:
-            array = np.array(opened.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise CocoDataError(f"{image.path} cannot be decoded: {cause(error)}") from error
-    pixels = torch.from_numpy(array).permute(2, 0, 1).contiguous()
+        pixels = decoding.read_image(image.path, upright=False)
+    except CorruptImageError as error:
+        raise CocoDataError(str(error)) from error
     if tuple(pixels.shape[1:]) != (image.height, image.width):
         raise CocoDataError(
             f"{image.path} has {pixels.shape[1]} × {pixels.shape[2]} pixels, but its annotation says {image.height} × "
@@ -67,7 +64,7 @@ def scaled_size(height: int, width: int, short_side: int, max_size: int) -> tupl
 
 
 class TrainingImages(Dataset[tuple[Tensor, Target]]):
-    """Images to train on. `self[epoch, index]` is the same whoever asks for it, and whenever.
+    """Images to train on. `self[epoch, index]` is the same in every process, whatever was asked for before.
 
     An item is the image, uint8 (3, H, W), and its target: `boxes` float32 (N, 4) as corners, `labels` int64 (N,) from
     1 on, `masks` uint8 (N, H, W). N is 0 for an image without instances.

@@ -6,7 +6,6 @@ Training states, from which a run goes on, are `mce_llm.vision.running`'s.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from mce_llm.running.files import whole_file, write_json
 from mce_llm.running.messages import cause
 from mce_llm.vision.coco.annotations import CocoAnnotations
 from mce_llm.vision.coco.body import Body, body_of
@@ -24,6 +24,7 @@ from mce_llm.vision.coco.detector import build_detector
 from mce_llm.vision.coco.errors import DetectorError
 from mce_llm.vision.coco.settings import DetectorSettings
 from mce_llm.vision.models import BackboneError, BackboneSpec
+from mce_llm.vision.models.backbone_files import misfit
 
 FACTS = "detector.json"
 LAST = "detector.safetensors"
@@ -76,9 +77,7 @@ def write_facts(folder: Path, body: Body, settings: DetectorSettings, annotation
         "category_ids": annotations.category_ids,
         "category_names": annotations.category_names,
     }
-    beside = folder / f".{FACTS}.part"
-    beside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(beside, folder / FACTS)
+    write_json(folder / FACTS, facts)
 
 
 def write_weights(path: Path, detector: nn.Module) -> None:
@@ -92,16 +91,11 @@ def write_weights(path: Path, detector: nn.Module) -> None:
         DetectorError: They cannot be written; an earlier file is as it was.
     """
     weights = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
-    beside = path.with_name(f".{path.name}.part")
     try:
-        save_file(weights, beside, metadata={"format": "pt"})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with whole_file(path) as beside:
+            save_file(weights, beside, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise DetectorError(f"cannot write {path}: {cause(error)}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def load_detector(where: Path | str, given: Mapping[str, Any] | None = None) -> TrainedDetector:
@@ -142,15 +136,8 @@ def load_detector(where: Path | str, given: Mapping[str, Any] | None = None) -> 
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise DetectorError(f"{file} cannot be read: {cause(error)}") from error
-    own = module.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    other = sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape)
-    if missing or extra or other:
-        kinds = ((missing, "missing"), (extra, "not of this detector"), (other, "of another shape"))
-        parts = [
-            f"{len(n)} {what} ({', '.join(n[:3])}{', …' if len(n) > 3 else ''})" for n, what in kinds if n
-        ]
-        raise DetectorError(f"{file} does not fit {FACTS}: {'; '.join(parts)}")
+    if problem := misfit(module.state_dict(), weights, "detector"):
+        raise DetectorError(f"{file} does not fit {FACTS}: {problem}")
     module.load_state_dict(weights)
     return TrainedDetector(module, settings, category_ids, category_names, file)
 

@@ -1,4 +1,4 @@
-"""The errors of this room: data, detector, evaluation. They carry a message for the user and nothing else."""
+"""What detection can refuse: its data, a detector, predictions to be evaluated."""
 
 from __future__ import annotations
 

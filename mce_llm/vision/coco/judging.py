@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
+from mce_llm.running.files import whole_file, write_text
 from mce_llm.running.processes import gather, say
 from mce_llm.vision.coco.annotations import CocoAnnotations
 from mce_llm.vision.coco.batches import evaluation_loader
@@ -121,7 +122,8 @@ def draw_run(
         )
     picture = sheet(drawn)
     path = run.path / "detections.png"
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    with whole_file(path) as beside:
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(beside, format="PNG")
     run.picture("detections", picture, step)
     say(f"wrote {path}")
 
@@ -133,6 +135,6 @@ def _write(
     for kind, field in _FIELDS.items():
         kept = ("image_id", "category_id", "score", field)
         text = json.dumps([{name: result[name] for name in kept} for result in results])
-        (run.path / f"predictions_{kind}.json").write_text(text, encoding="utf-8")
+        write_text(run.path / f"predictions_{kind}.json", text)
     names = dict(zip(judged.category_ids, judged.category_names, strict=True))
-    (run.path / "categories.txt").write_text(category_table(names, scores) + "\n", encoding="utf-8")
+    write_text(run.path / "categories.txt", category_table(names, scores) + "\n")

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mce_llm.running.installation import install_hint
+
 try:
     from faster_coco_eval import mask as rle
 except ImportError as error:
     raise ImportError(
-        "COCO's masks and scores need faster-coco-eval; pip install 'mce-llm[vision]' brings it"
+        f"COCO's masks and scores need faster-coco-eval, which this installs: {install_hint('vision')}"
     ) from error
 
 _POINTS = 3  # a polygon with fewer encloses nothing

@@ -286,6 +286,14 @@ class ScheduleSettings:
         """The learning rate after the warm-up, scaled to the batch where that was asked for."""
         return self.learning_rate * (self.batch_size / 16 if self.scale_learning_rate else 1.0)
 
+    def summary(self) -> str:
+        """One line on how long and how fast."""
+        scaled = " (scaled to the batch)" if self.scale_learning_rate else ""
+        return (
+            f"{self.iterations} iterations of {self.batch_size} images; learning rate {self.peak_learning_rate:g}{scaled}, "
+            f"a tenth of it after each of {self.steps}"
+        )
+
     def learning_rate_at(self, iteration: int) -> float:
         """The learning rate of a step: linear warm-up, then a tenth after each of `steps`.
 

@@ -1,4 +1,7 @@
-"""What this room tells the person at the terminal: one line, from the main process alone."""
+"""Lines for the terminal from code that may run before the processes of a launch have joined.
+
+`mce_llm.running.processes.say` needs them joined; data may be opened without, as in a notebook or a benchmark.
+"""
 
 import os
 

@@ -6,16 +6,15 @@ since: adding, removing or renaming a file changes the modification time of the 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mce_llm.running.files import whole_file
 from mce_llm.vision.data.announcing import announce
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -152,15 +151,8 @@ def _write(path: Path, root: Path, index: FolderIndex) -> None:
         "counts": index.counts,
         "folders": index.folders,
     }
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(json.dumps(head).encode() + b"\n" + body)
-        os.replace(temporary, path)
+        with whole_file(path) as beside:
+            beside.write_bytes(json.dumps(head).encode() + b"\n" + body)
     except OSError as error:
         announce(f"the list of the images in {root} cannot be kept for the next start: {error}")
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()

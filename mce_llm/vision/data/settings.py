@@ -6,6 +6,7 @@ How a file and a command line are read into these dataclasses is in `mce_llm.run
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mce_llm.running.settings import raise_all
@@ -108,15 +109,7 @@ class DataSettings:
         self.cache_images = _auto_true_false("cache_images", self.cache_images, problems)
         if (self.mean is None) != (self.std is None):
             problems.append("mean and std go together; give both or neither")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if values is None:
-                continue
-            # A mean of exactly 0 is fine (no centring); a std of 0 is not.
-            low_enough = all(0 <= v <= 1 if name == "mean" else 0 < v <= 1 for v in values)
-            if len(values) != 3 or not low_enough:
-                interval = "[0, 1]" if name == "mean" else "(0, 1]"
-                problems.append(f"{name} must be three numbers in {interval}, got {values}")
+        problems += statistics_problems(self.mean, self.std)
         raise_all(problems)
 
 
@@ -204,6 +197,16 @@ class AugmentationSettings:
     def blurs(self, image_size: int) -> bool:
         """Whether views of this size are blurred at all."""
         return image_size >= SMALLEST_BLURRED_SIZE if self.blur == "auto" else self.blur == "true"
+
+
+def statistics_problems(mean: Sequence[float] | None, std: Sequence[float] | None) -> list[str]:
+    """What is wrong with the values that images are normalised with; None is not looked at."""
+    problems = []
+    if mean is not None and not (len(mean) == 3 and all(0 <= value <= 1 for value in mean)):
+        problems.append(f"mean must be three numbers in [0, 1], got {mean}")
+    if std is not None and not (len(std) == 3 and all(0 < value <= 1 for value in std)):
+        problems.append(f"std must be three numbers in (0, 1], got {std}")
+    return problems
 
 
 def _auto_true_false(name: str, value: str | bool, problems: list[str]) -> str:

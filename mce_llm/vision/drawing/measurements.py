@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mce_llm.errors import MceLlmError
-
-# RunFolder and the pretraining's monitors write these.
-METRICS = "metrics.jsonl"
-SPECTRA = "spectra.jsonl"
+from mce_llm.vision.running.folder import METRICS, SPECTRA
 
 
 class MeasurementError(MceLlmError, ValueError):

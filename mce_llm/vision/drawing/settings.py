@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from mce_llm.errors import MceLlmError
+from mce_llm.running.folder import RECIPE
 from mce_llm.running.messages import cause, nearest_hint
-from mce_llm.running.settings import ConfigurationError, names_of, parse_settings, raise_all
+from mce_llm.running.settings import ConfigurationError, names_of, parse_settings, raise_all, setting_words
 from mce_llm.vision.data import AugmentationSettings, DataSettings
 
 KINDS = ("views", "spectrum", "features", "curves")
 ALL = "all"
-RECIPE = "recipe.yaml"
 
 
 class NothingToDrawError(MceLlmError, ValueError):
@@ -111,7 +112,7 @@ class Parsed(NamedTuple):
 
 
 def parse_pictures(argv: Sequence[str], description: str | None = None) -> Parsed:
-    """Read the command line; what it leaves open about images, views and seed is as in the run's recipe.
+    """Read `--config` and the command line; what they leave open about images, views and seed is as in the run's recipe.
 
     Args:
         argv: The command line, without the program's name.
@@ -123,32 +124,36 @@ def parse_pictures(argv: Sequence[str], description: str | None = None) -> Parse
     Raises:
         ConfigurationError: Settings that cannot be used, or a recipe that cannot be read.
     """
-    if any(word == "--config" or word.startswith("--config=") for word in argv):
-        raise ConfigurationError(
-            f"pictures are made by the run's own {RECIPE}; give what differs on the command line"
-        )
-    recipe = _recipe(_run_of(argv))
-    words = [word for name, value in recipe.items() if value is not None for word in _words(name, value)]
-    asks_for_help = "--help" in argv or "-h" in argv
-    has_data = "dataset" in recipe or any(word.split("=")[0] == "--dataset" for word in argv)
-    groups = (PictureSettings, AugmentationSettings, *([DataSettings] if has_data or asks_for_help else []))
-    made, given = parse_settings(groups, [*words, *argv], description=description, comma_lists=("what",))
-    return Parsed(made[0], made[2] if has_data else None, made[1], given)
+    recipe: dict[str, Any] = {}
+
+    def beneath(parsed: Namespace, given: frozenset[str]) -> list[str]:
+        recipe.update(_recipe(Path(parsed.run).expanduser()))
+        return [
+            word
+            for name, value in recipe.items()
+            if name not in given and value is not None
+            for word in setting_words(name, value)
+        ]
+
+    groups = (PictureSettings, _RunData, AugmentationSettings)
+    (settings, data, augmentation), given = parse_settings(
+        groups, argv, description=description, adjust=beneath, comma_lists=("what",)
+    )
+    return Parsed(settings, None if data.dataset is None else data, augmentation, {**recipe, **given})
 
 
-def _run_of(argv: Sequence[str]) -> Path | None:
-    """The run's folder, which has to be known before the rest can be read."""
-    for number, word in enumerate(argv):
-        if word.startswith("--run="):
-            return Path(word.removeprefix("--run=")).expanduser()
-        if word == "--run" and number + 1 < len(argv):
-            return Path(argv[number + 1]).expanduser()
-    return None
+@dataclass
+class _RunData(DataSettings):
+    """Images without a data set, where neither the run nor the command line names one."""
+
+    dataset: str | None = field(  # type: ignore[assignment]
+        default=None, metadata=DataSettings.__dataclass_fields__["dataset"].metadata
+    )
 
 
-def _recipe(run: Path | None) -> dict[str, Any]:
+def _recipe(run: Path) -> dict[str, Any]:
     """What a run's recipe says of images, views and seed."""
-    if run is None or not (run / RECIPE).is_file():
+    if not (run / RECIPE).is_file():
         return {}
     try:
         content = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
@@ -156,13 +161,6 @@ def _recipe(run: Path | None) -> dict[str, Any]:
         raise ConfigurationError(f"{run / RECIPE} cannot be read: {cause(error)}") from error
     if not isinstance(content, dict):
         raise ConfigurationError(f"{run / RECIPE} holds no settings")
-    wanted = {item.name for group in (DataSettings, AugmentationSettings) for item in fields(group)} | {
-        "seed"
-    }
+    groups = (DataSettings, AugmentationSettings)
+    wanted = {"seed", *(item.name for group in groups for item in fields(group))}
     return {name: value for name, value in content.items() if name in wanted}
-
-
-def _words(name: str, value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]

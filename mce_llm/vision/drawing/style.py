@@ -5,8 +5,6 @@ Figures are made without pyplot, so nothing is left in its global state, and the
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,8 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from mce_llm.running.files import whole_file
 
 DPI = 150
 """Dots per inch of every picture."""
@@ -88,13 +88,5 @@ def write_png(figure: Figure, path: Path) -> None:
         figure: What to write.
         path: The file; its folder is made.
     """
-    content = io.BytesIO()
-    with look():
-        figure.savefig(content, format="png", dpi=DPI)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(content.getvalue())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(path) as beside, look():
+        figure.savefig(beside, format="png", dpi=DPI)

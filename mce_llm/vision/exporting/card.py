@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
+
 from mce_llm.vision.exporting.encoder import Encoder
 from mce_llm.vision.exporting.formats import Format
 
@@ -35,14 +37,13 @@ def model_card(
         Markdown, with the block that the Hugging Face hub reads in front.
     """
     method = encoder.facts.get("method")
-    front = [
-        f"library_name: {_LIBRARIES.get(target.name, target.name)}",
-        "pipeline_tag: image-feature-extraction",
-        *([f"license: {license}"] if license else []),
-        "tags:",
-        *(f"- {tag}" for tag in ("image-feature-extraction", "self-supervised-learning", "mce-llm")),
-        *([f"- {method}"] if method else []),
-    ]
+    tags = ["image-feature-extraction", "self-supervised-learning", "mce-llm", *([method] if method else [])]
+    front = ModelCardData(
+        library_name=_LIBRARIES.get(target.name, target.name),
+        pipeline_tag="image-feature-extraction",
+        license=license,
+        tags=tags,
+    )
     rows = [
         (
             "encoder",
@@ -65,7 +66,7 @@ def model_card(
         else "None is declared. Weights are the work of whoever trained them; ask before you pass them on."
     )
     return (
-        "---\n" + "\n".join(front) + "\n---\n\n"
+        f"---\n{front.to_yaml()}\n---\n\n"
         f"# {title}\n\n"
         "An image encoder without a classifier: images to one vector of features each.\n\n"
         "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows) + "\n\n"

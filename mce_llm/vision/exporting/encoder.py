@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mce_llm.vision.models import BackboneFileError, BackboneSpec, load_backbone
+from mce_llm.vision.data.sources import IMAGENET
+from mce_llm.vision.models import TEACHER, BackboneFileError, BackboneSpec, load_backbone
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-TEACHER = "teacher"
 # Images (B, 3, H, W) to named outputs: `features` (B, d) always, feature maps `stage1` to `stage4` where there are any.
 Outputs = Callable[[Tensor], dict[str, Tensor]]
 
@@ -48,12 +46,12 @@ class Encoder:
     @property
     def mean(self) -> tuple[float, ...]:
         """Of each channel, in [0, 1]; ImageNet's where it is not on record."""
-        return tuple(self.facts.get("mean") or IMAGENET_MEAN)
+        return tuple(self.facts.get("mean") or IMAGENET.mean)
 
     @property
     def std(self) -> tuple[float, ...]:
         """Of each channel, in [0, 1]; ImageNet's where it is not on record."""
-        return tuple(self.facts.get("std") or IMAGENET_STD)
+        return tuple(self.facts.get("std") or IMAGENET.std)
 
     @property
     def feature_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""Weights that others published, read into an encoder of ours, so that they can be probed, compared and exported.
+"""Published weights, read into an encoder of this toolkit, so that they can be probed, compared and exported.
 
 torchvision's files, and checkpoints of MoCo, SimSiam, MEC, Matrix-SSL, Barlow Twins, VICReg, DINO, VISSL and their
 like differ in what they wrap around the encoder. Instead of a list of wrappings, the file is searched for a place

@@ -8,7 +8,8 @@ from typing import Any
 
 from mce_llm.running.messages import nearest_hint
 from mce_llm.running.settings import mapping_of, names_of, raise_all
-from mce_llm.vision.exporting.encoder import IMAGENET_MEAN, IMAGENET_STD
+from mce_llm.vision.data.settings import statistics_problems
+from mce_llm.vision.data.sources import IMAGENET
 from mce_llm.vision.exporting.formats import ALL, FORMATS
 from mce_llm.vision.models.backbones import STEMS
 
@@ -18,7 +19,7 @@ _IMPORT_ONLY = ("backbone", "stem", "backbone_kwargs", "prefix", "image_size", "
 
 @dataclass
 class ExportSettings:
-    """An encoder of ours to other libraries (`encoder`), or someone else's weights to ours (`import_from`)."""
+    """The encoder of a run to other libraries (`encoder`), or published weights to a folder like a run's (`import_from`)."""
 
     output_dir: str = field(
         metadata={"help": "Each format gets a folder of its name in it; an import is written to itself."}
@@ -59,11 +60,11 @@ class ExportSettings:
     )
     image_size: int = field(default=224, metadata={"help": "Side of the images it was trained on."})
     mean: list[float] = field(
-        default_factory=lambda: list(IMAGENET_MEAN),
+        default_factory=lambda: list(IMAGENET.mean),
         metadata={"help": "Mean that its images were normalised with; ImageNet's by default."},
     )
     std: list[float] = field(
-        default_factory=lambda: list(IMAGENET_STD), metadata={"help": "Standard deviation, likewise."}
+        default_factory=lambda: list(IMAGENET.std), metadata={"help": "Standard deviation, likewise."}
     )
     method: str | None = field(default=None, metadata={"help": "How it was trained, for the record."})
 
@@ -98,11 +99,7 @@ class ExportSettings:
             )
         if self.image_size < 8:
             problems.append(f"image_size must be at least 8 pixels, got {self.image_size}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            low_enough = all(0 <= v <= 1 if name == "mean" else 0 < v <= 1 for v in values)
-            if len(values) != 3 or not low_enough:
-                interval = "[0, 1]" if name == "mean" else "(0, 1]"
-                problems.append(f"{name} must be three numbers in {interval}, got {values}")
+        problems += statistics_problems(self.mean, self.std)
         mapping_of("backbone_kwargs", self.backbone_kwargs, problems)
         raise_all(problems)
 

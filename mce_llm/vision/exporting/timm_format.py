@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from mce_llm.vision.exporting.encoder import Encoder, Outputs, outputs_of
 from mce_llm.vision.exporting.errors import UnsupportedFormatError
 from mce_llm.vision.exporting.plan import resnet_plan
-from mce_llm.vision.exporting.torchvision_format import FROM_TIMM
+from mce_llm.vision.exporting.torchvision_format import FROM_TIMM, TRAINING_ONLY
 
 WEIGHTS = "model.safetensors"
 _TO_TIMM = {theirs: ours for ours, theirs in FROM_TIMM.items()}
-_TRAINING_ONLY = ("zero_init_residual", "zero_init_last")
 _LOCAL_FOLDERS = Version("1.0.16")  # the first that reads local-dir:
 
 
@@ -108,7 +107,7 @@ def usage(encoder: Encoder) -> str:
 
 def _arguments(encoder: Encoder) -> dict[str, Any]:
     """The arguments of timm's model for the encoder; those that only concern initial weights are left out."""
-    given = {name: value for name, value in encoder.spec.kwargs.items() if name not in _TRAINING_ONLY}
+    given = {name: value for name, value in encoder.spec.kwargs.items() if name not in TRAINING_ONLY}
     if encoder.is_timm:
         return given
     unknown = sorted(given.keys() - _TO_TIMM.keys())

@@ -18,7 +18,8 @@ from mce_llm.vision.exporting.plan import resnet_plan
 WEIGHTS = "model.safetensors"
 # Arguments of timm's ResNets that torchvision's have under another name.
 FROM_TIMM = {"cardinality": "groups", "base_width": "width_per_group"}
-_TRAINING_ONLY = ("zero_init_residual", "zero_init_last")
+# Arguments that only concern initial weights.
+TRAINING_ONLY = ("zero_init_residual", "zero_init_last")
 
 
 def check(encoder: Encoder) -> None:
@@ -89,7 +90,7 @@ def usage(encoder: Encoder) -> str:
 
 def _arguments(encoder: Encoder) -> dict[str, Any]:
     """The arguments of torchvision's model for the encoder; those that only concern initial weights are left out."""
-    given = {name: value for name, value in encoder.spec.kwargs.items() if name not in _TRAINING_ONLY}
+    given = {name: value for name, value in encoder.spec.kwargs.items() if name not in TRAINING_ONLY}
     if not encoder.is_timm:
         return given
     unknown = sorted(given.keys() - FROM_TIMM.keys())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mce_llm.running.files import remove, write_json
+from mce_llm.running.installation import DISTRIBUTION, installed_version
 from mce_llm.running.messages import cause
 from mce_llm.vision.exporting.card import model_card
 from mce_llm.vision.exporting.checking import check
@@ -70,12 +68,14 @@ def write_export(
     try:
         measured: list[dict[str, float]] = []
         for candidate in (encoder.with_generic_weights(), encoder):
-            _remove(part)
+            remove(part)
             part.mkdir(parents=True)
             target.write(candidate, part)
             measured.append(check(candidate, target.read(candidate, part), target.name))
         deviations = {name: max(found[name] for found in measured) for name in measured[0]}
-        versions = _versions(target)
+        packages = dict.fromkeys((DISTRIBUTION, "torch", target.library))
+        # detectron2 may be absent: its format is written and checked without it.
+        versions = {name: found for name in packages if (found := installed_version(name)) is not None}
         record = {
             "format": target.name,
             "encoder": encoder.spec.name,
@@ -86,28 +86,13 @@ def write_export(
         }
         card = model_card(encoder, target, deviations, versions, license)
         (part / "README.md").write_text(card, encoding="utf-8")
-        (part / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(part / RECORD, record)
         for path in part.iterdir():  # safetensors lets nobody else read what it writes
             path.chmod((part / RECORD).stat().st_mode)
-        _remove(folder)
+        remove(folder)
         part.replace(folder)
     except OSError as error:
         raise ExportError(f"cannot write the {target.name} export to {folder}: {cause(error)}") from error
     finally:
-        _remove(part)
+        remove(part)
     return deviations
-
-
-def _versions(target: Format) -> Mapping[str, str]:
-    found = {}
-    for name in dict.fromkeys(("mce-llm", "torch", target.library)):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # detectron2, which is not needed
-            continue
-    return found
-
-
-def _remove(folder: Path) -> None:
-    if folder.is_dir():
-        shutil.rmtree(folder)

@@ -1,7 +1,7 @@
 """Losses of self-supervised learning in the language of matrix information; torch and `mce_llm.matrix` alone.
 
 All are modules called as `loss(z1, z2, p1, p2)` and say in their docstrings how they relate to matrix uniformity and
-matrix alignment. Networks, views and training loops live in other rooms.
+matrix alignment. Networks are in `vision.models`, views in `vision.data`, training in `vision.training`.
 """
 
 from mce_llm.errors import LossInputError, NonFiniteLossError

@@ -1,28 +1,23 @@
-"""Maximum entropy coding: the log det of how teacher and student correlate. The arithmetic is in `terms`."""
+"""Maximum entropy coding: the log det of how teacher and student correlate. How it is computed is in `pairs` and `terms`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mce_llm.matrix import full_precision
-from mce_llm.matrix.first_order import with_gradient
-from mce_llm.vision.losses.base import ViewLoss
-from mce_llm.vision.losses.convergence import ON_DIVERGENCE, measured_radius, must_be_exact
-from mce_llm.vision.losses.errors import LossSettingsError, NegativeDeterminantError
-from mce_llm.vision.losses.logarithms import ExactLog, Logarithm, TaylorLog
-from mce_llm.vision.losses.rows import checked_numbers, unit_rows, whole_batch
-from mce_llm.vision.losses.settings import choice, not_negative, order_of_series, positive
-from mce_llm.vision.losses.terms import FORMS, PairTerms, Weights, pair_terms
-
-_NAMES = ("z1", "z2", "p1", "p2")
+from mce_llm.vision.losses.convergence import measured_radius
+from mce_llm.vision.losses.errors import LossSettingsError
+from mce_llm.vision.losses.pairs import Pair, PairedLogLoss
+from mce_llm.vision.losses.settings import not_negative, positive
+from mce_llm.vision.losses.terms import PairTerms, Weights
 
 
-class MECLoss(ViewLoss):
+class MECLoss(PairedLogLoss):
     """Maximum entropy coding: −(λ⁻¹/m) tr log(I + λ PᵀZ), averaged over (p2, z1) and (p1, z2), in nats.
 
     Rows are divided by their norms, not centred; the teacher's rows are constants. λ⁻¹ = m ε²/d with m the rows of the
@@ -59,8 +54,6 @@ class MECLoss(ViewLoss):
         process_group: As in `ViewLoss`.
     """
 
-    needs_teacher: ClassVar[bool] = True
-
     def __init__(
         self,
         distortion: float = 64.0,
@@ -75,26 +68,19 @@ class MECLoss(ViewLoss):
         validate: bool = True,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gather=gather, validate=validate, process_group=process_group)
-        problems = [
-            *positive("distortion", distortion, "64 is the published code's"),
-            *order_of_series("order", order),
-            *choice("log", log, ("taylor", "exact")),
-            *choice("form", form, FORMS),
-            *choice("on_divergence", on_divergence, ON_DIVERGENCE),
-            *not_negative("warmup_epochs", warmup_epochs, "10 is the published code's, 0 for none"),
-            *positive("warmup_factor", warmup_factor, "8 is the published code's"),
-        ]
-        if on_divergence == "exact" and not validate:
-            problems.append(
-                "on_divergence='exact' needs validate=true: without it nobody looks whether the series diverges"
-            )
-        self._check(problems)
-        self.distortion, self.order, self.log, self.form = distortion, order, log, form
-        self.on_divergence = on_divergence
+        super().__init__(
+            order, log, form, on_divergence, gather=gather, validate=validate, process_group=process_group
+        )
+        self._check(
+            [
+                *positive("distortion", distortion, "64 is the published code's"),
+                *not_negative("warmup_epochs", warmup_epochs, "10 is the published code's, 0 for none"),
+                *positive("warmup_factor", warmup_factor, "8 is the published code's"),
+            ]
+        )
+        self.distortion = distortion
         self.warmup_epochs, self.warmup_factor = warmup_epochs, warmup_factor
-        self._exact = ExactLog(1.0)
-        self._logarithm: Logarithm = TaylorLog(order, 1.0) if log == "taylor" else self._exact
+        self._choose_logarithm(mu=1.0)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -133,83 +119,26 @@ class MECLoss(ViewLoss):
             factor = self.warmup_factor + (1.0 - self.warmup_factor) * done
         return rows * self.distortion / dim * factor
 
-    def components(
-        self, z1: Tensor, z2: Tensor, p1: Tensor | None = None, p2: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """The loss, the coding length and the radius; see the class.
+    def _scale_and_weights(self, rows: int, dim: int) -> tuple[float, Weights]:
+        inverse = self.inverse_lambda(rows, dim)
+        return 1 / inverse, Weights(cross=inverse / rows / 2)
 
-        Args:
-            z1: (m, d), the student's rows of the first view, bfloat16 to float64.
-            z2: (m, d), of the second.
-            p1: (m, d), the teacher's rows of the first view.
-            p2: (m, d), of the second.
+    def _radius_bound(self, terms: list[PairTerms]) -> Tensor:
+        return torch.stack([pair.cross_radius for pair in terms]).amax()
 
-        Returns:
-            Scalars by name, in float32, or float64 where rows are.
+    def _suspects(self, number: int, pair: Pair, scale: float) -> list[tuple[str, Callable[[], float]]]:
+        return [(f"λ PᵀZ of pair {number}", partial(measured_radius, *pair, scale, 0.0))]
 
-        Raises:
-            LossInputError: Rows are missing, of unequal shapes, zero, or fewer than two.
-            NonFiniteLossError: Rows or the loss are not finite.
-            TaylorDivergenceError: The series does not converge and `on_divergence` is "raise".
-            NegativeDeterminantError: The exact log det does not exist.
-            RankMismatchError: Processes brought rows that do not fit together.
-            LossSettingsError: There is a warm-up and `set_epoch` was never called.
-        """
-        given = {"z1": z1, "z2": z2, "p1": p1, "p2": p2}
-        rows = whole_batch(
-            type(self).__name__, given, constant=("p1", "p2"), gather=self.gather, group=self.process_group
-        )
-        first, second, teacher1, teacher2 = (unit_rows(tensor) for tensor in rows)
-        count, dim = first.shape
-        inverse = self.inverse_lambda(count, dim)
-        pairs = [(teacher2, first), (teacher1, second)]
-        terms = self._terms(pairs, self._logarithm, inverse)
-        radius = torch.stack([pair.cross_radius for pair in terms]).amax()
-        if self.validate:
-            bound = self._checked_radius(rows, terms, self._logarithm, radius)
-            if bound >= 1 and self.on_divergence != "ignore" and self._must_be_exact(pairs, inverse):
-                terms = self._terms(pairs, self._exact, inverse)
-                self._checked_radius(rows, terms, self._exact, radius)
+    def _parts(self, terms: list[PairTerms], rows: int, dim: int) -> dict[str, Tensor]:
         value = terms[0].value + terms[1].value
-        parts = {
-            "loss": with_gradient(value, first, terms[0].gradient, second, terms[1].gradient),
-            "coding_length": -value * (count + dim) / (2 * inverse),
-        }
-        if self.log == "taylor":
-            parts["taylor_radius"] = radius
-        return parts
+        return {"coding_length": -value * (rows + dim) / (2 * self.inverse_lambda(rows, dim))}
 
-    @torch.no_grad()
-    def _terms(self, pairs: list[tuple[Tensor, Tensor]], log: Logarithm, inverse: float) -> list[PairTerms]:
-        weights = Weights(cross=inverse / len(pairs[0][0]) / 2)
-        with full_precision(pairs[0][0]):
-            return [pair_terms(P, Z, 1 / inverse, log, weights, self.form) for P, Z in pairs]
-
-    def _checked_radius(
-        self, rows: list[Tensor], terms: list[PairTerms], log: Logarithm, radius: Tensor
-    ) -> float:
-        """Refuse what cannot be trained on, and read the bound on the radius."""
-        no_log_det = NegativeDeterminantError(
-            f"{type(self).__name__}: det(I + λ PᵀZ) is not positive, so its logarithm does not exist: student and "
-            f"teacher point opposite ways; use a larger distortion (now {self.distortion:g}) or log='taylor'"
+    def _remedies(self) -> tuple[str, str]:
+        return (
+            f"Use a larger distortion (now {self.distortion:g}) or a longer or higher warm-up",
+            "det(I + λ PᵀZ) is not positive, so its logarithm does not exist: student and teacher point opposite ways; use "
+            f"a larger distortion (now {self.distortion:g}) or log='taylor'",
         )
-        (bound,) = checked_numbers(
-            type(self).__name__,
-            _NAMES,
-            rows,
-            terms[0].value + terms[1].value,
-            [radius],
-            otherwise=no_log_det if isinstance(log, ExactLog) else None,
-        )
-        return bound
-
-    def _must_be_exact(self, pairs: list[tuple[Tensor, Tensor]], inverse: float) -> bool:
-        suspects = [
-            (f"λ PᵀZ of pair {number}", partial(measured_radius, P, Z, 1 / inverse, 0.0))
-            for number, (P, Z) in enumerate(pairs, 1)
-        ]
-        remedy = f"Use a larger distortion (now {self.distortion:g}) or a longer or higher warm-up"
-        return must_be_exact(type(self).__name__, suspects, self.on_divergence, remedy)
 
 
 def mec_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, **options: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Encoders by name, projector and predictor, the averaged teacher, and the files a trained encoder is kept in."""
 
-from mce_llm.vision.models.backbone_files import BackboneFileError, load_backbone, save_backbone
+from mce_llm.vision.models.backbone_files import TEACHER, BackboneFileError, load_backbone, save_backbone
 from mce_llm.vision.models.backbones import (
     BackboneError,
     BackboneSpec,
@@ -13,6 +13,7 @@ from mce_llm.vision.models.sync_norm import ProcessBatchNorm, synchronise_norms
 from mce_llm.vision.models.teacher import MomentumTeacher
 
 __all__ = [
+    "TEACHER",
     "BackboneError",
     "BackboneFileError",
     "BackboneSpec",

@@ -7,7 +7,6 @@ Other formats are written by the export.
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mce_llm.errors import MceLlmError
+from mce_llm.running.files import whole_file
 from mce_llm.running.messages import cause
 from mce_llm.vision.models.backbones import BackboneError, BackboneSpec, build_backbone, feature_dim
 
 WEIGHTS = "backbone.safetensors"
 FACTS = "backbone.json"
+TEACHER = "teacher"
+"""The folder below a run's, where the averaged teacher's encoder is."""
 _FORMAT = 1
 
 
@@ -34,7 +36,7 @@ class BackboneFileError(MceLlmError, RuntimeError):
 def save_backbone(
     module: nn.Module, spec: BackboneSpec, folder: Path | str, facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the weights and what they are of, each in one move; the JSON last, so it never speaks of other weights.
+    """Write the weights and their description, each in one move; the JSON last, so it never describes other weights.
 
     Args:
         module: What `build_backbone(spec)` gave, trained or not.
@@ -43,7 +45,6 @@ def save_backbone(
         facts: What else to note: image_size, mean, std, method, epochs.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     note = {
         "format": _FORMAT,
@@ -53,19 +54,9 @@ def save_backbone(
         "feature_dim": feature_dim(module, int((facts or {}).get("image_size", 64))),
         **(facts or {}),
     }
-    parts = [(folder / WEIGHTS, folder / f".{WEIGHTS}.part"), (folder / FACTS, folder / f".{FACTS}.part")]
-    try:
-        save_file(weights, parts[0][1], metadata={"format": "pt"})
-        parts[1][1].write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        # safetensors makes files that their owner alone may read; these are to be as readable as the others.
-        parts[0][1].chmod(parts[1][1].stat().st_mode)
-        for path, beside in parts:
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-    finally:
-        for _, beside in parts:
-            beside.unlink(missing_ok=True)
+    with whole_file(folder / FACTS) as description, whole_file(folder / WEIGHTS) as tensors:
+        description.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        save_file(weights, tensors, metadata={"format": "pt"})
 
 
 def load_backbone(folder: Path | str) -> tuple[nn.Module, BackboneSpec, dict[str, Any]]:
@@ -119,6 +110,24 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source:
         BackboneFileError: Names or shapes differ; the message lists the first of each kind.
     """
     own = module.state_dict()
+    if problem := misfit(own, weights, "encoder"):
+        raise BackboneFileError(f"{source} does not fit the encoder: {problem}")
+    ordered = OrderedDict(weights)
+    ordered._metadata = own._metadata  # type: ignore[attr-defined] # versions of layers, which files do not keep
+    module.load_state_dict(ordered)
+
+
+def misfit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], what: str) -> str:
+    """Say how weights differ from those of a module.
+
+    Args:
+        own: The module's state dict.
+        weights: What is to be loaded into it.
+        what: The module, for the message.
+
+    Returns:
+        How many are missing, too many, or of another shape, with the first names of each; empty where they fit.
+    """
     missing = sorted(own.keys() - weights.keys())
     extra = sorted(weights.keys() - own.keys())
     other = [
@@ -126,13 +135,8 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source:
         for name in sorted(own.keys() & weights.keys())
         if weights[name].shape != own[name].shape
     ]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for names, what in ((missing, "missing"), (extra, "not of this encoder"), (other, "of another shape"))
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for names, kind in ((missing, "missing"), (extra, f"not of this {what}"), (other, "of another shape"))
         if names
-    ]
-    if problems:
-        raise BackboneFileError(f"{source} does not fit the encoder: {'; '.join(problems)}")
-    ordered = OrderedDict(weights)
-    ordered._metadata = own._metadata  # type: ignore[attr-defined] # versions of layers, which files do not keep
-    module.load_state_dict(ordered)
+    )

@@ -17,10 +17,8 @@ from torch import nn
 from mce_llm.running.processes import say
 from mce_llm.running.settings import mapping_of, raise_all
 from mce_llm.vision.data import DataSettings
-from mce_llm.vision.models import BackboneSpec, build_backbone, load_backbone
+from mce_llm.vision.models import TEACHER, BackboneSpec, build_backbone, load_backbone
 from mce_llm.vision.models.backbones import STEMS
-
-_TEACHER = "teacher"
 
 
 @dataclass
@@ -125,7 +123,7 @@ def open_encoder(settings: EncoderSettings, seed: int) -> Encoder:
     if settings.encoder is not None:
         folder = Path(settings.encoder).expanduser()
         if settings.use_teacher:
-            folder /= _TEACHER
+            folder /= TEACHER
         module, spec, facts = load_backbone(folder)
         say(f"encoder: {spec.name} from {folder}" + _training_of(facts))
         return Encoder(module.eval(), spec, {"kind": "pretrained", "folder": str(folder), **facts})

@@ -7,15 +7,15 @@ each epoch and reports the best; that is a choice on the test images, and flatte
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
+from mce_llm.running.files import whole_file
 from mce_llm.running.processes import say
 from mce_llm.vision.data import DataSettings, ImageDataError, ImageSource, balanced_indices
 from mce_llm.vision.probing.accuracy import rank_of_label
@@ -245,12 +245,8 @@ def write_classifier(tensors: Mapping[str, Tensor], classes: list[str], folder: 
     """
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"format": "pt", "classes": json.dumps(classes, ensure_ascii=False)}
-    beside = folder / f".{CLASSIFIER}.part"
-    try:
-        beside.write_bytes(save(whole, metadata=metadata))
-        os.replace(beside, folder / CLASSIFIER)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(folder / CLASSIFIER) as beside:
+        save_file(whole, beside, metadata=metadata)
 
 
 def _accuracies(heads: ParallelHeads, features: Tensor, labels: Tensor) -> list[float | None]:

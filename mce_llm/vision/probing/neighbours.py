@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mce_llm.errors import MceLlmError
 from mce_llm.matrix.precision import full_precision
+from mce_llm.running.settings import raise_all
 from mce_llm.vision.probing.accuracy import rank_of_label
 
 QUERY_ROWS = 1024  # similarities of so many queries to the whole bank exist at once
@@ -53,7 +54,7 @@ def neighbour_votes(
     Args:
         cosines: (Q, k), the greatest first.
         neighbour_labels: (Q, k) int64.
-        temperature: τ; 0.1 here as in DESIGN, 0.07 in the paper.
+        temperature: τ; 0.07 in the paper, 0.1 by default in the scripts.
         num_classes: C.
 
     Returns:
@@ -227,5 +228,4 @@ def _check(
         problems.append(
             f"training and test features have different widths: {tuple(train_features.shape)}, {tuple(test_features.shape)}"
         )
-    if problems:
-        raise NeighbourError("; ".join(problems))
+    raise_all(problems, NeighbourError)

@@ -1,4 +1,4 @@
-"""Which training images keep their labels: lists of file names as SimCLR published them, or a balanced choice of our own.
+"""Which training images keep their labels: lists of file names as SimCLR published them, or a balanced random choice.
 
 SimCLR's lists for ImageNet are imagenet_subsets/1percent.txt and 10percent.txt of github.com/google-research/simclr.
 """
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mce_llm.errors import MceLlmError
+from mce_llm.running.files import write_text
 from mce_llm.vision.data import ImageSource, balanced_indices
 
 _SHOWN = 5
@@ -101,7 +102,7 @@ def write_subset(path: Path, source: ImageSource, indices: Sequence[int]) -> Non
         indices: Which of them.
     """
     names = source.names
-    path.write_text("".join(f"{names[index]}\n" for index in indices), encoding="utf-8")
+    write_text(path, "".join(f"{names[index]}\n" for index in indices))
 
 
 def _forms(name: str) -> list[str]:

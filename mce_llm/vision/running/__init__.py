@@ -4,7 +4,7 @@ from mce_llm.running.folder import CheckpointError, OutputError
 from mce_llm.running.launching import run_script
 from mce_llm.vision.running.checkpoint import load_checkpoint, save_checkpoint
 from mce_llm.vision.running.folder import RunFolder, RunSettings, open_run
-from mce_llm.vision.running.launching import leave_if_asked, stop_agreed
+from mce_llm.vision.running.launching import images_per_process, leave_if_asked, stop_agreed
 from mce_llm.vision.running.progress import progress_bar
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "OutputError",
     "RunFolder",
     "RunSettings",
+    "images_per_process",
     "leave_if_asked",
     "load_checkpoint",
     "open_run",

@@ -35,7 +35,9 @@ CHECKPOINT = "checkpoint.pt"
 SUMMARY = "summary.json"
 _PRECISIONS = ("no", "bf16", "fp16")
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate")
-_JOURNALS = ("metrics.jsonl", "spectra.jsonl", "tensorboard")
+METRICS = "metrics.jsonl"
+SPECTRA = "spectra.jsonl"
+_JOURNALS = (METRICS, SPECTRA, "tensorboard")
 _OURS = (SUMMARY, CHECKPOINT, RECIPE, VERSIONS, *_JOURNALS)
 _PLACE_ONLY = ("num_workers", "data_dir", "cpu")  # beside those of every run
 
@@ -92,7 +94,7 @@ class RunFolder:
         self.settings = settings
         self.accelerator = accelerator
         self.checkpoint = checkpoint
-        self._steps = StepLog(self.path / "metrics.jsonl")
+        self._steps = StepLog(self.path / METRICS)
         self._begun = time.monotonic()
 
     @property
@@ -134,12 +136,11 @@ class RunFolder:
         if (board := self.__dict__.pop("_board", None)) is not None:
             board.close()
 
-    def finish(self, summary: Mapping[str, Any], *, keep_checkpoint: bool = False) -> None:
-        """Write summary.json, in one move and last; the checkpoint, which is of no more use, goes after it.
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, in one move and last; then remove the checkpoint, which is of no more use.
 
         Args:
             summary: The results.
-            keep_checkpoint: Leave the training state there.
         """
         self.accelerator.wait_for_everyone()
         if PartialState().is_main_process:
@@ -152,8 +153,7 @@ class RunFolder:
                 "seconds": round(time.monotonic() - self._begun, 1),
             }
             write_json(self.path / SUMMARY, note)
-            if not keep_checkpoint:
-                self.checkpoint_file.unlink(missing_ok=True)
+            self.checkpoint_file.unlink(missing_ok=True)
             release_folder(self.path)
         say(f"wrote {self.path / SUMMARY}")
         self.accelerator.wait_for_everyone()

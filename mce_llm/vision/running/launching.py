@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
+from mce_llm.running.installation import named_file
 from mce_llm.running.messages import cause
 from mce_llm.running.preemption import PreemptedError, reason, requested
 from mce_llm.running.processes import LaunchError, check_processes
@@ -48,9 +49,30 @@ def make_accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
     if accelerator.distributed_type not in _WHOLE:
         raise LaunchError(
             f"{accelerator.distributed_type.value} shards models, which the encoders here need not be; launch with "
-            "recipes/accelerate/ddp.yaml (cpu.yaml without an accelerator)"
+            f"{named_file('recipes/accelerate/ddp.yaml')} (cpu.yaml without an accelerator)"
         )
     return accelerator
+
+
+def images_per_process(batch_size: int, num_processes: int) -> int:
+    """Deal the images of a step out to the processes.
+
+    Args:
+        batch_size: Images of a step, over all processes.
+        num_processes: How many there are.
+
+    Returns:
+        Images of each process.
+
+    Raises:
+        ConfigurationError: They cannot be dealt out evenly.
+    """
+    if batch_size % num_processes:
+        raise ConfigurationError(
+            f"batch_size {batch_size} cannot be dealt out evenly to {num_processes} processes; "
+            f"{batch_size // num_processes * num_processes or num_processes} can"
+        )
+    return batch_size // num_processes
 
 
 def stop_agreed() -> bool:

@@ -1,4 +1,4 @@
-"""How much room features use: the spectrum of a set of features, and three numbers that tell of collapse.
+"""How many directions features use: the spectrum of a set of features, and three measures of dimensional collapse.
 
 Pure functions of tensors. Which features are looked at, and when, is the training loop's matter.
 """

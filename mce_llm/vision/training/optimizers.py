@@ -13,6 +13,7 @@ from torch import nn
 
 from mce_llm.errors import MceLlmError
 from mce_llm.running.messages import nearest_hint
+from mce_llm.running.settings import raise_all
 
 OPTIMIZERS = ("sgd", "lars")
 TRUST_COEFFICIENT = 0.001  # η of the LARS paper
@@ -102,8 +103,7 @@ def build_optimizer(
         problems.append(f"momentum must be in [0, 1), got {momentum}; 0.9 is the usual choice")
     if not 0 <= weight_decay < float("inf"):
         problems.append(f"weight decay must be at least 0 and finite, got {weight_decay}")
-    if problems:
-        raise OptimizerError("; ".join(problems))
+    raise_all(problems, OptimizerError)
     lars = name == "lars"
     groups = parameter_groups(module, weight_decay, lars=lars)
     if not lars:  # one group, its order that of the module

@@ -8,6 +8,7 @@ from mce_llm.running.messages import nearest_hint
 from mce_llm.running.settings import mapping_of, raise_all
 from mce_llm.vision.models import BackboneError, BackboneSpec
 from mce_llm.vision.training.method import METHODS
+from mce_llm.vision.training.optimizers import OPTIMIZERS
 
 # What a run that goes on must not change: its weights, its optimizer's state or its order of images would not fit.
 FIXED = (
@@ -116,8 +117,8 @@ class PretrainSettings:
             self.spec = BackboneSpec(self.backbone, self.stem, self.backbone_arguments)
         except BackboneError as error:
             problems.append(str(error))
-        if self.optimizer not in ("sgd", "lars"):
-            problems.append(f"optimizer must be sgd or lars, got {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            problems.append(f"optimizer must be {' or '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         for name in (
             "embedding_dim",
             "projector_dim",

@@ -13,10 +13,9 @@ from mce_llm.vision.data.sources import balanced_indices
 from mce_llm.vision.probing.features import extract_features
 from mce_llm.vision.probing.neighbours import knn_accuracy
 from mce_llm.vision.running import RunFolder
+from mce_llm.vision.running.folder import SPECTRA
 from mce_llm.vision.training.monitors import spectrum_of
 from mce_llm.vision.training.settings import PretrainSettings
-
-SPECTRA = "spectra.jsonl"
 
 
 class Watcher:

@@ -3,12 +3,14 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from mce_llm.vision.coco import CocoDataError, EvaluationImages, TrainingImages, read_annotations
+from mce_llm.vision.coco import CocoDataError, CocoImage, EvaluationImages, TrainingImages, read_annotations
 from mce_llm.vision.coco.batches import evaluation_loader
-from mce_llm.vision.coco.dataset import scaled_size
+from mce_llm.vision.coco.dataset import read_image, scaled_size
 
 
 @pytest.fixture
@@ -77,6 +79,39 @@ def test_evaluation_images_come_at_one_size(annotations):
     assert tuple(image.shape) == (3, 110, 82)  # 64 × 48: the long side limits
 
 
+def sixteen_bit(levels):
+    return Image.fromarray(levels.astype(np.uint16) * 257)
+
+
+def palette(levels):
+    """Every grey level an index; two of them transparent, which Pillow warns about when it converts them to RGB."""
+    image = Image.fromarray(levels).convert("RGB").quantize(256)
+    image.info["transparency"] = bytes([0, 128, *[255] * 254])
+    return image
+
+
+@pytest.mark.parametrize("made", [Image.fromarray, sixteen_bit, palette])
+def test_grey_and_palette_images_of_any_depth_are_read(made, tmp_path):
+    levels = (np.arange(16 * 12) % 200).astype(np.uint8).reshape(12, 16)
+    made(levels).save(tmp_path / "x.png")
+    found = read_image(CocoImage(1, tmp_path / "x.png", 12, 16))
+    assert torch.equal(found, torch.from_numpy(levels).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_pixels_are_those_that_annotations_refer_to(suffix, tmp_path):
+    """As Pillow decodes them, bit for bit, and not turned: boxes and masks are of the stored pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(noise).save(tmp_path / f"x{suffix}", exif=exif)
+    with Image.open(tmp_path / f"x{suffix}") as image:
+        stored = np.array(image.convert("RGB"))
+    assert stored.shape == (20, 28, 3)
+    found = read_image(CocoImage(1, tmp_path / f"x{suffix}", 20, 28))
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), stored)
+
+
 @pytest.mark.parametrize(
     ("size", "short", "longest", "expected"),
     [
@@ -100,7 +135,7 @@ def test_files_that_do_not_fit_their_annotation(hard_set, tmp_path):
     images = images_of(read_annotations(path, hard_set.folder))
     with pytest.raises(CocoDataError, match=r"has 40 × 60 pixels, but its annotation says 41 × 60"):
         images[0, 3]
-    with pytest.raises(CocoDataError, match=r"text\.png cannot be decoded"):
+    with pytest.raises(CocoDataError, match=r"text\.png is no image that can be decoded"):
         images[0, 4]
 
 

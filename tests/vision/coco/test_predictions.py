@@ -11,7 +11,7 @@ from mce_llm.vision.coco import (
     evaluate_detections,
     read_annotations,
 )
-from mce_llm.vision.coco import predictions as room
+from mce_llm.vision.coco import predictions as predictions_module
 from mce_llm.vision.coco.batches import evaluation_loader
 from mce_llm.vision.coco.predictions import gather_results, predict
 
@@ -106,7 +106,7 @@ def test_detect_gives_masks_of_the_whole_image():
 
 def test_results_of_all_processes_are_put_in_order(monkeypatch):
     parts = [([{"image_id": 4, "n": 0}, {"image_id": 9, "n": 1}], [0, 2]), ([{"image_id": 7, "n": 2}], [1])]
-    monkeypatch.setattr(room, "gather", lambda value: parts)
+    monkeypatch.setattr(predictions_module, "gather", lambda value: parts)
     assert [r["n"] for r in gather_results(*parts[0], 3)] == [0, 2, 1]
 
 
@@ -118,6 +118,6 @@ def test_results_of_all_processes_are_put_in_order(monkeypatch):
     ],
 )
 def test_lost_and_doubled_images_are_noticed(monkeypatch, shares, pattern):
-    monkeypatch.setattr(room, "gather", lambda value: [([], share) for share in shares])
+    monkeypatch.setattr(predictions_module, "gather", lambda value: [([], share) for share in shares])
     with pytest.raises(CocoEvaluationError, match=pattern):
         gather_results([], [], 3)

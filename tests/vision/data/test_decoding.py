@@ -5,6 +5,7 @@ from PIL import Image
 
 from mce_llm.vision.data import CorruptImageError
 from mce_llm.vision.data.decoding import decode_bytes, read_image
+from mce_llm.vision.data.folders import FolderImages
 
 
 def pixels(path):
@@ -56,6 +57,26 @@ def test_a_camera_s_orientation_is_applied(suffix, draw, tmp_path):
     found = pixels(tmp_path / f"x{suffix}")
     assert found.shape == (24, 16, 3)
     assert np.abs(found - upright).mean() < 5
+    with Image.open(tmp_path / f"x{suffix}") as opened:
+        stored = np.array(opened.convert("RGB"))
+    as_stored = read_image(tmp_path / f"x{suffix}", upright=False)
+    assert np.array_equal(as_stored.permute(1, 2, 0).numpy(), stored)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16"])
+def test_a_folder_of_images_reads_them_too(mode, tmp_path):
+    levels = (np.arange(16 * 12) % 200).astype(np.uint8).reshape(12, 16)
+    image = (
+        Image.fromarray(levels.astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(levels).convert(mode)
+    )
+    assert image.mode == mode
+    (tmp_path / "class").mkdir()
+    image.save(tmp_path / "class" / "x.png")
+    found, label = FolderImages(tmp_path, "grey")[0]
+    assert label == 0
+    assert torch.equal(found, torch.from_numpy(levels).expand(3, -1, -1))
 
 
 def test_pixels_lie_as_torch_resizes_them_fastest(draw, tmp_path):

@@ -39,7 +39,7 @@ def pixels(figure):
 
 
 def normalise(image):
-    """uint8 to a view as the data room makes it."""
+    """uint8 to a view as `vision.data` makes it."""
     shift, scale = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     return (image.float() / 255 - shift) / scale
 

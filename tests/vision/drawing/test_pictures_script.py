@@ -101,6 +101,14 @@ def test_the_command_line_is_over_the_recipe_and_the_recipe_over_defaults(run_fo
     assert parsed.settings.destination == run_folder / "pictures"  # not the recipe's output_dir
 
 
+def test_a_file_of_settings_stands_between_the_run_s_recipe_and_the_command_line(run_folder, tmp_path):
+    config = tmp_path / "pictures.yaml"
+    config.write_text(f"run: {run_folder}\nlimit: 21\neval_limit: 31\n")
+    parsed = parse_pictures(["--config", str(config), "--eval_limit=32"])
+    assert (parsed.data.image_size, parsed.data.limit, parsed.data.eval_limit) == (16, 21, 32)
+    assert parsed.given["image_size"] == 16
+
+
 def test_what_a_run_has_not_is_left_out_or_refused(run_folder, tmp_path, capsys):
     (run_folder / "recipe.yaml").unlink()
     (run_folder / "spectra.jsonl").unlink()
@@ -121,7 +129,7 @@ ERRORS = {
     "no folder": (["--run", "/nowhere"], "run '/nowhere' is no folder"),
     "no run": ([], "run"),
     "what": (["--run", "{run}", "--what", "spectra"], r"did you mean 'spectrum'\?"),
-    "config": (["--run", "{run}", "--config", "x.yaml"], "the run's own recipe.yaml"),
+    "config": (["--run", "{run}", "--config", "x.yaml"], "no configuration file 'x.yaml'"),
     "numbers": (["--run", "{run}", "--images", "0", "--feature_images", "2"], "feature_images must be at least 3"),
     "unknown": (["--run", "{run}", "--dataste", "shapes"], r"did you mean 'dataset'\?"),
     "nothing": (["--run", "{tmp}"], "has nothing to draw"),

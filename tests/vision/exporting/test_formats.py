@@ -31,8 +31,9 @@ from mce_llm.vision.exporting import (
     transformers_format,
     write_export,
 )
+from mce_llm.vision.exporting.card import model_card
 from mce_llm.vision.exporting.checking import TOLERANCE, check, deviations
-from mce_llm.vision.exporting.encoder import outputs_of
+from mce_llm.vision.exporting.encoder import Encoder, outputs_of
 
 NARROW = {"channels": [8, 16, 32, 64]}
 NARROW_BOTTLENECK = ("timm/resnet26", NARROW)
@@ -270,6 +271,15 @@ def test_record_and_card_say_what_was_done(narrow, tmp_path):
         assert text in card
     modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
     assert len(modes) == 1
+
+
+def test_a_method_in_words_leaves_the_card_s_metadata_readable(narrow):
+    method = "MoCo v2: 800 epochs, # of GPUs 8"
+    encoder = Encoder(narrow.module, narrow.spec, {**narrow.facts, "method": method})
+    card = model_card(encoder, format_by_name("timm"), {"features": 0.0}, {}, None)
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["tags"][-1] == method
+    assert "license" not in front
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ def test_processes_that_normalise_alone_are_not_one(tmp_path):
 def test_a_batch_that_cannot_be_dealt_out(tmp_path):
     done = launched(linear_probe, words(PROBE, tmp_path, batch_size=21))
     assert done.returncode != 0
-    assert "batch_size is over all processes, and 21 cannot be dealt out evenly to 2" in done.stderr
+    assert "batch_size 21 cannot be dealt out evenly to 2 processes; 20 can" in done.stderr
 
 
 @pytest.mark.parametrize("module", [knn, linear_probe, semi_supervised])
