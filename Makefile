@@ -2,13 +2,14 @@
 # make study-demo   the whole study in small: 3 seeds x 2 losses, evaluated, compared, a page to look at
 # make vision-demo   pretrain a small encoder on generated shapes, probe it, draw what happened
 # make test   install what is missing, then linters, type checker and tests
+# make test-ci   a core of the slow tests, and those that need more than `make test` installs: DeepSpeed, lm-eval, Chromium
 # make test-slow   heavy trials: every engine against one process, kill trials, launches
 # make docs   guides and API reference in build/docs/index.html; fails on a broken link or reference
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo study-demo vision-demo test test-slow docs lint typecheck format clean
+.PHONY: demo study-demo vision-demo test test-ci test-slow browser docs lint typecheck format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
@@ -24,6 +25,9 @@ vision-demo: $(VENV)/.installed-vision
 test: lint typecheck
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
+test-ci: $(VENV)/.installed-slow browser
+	$(BIN)/python -m pytest -m ci -n 2 --dist loadscope --no-loadscope-reorder
+
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
 
@@ -38,6 +42,16 @@ lint: $(VENV)/.installed-dev
 
 typecheck: $(VENV)/.installed-dev
 	$(BIN)/mypy mce_llm recipes eval vision benchmarks
+
+# The report is looked at in a browser, which pip has not. Where it cannot be installed its tests say so and are skipped.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done > /dev/null; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium \
+			> /dev/null || echo "Chromium could not be installed"; \
+	else \
+		echo "Chromium is not installed, and only root can do that, with apt-get"; \
+	fi
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

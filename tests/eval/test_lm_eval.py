@@ -22,6 +22,8 @@ from mce_llm.eval.answers import extract_answer, is_correct
 from mce_llm.eval.lm_eval_tasks import task_folder
 from mce_llm.eval.metric import load_metric
 
+pytestmark = pytest.mark.ci
+
 MATH_RECORDS = [
     {"problem": f"What is ${n}/2$?", "solution": rf"It is $\boxed{{\frac{{{n}}}{{2}}}}$."}
     for n in range(1, 6)

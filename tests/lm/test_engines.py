@@ -71,8 +71,13 @@ def compare(engine, got, expected, runs):
         assert of_change < CHANGE, name
 
 
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+HEAVY = [pytest.param(engine, marks=[pytest.mark.slow, pytest.mark.ci]) for engine in ENGINES[1:]]
+
+
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=pytest.mark.ci), *HEAVY])
 def test_two_processes_are_one(tmp_path, engine, one_process):
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed")
     runs = few(rows=2)
     compare(engine, run_engine(tmp_path, engine, 2, runs), one_process(few(rows=4)), runs)
 

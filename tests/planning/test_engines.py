@@ -93,6 +93,7 @@ if int(os.environ["RANK"]) == 0:
 """
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_partitions_are_those_of_deepspeed(stage, tmp_path, run_of):

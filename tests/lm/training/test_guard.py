@@ -150,7 +150,7 @@ def test_two_processes_stop_and_skip_together(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2", pytest.param("zero3", marks=pytest.mark.ci)])
 def test_every_engine_stops_and_skips(tmp_path, engine):
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed")

@@ -23,6 +23,7 @@ def run(folder, state_dict_type, **more):
     return {"arguments": arguments, "state_dict_type": state_dict_type, **more}
 
 
+@pytest.mark.ci
 @pytest.mark.slow
 @pytest.mark.parametrize("state_dict_type", ["FULL_STATE_DICT", "SHARDED_STATE_DICT"])
 def test_goes_on_as_if_nothing_had_happened(tmp_path, state_dict_type):

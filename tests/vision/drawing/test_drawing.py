@@ -189,6 +189,7 @@ def test_tsne_without_scikit_learn_says_so(monkeypatch):
         tsne(torch.zeros(5, 3))
 
 
+@pytest.mark.ci
 def test_tsne_separates_clusters():
     pytest.importorskip("sklearn")
     generator = torch.Generator().manual_seed(0)

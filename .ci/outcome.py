@@ -1,0 +1,68 @@
+"""What several runs of pytest skipped, each reason with its tests, and one line for each run.
+
+    python3 .ci/outcome.py FIRST.xml SECOND.xml
+
+The files are what `pytest --junitxml` writes. A test that one run skipped and another ran is not listed. Exit code 1 where
+a file is missing, or has a failure or no test at all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+RAN, SKIPPED, FAILED = "ran", "skipped", "failed"
+
+
+def outcomes(path: Path) -> dict[str, tuple[str, str]]:
+    """Read a file: test → (outcome, reason); a module that is skipped as a whole counts as one test."""
+    found = {}
+    for case in ElementTree.parse(path).iter("testcase"):
+        name = ".".join(filter(None, (case.get("classname"), case.get("name"))))
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            found[name] = (FAILED, "")
+        elif skipped is not None:
+            found[name] = (SKIPPED, skipped.get("message") or "")
+        else:
+            found[name] = (RAN, "")
+    return found
+
+
+def still_skipped(runs: list[dict[str, tuple[str, str]]]) -> dict[str, list[str]]:
+    """Reason → the tests that no run has run."""
+    ran = {name for run in runs for name, (outcome, _) in run.items() if outcome != SKIPPED}
+    reasons: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for name, (outcome, reason) in run.items():
+            # Of a module that was skipped as a whole, another run has run some tests.
+            if outcome == SKIPPED and not any(test == name or test.startswith(f"{name}.") for test in ran):
+                reasons[" ".join(reason.split())].add(name)
+    return {reason: sorted(names) for reason, names in sorted(reasons.items())}
+
+
+def main(paths: list[Path]) -> int:
+    """Print the list; returns the exit code."""
+    runs, failed = [], False
+    for path in paths:
+        if not path.is_file():
+            print(f"{path} is missing: that run did not come as far as its tests")
+            failed = True
+            continue
+        runs.append(outcomes(path))
+    print("\nskipped, by reason:")
+    for reason, names in still_skipped(runs).items():
+        print(f"  {reason}")
+        for name in names:
+            print(f"    {name}")
+    for path, run in zip([path for path in paths if path.is_file()], runs, strict=True):
+        counts = {kind: sum(outcome == kind for outcome, _ in run.values()) for kind in (RAN, SKIPPED, FAILED)}
+        print(f"{path.stem}: {counts[RAN]} passed, {counts[SKIPPED]} skipped, {counts[FAILED]} failed")
+        failed |= counts[FAILED] > 0 or counts[RAN] == 0
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main([Path(argument) for argument in sys.argv[1:]]))
