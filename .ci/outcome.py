@@ -58,7 +58,9 @@ def main(paths: list[Path]) -> int:
         for name in names:
             print(f"    {name}")
     for path, run in zip([path for path in paths if path.is_file()], runs, strict=True):
-        counts = {kind: sum(outcome == kind for outcome, _ in run.values()) for kind in (RAN, SKIPPED, FAILED)}
+        counts = {
+            kind: sum(outcome == kind for outcome, _ in run.values()) for kind in (RAN, SKIPPED, FAILED)
+        }
         print(f"{path.stem}: {counts[RAN]} passed, {counts[SKIPPED]} skipped, {counts[FAILED]} failed")
         failed |= counts[FAILED] > 0 or counts[RAN] == 0
     return int(failed)
