@@ -6,9 +6,10 @@ A run that goes on from a checkpoint takes back what was written after it, so th
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from mce_llm.running.files import write_text
 
 
 class StepLog:
@@ -33,10 +34,7 @@ class StepLog:
         if not kept:
             self.path.unlink()
             return
-        # Beside it and then in its place: a run that is killed here loses nothing.
-        beside = self.path.with_name(self.path.name + ".part")
-        beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(beside, self.path)
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
     def append(self, step: int, record: dict[str, Any]) -> None:
         """Add one line."""

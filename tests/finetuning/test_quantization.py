@@ -48,7 +48,7 @@ def quantized_settings(folder, bits, **changed):
 
 def test_without_bitsandbytes(folder, tokenizer, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(ModelSourceError, match=r"4bit needs bitsandbytes: pip install 'mce-llm\[qlora\]'"):
+    with pytest.raises(ModelSourceError, match=r"4bit needs bitsandbytes: pip install -e .*\[qlora\]'"):
         check_adapters(quantized_settings(folder, "4bit"), tokenizer)
 
 
