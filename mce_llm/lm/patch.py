@@ -340,7 +340,9 @@ def patch_model(
 ) -> MatrixLossPatch:
     """Make `model(input_ids, labels=…)` return L_CE + λ·MCE; without labels the model behaves as before.
 
-    Patch before the model is wrapped by an engine or by `Trainer`.
+    Patch before the model is wrapped by an engine or by `Trainer`. A forward that was set on the instance before is
+    called inside the patch; a model with accelerate's hooks (`device_map`) may be patched before or after it is
+    dispatched, but offloaded parameters have to be frozen.
 
     Args:
         model: A Hugging Face causal language model, or a `peft` model around one.
