@@ -164,7 +164,7 @@ def launched(module, arguments):
     command += [
         "--config_file",
         "recipes/accelerate/cpu.yaml",
-        f"vision/{module.__name__.rpartition('.')[2]}.py",
+        module.__file__,
     ]
     return subprocess.run(
         [*command, *arguments],
