@@ -25,7 +25,10 @@ def outcomes(path: Path) -> dict[str, tuple[str, str]]:
         if case.find("failure") is not None or case.find("error") is not None:
             found[name] = (FAILED, "")
         elif skipped is not None:
-            found[name] = (SKIPPED, skipped.get("message") or "")
+            # Of a whole module the message says nothing; the text is ('FILE', LINE, "Skipped: REASON").
+            whole = skipped.get("message") == "collection skipped"
+            text = (skipped.text or "").partition("Skipped: ")[2].rstrip("\"')")
+            found[name] = (SKIPPED, text if whole else skipped.get("message") or "")
         else:
             found[name] = (RAN, "")
     return found
@@ -58,7 +61,9 @@ def main(paths: list[Path]) -> int:
         for name in names:
             print(f"    {name}")
     for path, run in zip([path for path in paths if path.is_file()], runs, strict=True):
-        counts = {kind: sum(outcome == kind for outcome, _ in run.values()) for kind in (RAN, SKIPPED, FAILED)}
+        counts = {
+            kind: sum(outcome == kind for outcome, _ in run.values()) for kind in (RAN, SKIPPED, FAILED)
+        }
         print(f"{path.stem}: {counts[RAN]} passed, {counts[SKIPPED]} skipped, {counts[FAILED]} failed")
         failed |= counts[FAILED] > 0 or counts[RAN] == 0
     return int(failed)
