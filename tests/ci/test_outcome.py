@@ -1,5 +1,6 @@
 """What continuous integration says at its end, from files that pytest itself has written."""
 
+import os
 import subprocess
 import sys
 
@@ -41,7 +42,10 @@ def run(tmp_path):
             f"--junitxml={result}",
             folder,
         ]
-        subprocess.run([*command, "-p", "no:cacheprovider"], cwd=folder, capture_output=True, check=False)
+        # What this run of pytest was told is not for that one.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        command += ["-p", "no:cacheprovider"]
+        subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
         return result
 
     return call
