@@ -25,7 +25,10 @@ def outcomes(path: Path) -> dict[str, tuple[str, str]]:
         if case.find("failure") is not None or case.find("error") is not None:
             found[name] = (FAILED, "")
         elif skipped is not None:
-            found[name] = (SKIPPED, skipped.get("message") or "")
+            # Of a whole module the message says nothing; the text is ('FILE', LINE, "Skipped: REASON").
+            whole = skipped.get("message") == "collection skipped"
+            text = (skipped.text or "").partition("Skipped: ")[2].rstrip("\"')")
+            found[name] = (SKIPPED, text if whole else skipped.get("message") or "")
         else:
             found[name] = (RAN, "")
     return found
