@@ -131,7 +131,7 @@ def hold_folder(
         ) from None
     except OSError as problem:
         raise error(
-            f"cannot hold {folder} for this run: {problem.strerror or problem} ({folder / LOCK}); choose another output "
+            f"cannot write to {folder}: {problem.strerror or problem} ({folder / LOCK}); choose another output "
             "directory"
         ) from problem
     if file is None:

@@ -9,6 +9,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from accelerate.state import AcceleratorState
 from peft.utils.other import ModulesToSaveWrapper
 from torch.optim.swa_utils import AveragedModel
 
@@ -173,6 +174,15 @@ def test_hooks_of_accelerate_run_and_come_off_in_any_order(on, order, off):
     assert not any("_matrix_loss" in name for name in {*model.__dict__, *model.lm_head.__dict__})
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """A process has one AcceleratorState; the one that other tests have left may be of another precision."""
+    AcceleratorState._reset_state(reset_partial_state=False)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=False)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_mixed_precision_of_accelerate_is_unwrapped_to_the_patch():
     model, batch = make_model(), make_batch()
     patch = patch_model(model, CONFIG)

@@ -242,7 +242,7 @@ def test_held_as_long_as_a_block_runs(tmp_path):
 
 def test_a_lock_that_cannot_be_written(tmp_path):
     (tmp_path / LOCK).mkdir()
-    with pytest.raises(OutputError, match=rf"cannot hold .*Is a directory .*{LOCK}.*choose another"):
+    with pytest.raises(OutputError, match=rf"cannot write to .*Is a directory .*{LOCK}.*choose another"):
         hold_folder(tmp_path)
 
 
@@ -269,7 +269,7 @@ def test_a_full_disk_is_said(tmp_path):
         check=False,
     )
     first, second = done.stdout.splitlines()
-    assert "cannot hold" in first
+    assert "cannot write to" in first
     assert "File too large" in first
     assert second == "held"
     assert done.stderr == ""
