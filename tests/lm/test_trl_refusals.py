@@ -104,7 +104,7 @@ def test_a_patched_model_in_the_stock_trainer_is_an_error_and_not_plain_cross_en
 @pytest.mark.parametrize(
     ("installed", "message"),
     [
-        (None, r"MatrixSFTTrainer needs TRL, which is not installed: pip install 'mce-llm\[trl\]'"),
+        (None, r"MatrixSFTTrainer needs TRL, which is not installed: pip install -e .*\[trl\]'"),
         ("0.24.0", r"MatrixSFTTrainer needs TRL 1.0 or newer, 0.24.0 is installed: pip install"),
     ],
 )
