@@ -105,6 +105,7 @@ def test_recipes_and_scripts_are_copied(installed):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_a_shipped_recipe_is_examined_launched_evaluated_and_compared(small):
     settings = [
         *("--model_name_or_path", "model", "--dataset", "data.jsonl", "--eval_dataset", "data.jsonl"),
