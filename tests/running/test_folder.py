@@ -97,10 +97,13 @@ def test_a_killed_owner_holds_nothing(tmp_path):
     "child",
     [
         """
+        begun, begin = os.pipe()
         child = os.fork()  # as a worker of a DataLoader is made
         if not child:
             sys.stdout.close()
+            os.write(begin, b"!")
             signal.pause()
+        os.read(begun, 1)
         print(child)
         """,
         """
