@@ -295,7 +295,10 @@ def test_preempted(settings, started, tmp_path, kind):
 
 # Sixty rows are loaded and trained on faster than a busy machine sends a signal.
 MUCH_DATA = """
-import sys, time
+import importlib.util, sys, time
+spec = importlib.util.spec_from_file_location("finetune", sys.argv[1])
+finetune = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(finetune)
 load = finetune.tokenized
 finetune.tokenized = lambda *given: (time.sleep(600), load(*given))[1]
 sys.exit(finetune.run(sys.argv[2:]))
