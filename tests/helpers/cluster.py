@@ -65,14 +65,21 @@ os._exit(1 if worker.wait() else 0)
 """
 WORKER = """
 import json, os, pathlib, signal, sys, time
-rank = sys.argv[sys.argv.index("--machine_rank") + 1] if "--machine_rank" in sys.argv else "0"
+def number(name, otherwise):
+    return int(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else otherwise
+rank, machines = number("--machine_rank", 0), number("--num_machines", 1)
+place = pathlib.Path(os.environ.get("HF_HOME", "."))
 def save(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(0.3)
     print("saved", flush=True)
+    (place / f"saved-{rank}").touch()
+    # As the processes of the recipe, which leave together.
+    while len([*place.glob("saved-*"), *place.glob("fail-*")]) < machines:
+        time.sleep(0.05)
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 print(json.dumps({"words": sys.argv[1:], "environment": dict(os.environ)}), flush=True)
-place = pathlib.Path(os.environ.get("HF_HOME", "."))
 (place / f"up-{rank}").touch()
 while not (place / f"fail-{rank}").exists() and not (place / "finish").exists():
     time.sleep(0.05)
