@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mce_llm.finetuning.adapters import check_adapters, with_lora
 from mce_llm.finetuning.models import load_model
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm import MatrixLossConfig, patch_model
+from mce_llm.running.installation import install_hint
 
 finetune = load_script("recipes/finetune.py")
 main = finetune.main
@@ -48,7 +50,9 @@ def quantized_settings(folder, bits, **changed):
 
 def test_without_bitsandbytes(folder, tokenizer, monkeypatch):
     monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(ModelSourceError, match=r"4bit needs bitsandbytes: pip install -e .*\[qlora\]'"):
+    with pytest.raises(
+        ModelSourceError, match=re.escape(f"4bit needs bitsandbytes: {install_hint('qlora')}")
+    ):
         check_adapters(quantized_settings(folder, "4bit"), tokenizer)
 
 
