@@ -15,9 +15,11 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import set_seed
 
-from mce_llm.data import CompletionCollator
+from mce_llm.data import CompletionCollator, get_prompt
 from mce_llm.finetuning.adapters import check_adapters, with_lora
+from mce_llm.finetuning.checks import check_tokenizer, say_warnings
 from mce_llm.finetuning.configuration import parse_recipe
+from mce_llm.finetuning.ending import add_stop_ids, names_of_ids
 from mce_llm.finetuning.merging import merge_trained
 from mce_llm.finetuning.models import load_model, tokenizer_of, whole_size
 from mce_llm.finetuning.outputs import begin_record, mark_finished, prepare_output, remove_earlier
@@ -48,14 +50,25 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. Tokenizer and data.
     tokenizer = tokenizer_of(model_settings)
+    positions = check_tokenizer(model_settings, tokenizer)
     check_adapters(model_settings, tokenizer, embeddings=training.matrix_embeddings)
     train_rows, train_record = tokenized(
-        tokenizer, data_settings, data_settings.dataset, data_settings.dataset_split, "train"
+        tokenizer,
+        data_settings,
+        data_settings.dataset,
+        data_settings.dataset_split,
+        "train",
+        positions=positions,
     )
     records, eval_rows = [train_record], None
     if data_settings.eval_dataset is not None:
         eval_rows, eval_record = tokenized(
-            tokenizer, data_settings, data_settings.eval_dataset, data_settings.eval_split, "eval"
+            tokenizer,
+            data_settings,
+            data_settings.eval_dataset,
+            data_settings.eval_split,
+            "eval",
+            positions=positions,
         )
         records.append(eval_record)
     elif training.eval_strategy != "no":
@@ -63,6 +76,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # 2. Model, and adapters on it.
     base = load_model(model_settings, tokenizer)
+    if added := add_stop_ids(base, tokenizer, get_prompt(data_settings.prompt)):
+        say(
+            f"answers end in {names_of_ids(tokenizer, added)}: added to generation_config.json, where generation stops"
+        )
     model = with_lora(base, model_settings) if model_settings.lora_r else base
     trained = sum(whole_size(p) for p in model.parameters() if p.requires_grad)
     # Adapters included. Hugging Face's count knows that two 4-bit weights lie in a byte, and nothing of ZeRO-3's shards.
@@ -74,6 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         f"batch: {training.world_size * rows * steps} rows an optimizer step = {training.world_size} processes × "
         f"{rows} rows × {steps} accumulation steps"
     )
+    say_warnings(model, training, rows=len(train_rows))
 
     # 3. Train. The trainer patches the model, so that its own forward computes both losses.
     try:

@@ -43,7 +43,8 @@ class DataExamination:
         kept: Rows that are trained on, before packing.
         tokens: Tokens of these.
         trained_tokens: Of these, trained.
-        ends_trained: Rows whose last trained token is the one at which generation stops.
+        ends_trained: Rows whose last trained token is one at which generation will stop.
+        ends: The tokens at which training ends an answer, the one that is taught first.
         lengths: Percentile → length before truncation.
         packing: What packing achieves, or None.
         rows: The rows themselves.
@@ -61,6 +62,7 @@ class DataExamination:
     tokens: int
     trained_tokens: int
     ends_trained: int
+    ends: list[int]
     lengths: dict[int, int]
     packing: PackingReport | None
     rows: datasets.Dataset
@@ -116,6 +118,7 @@ def examine_data(
     packing = None
     if settings.packing and len(rows):
         rows, packing = pack_examples(rows, settings.max_length)
+    ends = prompt.end_token_ids(tokenizer)
     keys = [blake2b("\0".join(_texts(example)).encode(), digest_size=16).digest() for example in examples]
     return DataExamination(
         source=source,
@@ -128,7 +131,8 @@ def examine_data(
         kept=int(keep.sum()),
         tokens=int(np.minimum(lengths, settings.max_length)[keep].sum()),
         trained_tokens=int(trained[keep].sum()),
-        ends_trained=int(np.isin(last[keep], prompt.end_token_ids(tokenizer)).sum()),
+        ends_trained=int(np.isin(last[keep], ends).sum()),
+        ends=ends,
         lengths={q: int(np.percentile(lengths, q, method="higher")) for q in PERCENTILES},
         packing=packing,
         rows=rows,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,8 +17,19 @@ from mce_llm.commands.fetching import Fetch
 from mce_llm.commands.findings import Findings
 from mce_llm.commands.trial_step import TrialStep
 from mce_llm.finetuning.adapters import check_adapters
+from mce_llm.finetuning.checks import (
+    embedding_rows,
+    foreign_tokenizer_text,
+    id_problem,
+    keeps_low_precision,
+    position_problem,
+    positions_of,
+)
 from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.ending import names_of_ids, stored_stop_ids
 from mce_llm.finetuning.outputs import finished_results
+from mce_llm.finetuning.precision import lost_updates_text, usual_lost_share
+from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.heads import output_layer
 from mce_llm.lm.training.checkpoints import list_checkpoints
 from mce_llm.planning import GIB, MemoryPlan
@@ -49,11 +59,12 @@ def judge_model(findings: Findings, recipe: Recipe, model: PreTrainedModel) -> N
     findings.ok(
         "model", f"{type(model).__name__}, {model.num_parameters():,} parameters; its head can be used"
     )
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest is not None and recipe.data.max_length > longest:
-        findings.problem(
+    positions = positions_of(model)
+    if positions is not None and recipe.data.max_length > positions:
+        findings.warn(
             "max_length",
-            f"{recipe.data.max_length:,} is beyond the {longest:,} positions that the model knows",
+            f"{recipe.data.max_length:,} is beyond the {positions:,} positions that the model knows; the run refuses "
+            "examples that need more",
         )
     implementation = recipe.model.attn_implementation or ""
     if implementation.startswith("flash_attention") and importlib.util.find_spec("flash_attn") is None:
@@ -63,7 +74,10 @@ def judge_model(findings: Findings, recipe: Recipe, model: PreTrainedModel) -> N
 
 
 def judge_tokenizer(
-    findings: Findings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
+    findings: Findings,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None,
+    settings: ModelArguments,
 ) -> None:
     """Do its ids fit the model, and can an answer end?"""
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -83,27 +97,34 @@ def judge_tokenizer(
         )
     if model is None:
         return
-    largest = max(tokenizer.get_vocab().values())
-    embeddings: Any = model.get_input_embeddings()
-    rows = embeddings.weight.shape[0]
-    if largest >= rows:
-        findings.problem(
-            "tokenizer",
-            f"it has ids up to {largest:,}, the model {rows:,} embeddings; use the model's own tokenizer",
-        )
+    if problem := id_problem(tokenizer, model):
+        findings.problem("tokenizer", problem)
     else:
-        findings.ok("tokenizer", f"{len(tokenizer):,} tokens for {rows:,} embeddings")
-    configured = model.config.get_text_config().eos_token_id
-    ends = configured if isinstance(configured, list) else [configured]
-    if eos is not None and configured is not None and eos not in ends:
-        findings.warn(
-            "tokenizer",
-            f"its end-of-text id {eos} is not the model's ({configured}); generation stops at the latter",
-        )
+        findings.ok("tokenizer", f"{len(tokenizer):,} tokens for {embedding_rows(model):,} embeddings")
+    if text := foreign_tokenizer_text(settings, tokenizer):
+        findings.warn("tokenizer", text)
 
 
-def judge_data(findings: Findings, role: str, data: DataExamination, recipe: Recipe) -> None:
-    """What is left out, cut or twice there, and does every answer end?"""
+def judge_ends(
+    findings: Findings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, data: DataExamination
+) -> None:
+    """Will generation stop where training ends an answer?"""
+    stored = stored_stop_ids(model)
+    taught = names_of_ids(tokenizer, data.ends[:1])
+    if data.ends[0] in stored:
+        findings.ok("end of answers", f"{taught}, at which generation stops already")
+        return
+    before = names_of_ids(tokenizer, stored) if stored else "nothing"
+    findings.ok(
+        "end of answers",
+        f"{taught}; the model as it is stops at {before}, and what is trained is saved with both in generation_config.json",
+    )
+
+
+def judge_data(
+    findings: Findings, role: str, data: DataExamination, recipe: Recipe, positions: int | None
+) -> None:
+    """What is left out, cut or twice there, does every answer end, and does the model know enough positions?"""
     name = f"{role} data"
     if not data.kept:
         findings.problem(name, f"none of {data.examples:,} examples can be trained on; raise max_length")
@@ -113,6 +134,8 @@ def judge_data(findings: Findings, role: str, data: DataExamination, recipe: Rec
     )
     dropped = data.dropped_overlong + data.dropped_untrained
     limit = recipe.data.max_length
+    if problem := position_problem(min(limit, data.lengths[100]), positions, role=role):
+        findings.problem("max_length", problem)
     if dropped:
         findings.warn(
             name, f"{dropped:,} examples are left out: longer than max_length {limit:,}, or all prompt"
@@ -128,14 +151,14 @@ def judge_data(findings: Findings, role: str, data: DataExamination, recipe: Rec
         (findings.warn if data.duplicates > _OFTEN_TWICE * data.examples else findings.ok)(name, text)
     whole = data.kept - data.truncated
     if whole > 0 and data.ends_trained == 0:
-        findings.problem(name, "the token at which generation stops is trained in no example")
+        findings.problem(name, "the token that ends an answer is trained in no example")
     elif data.ends_trained < whole:
         findings.warn(
             name,
-            f"{whole - data.ends_trained:,} whole examples do not end in the token at which generation stops",
+            f"{whole - data.ends_trained:,} whole examples do not end in the token that ends an answer",
         )
     elif whole > 0:
-        findings.ok(name, "every whole answer ends in the token at which generation stops, trained once")
+        findings.ok(name, "every whole answer ends in the token that ends an answer, trained once")
     if data.label_share < _FEW_LABELS:
         findings.warn(
             name, f"only {data.label_share:.1%} of the tokens are trained: most of the work goes into prompts"
@@ -198,6 +221,18 @@ def judge_memory(findings: Findings, plan: MemoryPlan) -> None:
     else:
         best = plan.of(plan.recommended)
         findings.ok("memory", f"{best.engine} fits on {gpus}: {best.peak / GIB:.1f} GiB a GPU")
+
+
+def judge_precision(findings: Findings, recipe: Recipe, model: PreTrainedModel) -> None:
+    """Do the weights take in the updates?"""
+    settings, training = recipe.model, recipe.training
+    if settings.lora_r or not keeps_low_precision(training):  # adapters are trained in float32
+        return
+    stored = getattr(model.config, "dtype", None) or torch.float32
+    dtype: torch.dtype = stored if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    share = 0.0 if dtype == torch.float32 else usual_lost_share(dtype, training.learning_rate)
+    if text := lost_updates_text(share, dtype, training.learning_rate):
+        findings.warn("dtype", text + " (DeepSpeed keeps a float32 copy by itself)")
 
 
 def judge_settings(findings: Findings, recipe: Recipe, *, here: bool) -> None:

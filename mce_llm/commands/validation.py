@@ -17,10 +17,12 @@ from mce_llm.commands.findings import Findings
 from mce_llm.commands.judgements import (
     judge_adapters,
     judge_data,
+    judge_ends,
     judge_fetches,
     judge_memory,
     judge_model,
     judge_overlap,
+    judge_precision,
     judge_settings,
     judge_step,
     judge_tokenizer,
@@ -29,6 +31,7 @@ from mce_llm.commands.recipe_shapes import model_without_weights
 from mce_llm.commands.sample_view import marked
 from mce_llm.commands.training_plan import batch_of, plan_training
 from mce_llm.commands.trial_step import TrialStep, try_step
+from mce_llm.finetuning.checks import few_rows_text, positions_of
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.finetuning.models import tokenizer_of
 from mce_llm.planning import GIB, MemoryPlan
@@ -103,8 +106,9 @@ def validate_recipe(
         with findings.part("model"):
             model = model_without_weights(recipe.model)
             judge_model(findings, recipe, model)
+            judge_precision(findings, recipe, model)
     if tokenizer is not None:
-        judge_tokenizer(findings, tokenizer, model)
+        judge_tokenizer(findings, tokenizer, model, recipe.model)
         sources = (
             {"train": "dataset", "eval": "eval_dataset"} if recipe.data.eval_dataset else {"train": "dataset"}
         )
@@ -112,9 +116,11 @@ def validate_recipe(
             with findings.part(f"{role} data"):
                 examined = examine_data(recipe.data, tokenizer, role=role, most=most_examples)
                 outcome.data[role] = examined
-                judge_data(findings, role, examined, recipe)
+                judge_data(findings, role, examined, recipe, positions_of(model))
         with findings.part("samples"):
             outcome.samples = _samples(tokenizer, outcome.data.get("train"), num_samples)
+        if model is not None and "train" in outcome.data:
+            judge_ends(findings, tokenizer, model, outcome.data["train"])
         if len(outcome.data) == 2:
             judge_overlap(findings, outcome.data)
     if tokenizer is not None and model is not None:
@@ -149,6 +155,8 @@ def _count_steps(outcome: Validation, num_gpus: int) -> None:
     elif data is not None and not data.limited:
         per_epoch = -(-len(data.rows) // batch.total)
         outcome.steps = int(-(-per_epoch * training.num_train_epochs // 1))
+    if data is not None and not data.limited and (text := few_rows_text(len(data.rows), batch.total)):
+        outcome.findings.warn("batch", text)
     rows = f"{batch.total} rows a step = {num_gpus} GPU{'s' * (num_gpus > 1)} × {batch.rows} × {batch.accumulation}"
     steps = f"; {outcome.steps:,} optimizer steps" if outcome.steps is not None else ""
     outcome.findings.ok("batch", rows + steps)

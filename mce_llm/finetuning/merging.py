@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from mce_llm.errors import MceLlmError
 from mce_llm.finetuning.adapters import has_adapters, tied_embeddings
@@ -103,6 +104,8 @@ def merge_adapters(
     if len(tokenizer) > _rows(model):  # training added tokens
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     merged, deviation = _merged(model, adapter, base)
+    if (adapter / GENERATION_CONFIG_NAME).is_file():  # training may have taught another end of an answer
+        merged.generation_config = GenerationConfig.from_pretrained(adapter)
     unfinished = output.with_name(output.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:

@@ -7,15 +7,36 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data import KNOWN_SOURCES, get_prompt, load_examples, pack_examples, tokenize_examples
+from mce_llm.finetuning.checks import position_problem
 from mce_llm.finetuning.settings import DataArguments
 from mce_llm.lm.training.card_facts import DataRecord
 from mce_llm.running.processes import say
+from mce_llm.running.settings import ConfigurationError
 
 
 def tokenized(
-    tokenizer: PreTrainedTokenizerBase, settings: DataArguments, source: str, split: str, role: str
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DataArguments,
+    source: str,
+    split: str,
+    role: str,
+    *,
+    positions: int | None = None,
 ) -> tuple[Dataset, DataRecord]:
-    """Examples of one source, tokenised for completion-only training, packed if asked for; and what they are."""
+    """Examples of one source, tokenised for completion-only training, packed if asked for; and what they are.
+
+    Args:
+        tokenizer: The model's.
+        settings: Those of the data.
+        source: One of its two sources.
+        split: The source's split.
+        role: train or eval.
+        positions: How many positions the model knows; None without a limit.
+
+    Raises:
+        DataError: The source cannot be read or used.
+        ConfigurationError: Examples are longer than the model's positions.
+    """
     # The main process of each machine fills the cache of `datasets`; the others then read it.
     with PartialState().local_main_process_first():
         examples = load_examples(
@@ -34,6 +55,8 @@ def tokenized(
             overlong="drop" if settings.overlong == "drop" else "truncate",
         )
         say(f"{role} data: {source}\n{report}")
+        if problem := position_problem(report.longest, positions, role=role):
+            raise ConfigurationError(problem)
         if settings.packing:
             rows, packing_report = pack_examples(rows, settings.max_length)
             say(str(packing_report))

@@ -74,6 +74,16 @@ class MatrixSettings:
             "help": "With on_nonfinite skip: the most steps in a row that are skipped before the run stops."
         },
     )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={
+            "help": "Stop when metric_for_best_model (by default the loss) has not improved in this many evaluations; 0: never."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata={"help": "With early_stopping_patience: how much better counts as an improvement."},
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Leave losses that are not finite out of the logged mean (hides divergence)."},
@@ -112,13 +122,21 @@ class MatrixSettings:
             MatrixLossConfigError: Unusable matrix settings, all listed at once, under their names here.
             ConfigurationError: Other settings that cannot be used, all listed at once.
         """
-        problems = [*_guard_problems(self), *_monitoring_problems(self), *report_to_problems(self.report_to)]
+        problems = [
+            *_guard_problems(self),
+            *_selection_problems(self),
+            *_monitoring_problems(self),
+            *report_to_problems(self.report_to),
+        ]
         error: type[MceLlmError] = ConfigurationError
         try:
             _ = self.matrix_loss
         except MatrixLossConfigError as unusable:
             problems, error = [str(unusable), *problems], MatrixLossConfigError
         raise_all(problems, error)
+        arguments: Any = self
+        if self.early_stopping_patience and arguments.metric_for_best_model is None:
+            arguments.metric_for_best_model = "loss"
         super().__post_init__()  # type: ignore[misc]  # of the training arguments
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,6 +182,41 @@ def _guard_problems(settings: MatrixSettings) -> list[str]:
             f"nonfinite_patience must be at least 0, got {settings.nonfinite_patience}; 10 is usual"
         )
     return problems
+
+
+def _selection_problems(settings: Any) -> list[str]:
+    """What is wrong with choosing and stopping by evaluations."""
+    problems = []
+    if not is_count(settings.early_stopping_patience, least=0):
+        problems.append(
+            f"early_stopping_patience must be a number of evaluations, 0 or more (0: never), got "
+            f"{settings.early_stopping_patience!r}"
+        )
+    if not settings.early_stopping_threshold >= 0:
+        problems.append(
+            f"early_stopping_threshold must be at least 0, got {settings.early_stopping_threshold}"
+        )
+    elif settings.early_stopping_threshold and not settings.early_stopping_patience:
+        problems.append(
+            "early_stopping_threshold does nothing without early_stopping_patience; set it to 3, say"
+        )
+    if _value(settings.eval_strategy) == "no":
+        wanted = {
+            "load_best_model_at_end": settings.load_best_model_at_end,
+            "early_stopping_patience": settings.early_stopping_patience,
+            "save_strategy best": _value(settings.save_strategy) == "best",
+        }
+        problems += [
+            f"{name} goes by evaluations, and eval_strategy is no; set it to epoch or steps"
+            for name, is_set in wanted.items()
+            if is_set
+        ]
+    return problems
+
+
+def _value(choice: Any) -> str:
+    """A choice as text, be it one already or one of transformers' enumerations."""
+    return str(getattr(choice, "value", choice))
 
 
 def _monitoring_problems(settings: MatrixSettings) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-from mce_llm.data import write_jsonl
+from helpers.recipes import save_chat_model
+from mce_llm.data import train_tokenizer, write_jsonl
 
 GOOD = {"question": "Tom has 3 apples and buys 5. How many?", "answer": "3 + 5 = 8\n#### 8"}
 
@@ -68,7 +69,6 @@ def test_all_problems_at_once(command, recipe, place):
     problems = "\n".join(texts(found, "problem"))
     for part in (
         "model: " + str(place / "big"),
-        "max_length: 4,096 is beyond the 2,048 positions",
         "train data: ",
         "'answer' is missing",
         "batch: total_batch_size 8 is not a multiple of 6",
@@ -77,6 +77,7 @@ def test_all_problems_at_once(command, recipe, place):
         "holds a finished run (train_results.json)",
     ):
         assert part in problems
+    assert "max_length: 4,096 is beyond the 2,048 positions" in "\n".join(texts(found, "warning"))
     assert sorted(path.name for path in out.iterdir()) == ["train_results.json"]
 
 
@@ -191,3 +192,57 @@ def test_checkpoints_in_the_way(command, recipe, tmp_path):
     )
     found = validated(command, recipe(resume=False), code=1)
     assert any("resume is false" in text for text in texts(found, "problem"))
+
+
+def test_examples_beyond_the_positions(command, recipe, place):
+    """A limit that is never reached is fine; an example that needs more positions is not."""
+    found = validated(command, recipe(max_length=1024))
+    assert any("1,024 is beyond the 512 positions" in text for text in texts(found, "warning"))
+    long = {"question": "How many? " * 300, "answer": "3 + 5 = 8\n#### 8"}
+    write_jsonl([GOOD, long], place / "long.jsonl")
+    path = recipe(dataset=str(place / "long.jsonl"), max_length=4096, total_batch_size=2)
+    problems = texts(validated(command, path, code=1), "problem")
+    assert any("max_length: max_length lets in train examples of up to" in text for text in problems)
+
+
+def test_where_answers_end(command, recipe, place, tmp_path):
+    """A base model that stops elsewhere than the chat template ends a turn: both are said."""
+    found = validated(command, recipe())
+    assert any(
+        "end of answers: '<|endoftext|>' (0), at which generation stops already" in text
+        for text in texts(found, "ok")
+    )
+    model = save_chat_model(place, tmp_path / "base")
+    found = validated(command, recipe(model_name_or_path=str(model), prompt="chat"))
+    said = next(text for text in texts(found, "ok") if text.startswith("end of answers"))
+    assert "'<|im_end|>' (" in said
+    assert "as it is stops at '<|endoftext|>' (0)" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "warned"),
+    [
+        ({"dtype": "bfloat16", "learning_rate": 1e-5}, True),
+        ({"dtype": "bfloat16", "learning_rate": 1e-2}, False),
+        ({"dtype": "float32", "learning_rate": 1e-5}, False),
+        ({"dtype": "bfloat16", "learning_rate": 1e-5, "lora_r": 2}, False),
+    ],
+)
+def test_updates_that_bfloat16_would_lose(changed, warned, command, recipe):
+    warnings = texts(validated(command, recipe(**changed)), "warning")
+    assert any("an update of that size is rounded away" in text for text in warnings) == warned
+
+
+def test_fewer_rows_than_a_step(command, recipe):
+    warnings = texts(validated(command, recipe(limit=3)), "warning")
+    assert any("3 rows are fewer than the 8 of an optimizer step" in text for text in warnings)
+
+
+def test_another_tokenizer_than_the_models_own(command, recipe, place, tmp_path):
+    """Ids that fit and mean something else."""
+    other = train_tokenizer(["zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich " * 4], vocab_size=280)
+    other.save_pretrained(tmp_path / "other")
+    warnings = texts(validated(command, recipe(tokenizer_name_or_path=str(tmp_path / "other"))), "warning")
+    assert any("is not the tokenizer of" in text and "have another id or none" in text for text in warnings)
+    same = texts(validated(command, recipe(tokenizer_name_or_path=str(place / "tokenizer"))), "warning")
+    assert not any("is not the tokenizer of" in text for text in same)

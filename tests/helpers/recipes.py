@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from helpers.scripts import ROOT
 from helpers.waiting import HANG
@@ -35,6 +35,25 @@ def save_tiny_model(folder, rows):
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     for name in ("model", "tokenizer"):
         tokenizer.save_pretrained(folder / name)
+
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def save_chat_model(folder, target):
+    """The tiny model as a base model with ChatML: turns end in <|im_end|>, of which its settings know nothing."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    return target
 
 
 def words(settings, **changed):

@@ -23,6 +23,7 @@ from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import causal_model, find_head
 from mce_llm.lm.patch import MatrixLossPatch, patch_model
 from mce_llm.lm.training import checkpoints
+from mce_llm.lm.training.early_stopping import add_early_stopping
 from mce_llm.lm.training.guard import StepGuard
 from mce_llm.lm.training.guard_callback import GuardCallback
 from mce_llm.lm.training.meters import HiddenMeter, LossMeter, with_means
@@ -114,6 +115,7 @@ class MatrixLossMixin(PublishingMixin):
         )
         self.add_callback(GuardCallback(self._guard, lambda: self.model_wrapped, loss_scaler=scaled))
         add_monitoring(self)
+        add_early_stopping(self)
         self.add_callback(PreemptionCallback(lambda: self._guard.stop))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

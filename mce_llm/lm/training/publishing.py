@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
 from mce_llm.errors import MceLlmError
+from mce_llm.lm.heads import causal_model
 from mce_llm.lm.training.card_facts import DataRecord
 from mce_llm.lm.training.model_card import kept, write_model_card
 from mce_llm.running.messages import cause
@@ -91,6 +92,13 @@ class PublishingMixin(_Trainer):
             super().save_model(output_dir, _internal_call)
         if not _internal_call:
             write_model_card(self, folder, **(self._stated or {}))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The stock save; beside adapters also where generation stops, which peft leaves to the base model."""
+        super()._save(output_dir, state_dict)
+        model: Any = self.model
+        if hasattr(model, "peft_config") and (settings := causal_model(model).generation_config) is not None:
+            settings.save_pretrained(output_dir or str(self.args.output_dir))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """The stock call, which makes the repository.

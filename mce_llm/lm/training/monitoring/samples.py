@@ -99,7 +99,7 @@ class SamplesCallback(TrainerCallback):
             return
         rows: list[Sequence[str]] = []
         for prompt, answer in zip(self._prompts, answers, strict=True):
-            ended = self._tokenizer.eos_token_id in answer
+            ended = not self._ends.isdisjoint(answer)
             record = {
                 "prompt": self._text(prompt),
                 "completion": self._text(answer),
@@ -113,8 +113,9 @@ class SamplesCallback(TrainerCallback):
     def _generate(self) -> list[list[int]]:
         """The new tokens of each prompt, EOS included."""
         tokenizer, model = self._tokenizer, cast(Any, self._trainer.model)
-        end = tokenizer.eos_token_id
-        filler = next(token for token in (tokenizer.pad_token_id, end, 0) if token is not None)
+        filler = next(
+            token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None
+        )
         longest = max(map(len, self._prompts))
         ids = torch.tensor([[filler] * (longest - len(prompt)) + prompt for prompt in self._prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in self._prompts])
@@ -123,7 +124,7 @@ class SamplesCallback(TrainerCallback):
             do_sample=False,
             num_beams=1,
             max_new_tokens=self._new_tokens,
-            eos_token_id=end,
+            eos_token_id=sorted(self._ends) or None,
             pad_token_id=filler,
             use_cache=True,
         )
@@ -131,8 +132,18 @@ class SamplesCallback(TrainerCallback):
             output = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings
             )
-        answers = output[:, longest:].tolist()
-        return [answer[: answer.index(end) + 1] if end in answer else answer for answer in answers]
+        return [self._until_its_end(answer) for answer in output[:, longest:].tolist()]
+
+    @property
+    def _ends(self) -> set[int]:
+        """The tokens at which the model stops once it is saved: the end of a chat's turn is not always EOS."""
+        stops = getattr(causal_model(cast(Any, self._trainer.model)).generation_config, "eos_token_id", None)
+        ids = stops if isinstance(stops, (list, tuple)) else [stops]
+        return {int(token) for token in (*ids, self._tokenizer.eos_token_id) if token is not None}
+
+    def _until_its_end(self, answer: list[int]) -> list[int]:
+        place = next((at for at, token in enumerate(answer) if token in self._ends), len(answer))
+        return answer[: place + 1]
 
     def _text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

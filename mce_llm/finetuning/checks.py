@@ -1,0 +1,144 @@
+"""What can be said of a recipe in seconds, before hours are spent: by the recipe at its start, and by `mce-llm validate`.
+
+Each function looks at one assumption, and returns a text where it does not hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from mce_llm.data import DataError, load_tokenizer
+from mce_llm.finetuning.models import without_weights
+from mce_llm.finetuning.precision import lost_share_of, lost_updates_text
+from mce_llm.finetuning.settings import ModelArguments
+from mce_llm.lm.training.checkpoints import engine_of
+from mce_llm.running.processes import say
+from mce_llm.running.settings import ConfigurationError
+
+
+def positions_of(model: PreTrainedModel | None) -> int | None:
+    """How many positions a model knows; None without a limit, or without a model."""
+    config = None if model is None else model.config.get_text_config()
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def position_problem(longest: int, positions: int | None, *, role: str) -> str | None:
+    """Do the examples fit into the positions that the model knows?
+
+    Args:
+        longest: Tokens of the longest example that is trained or evaluated on.
+        positions: From `positions_of`.
+        role: train or eval.
+    """
+    if positions is None or longest <= positions:
+        return None
+    return (
+        f"max_length lets in {role} examples of up to {longest:,} tokens, and the model knows {positions:,} positions; set "
+        f"max_length to {positions:,} at most (a model meant for more says so in its config.json: max_position_embeddings, "
+        "rope parameters)"
+    )
+
+
+def id_problem(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str | None:
+    """Has the model an embedding for every id?"""
+    largest = max(tokenizer.get_vocab().values())
+    rows = embedding_rows(model)
+    if largest < rows:
+        return None
+    return f"it has ids up to {largest:,}, the model {rows:,} embeddings; use the model's own tokenizer"
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Rows of the input embeddings."""
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def foreign_tokenizer_text(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Does a tokenizer that was named by itself give the same ids to the same tokens as the model's own?
+
+    A model's own tokenizer is looked for in its directory alone, so that nothing is downloaded for a warning.
+    """
+    source = settings.model_name_or_path
+    if (
+        source is None
+        or settings.tokenizer_name_or_path in (None, source)
+        or not Path(source).expanduser().is_dir()
+    ):
+        return None
+    try:
+        own = load_tokenizer(source, trust_remote_code=settings.trust_remote_code).get_vocab()
+    except DataError:  # it has none, which is why another one is named
+        return None
+    given = tokenizer.get_vocab()
+    other = sum(given.get(token, number) != number for token, number in own.items())
+    absent = sum(token not in given for token in own)
+    if not other and not absent:
+        return None
+    return (
+        f"{settings.tokenizer_name_or_path} is not the tokenizer of {source}: {other + absent:,} of its {len(own):,} tokens "
+        "have another id or none, and the model would have to learn them anew"
+    )
+
+
+def few_rows_text(rows: int, per_step: int) -> str | None:
+    """Are there enough rows for one optimizer step?"""
+    if rows >= per_step:
+        return None
+    return f"{rows:,} rows are fewer than the {per_step:,} of an optimizer step: every step sees all of them, and no more"
+
+
+def check_tokenizer(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Check that a tokenizer fits its model, before data are tokenised with it.
+
+    Args:
+        settings: Those of the model.
+        tokenizer: The tokenizer.
+
+    Returns:
+        How many positions the model knows; None without a limit, or where that is not known before it is loaded.
+
+    Raises:
+        ConfigurationError: The tokenizer has ids that the model has no embeddings for.
+        ModelSourceError: There is no such model.
+    """
+    model = without_weights(settings, tokenizer)
+    if model is not None and (problem := id_problem(tokenizer, model)):
+        raise ConfigurationError(f"tokenizer: {problem}")
+    if text := foreign_tokenizer_text(settings, tokenizer):
+        say(f"warning: {text}")
+    return positions_of(model)
+
+
+def keeps_low_precision(training: TrainingArguments) -> bool:
+    """Whether the optimizer updates the weights in the dtype that they were loaded in.
+
+    DeepSpeed keeps a float32 copy of its own, and FSDP2 with mixed precision makes the weights float32.
+    """
+    engine = engine_of(training)
+    mixed = training.bf16 or training.fp16
+    return not engine.startswith("deepspeed") and not (engine == "fsdp" and mixed)
+
+
+def say_warnings(model: nn.Module, training: TrainingArguments, *, rows: int) -> None:
+    """Say what would be a disappointment after hours: updates that rounding loses, fewer rows than a step has.
+
+    Args:
+        model: What is trained, adapters included.
+        training: How.
+        rows: Rows of the training data.
+    """
+    per_step = (
+        training.world_size * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    )
+    texts = [few_rows_text(rows, per_step)]
+    if keeps_low_precision(training):
+        share, dtype = lost_share_of(model, training.learning_rate)
+        texts.append(lost_updates_text(share, dtype, training.learning_rate))
+    for text in filter(None, texts):
+        say(f"warning: {text}")
