@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mce_llm import __version__
 from mce_llm.errors import MceLlmError
+from mce_llm.running.noise import silence_known_noise
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +39,7 @@ def _root(
     ] = False,
 ) -> None:
     """Fine-tune language models with matrix cross-entropy, and find out whether it helped."""
+    silence_known_noise()
 
 
 @app.command()
@@ -90,13 +92,13 @@ def finetune(
 
         mce-llm finetune llemma7b_metamath_mce --config_file zero3 --num_processes 4 --output_dir runs/mine
 
-    --config_file names a launch file, or one that comes along: ddp, zero2, zero3, zero3_offload, fsdp2, cpu. The command
-    becomes the launcher, whose exit code is 1 whatever went wrong; `python recipes/finetune.py` tells them apart.
+    --config_file names a launch file, or one that comes along: ddp, zero2, zero3, zero3_offload, fsdp2, cpu. The exit
+    code is the recipe's: 2 for a problem that its message explains, 130 after Ctrl-C, 143 for "the same command goes on".
     """
     from mce_llm.commands.launch import run_launch
 
     with _problems():
-        run_launch(config, context.args)
+        raise typer.Exit(run_launch(config, context.args))
 
 
 @app.command("copy")

@@ -6,13 +6,13 @@ what neither knows is refused before anything starts.
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from accelerate.commands.config.config_args import default_config_file
 from accelerate.commands.launch import launch_command_parser
 
 from mce_llm.finetuning.configuration import known_settings
@@ -22,6 +22,9 @@ from mce_llm.running.settings import ConfigurationError
 
 # Not for users of a recipe: they would launch something else.
 _NOT_OURS = frozenset({"module", "no_python", "help", "h", "m"})
+
+# What says which engine is launched; accelerate takes one of them.
+_ENGINE_OPTIONS = {"multi_gpu", "cpu", "use_cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm"}
 
 
 @dataclass(frozen=True)
@@ -91,38 +94,77 @@ def split_words(words: Sequence[str]) -> Words:
     return Words(tuple(_with_shipped_file(told[True])), tuple(told[False]))
 
 
-def launch_command(config: str, words: Sequence[str]) -> list[str]:
-    """Return the `accelerate launch` command of a recipe.
+def launch_words(config: str, words: Sequence[str]) -> list[str]:
+    """Return what `accelerate launch` is given to run a recipe.
 
     Args:
         config: A file, or the name of a recipe that mce-llm brings.
         words: Options of `accelerate launch` and settings of the recipe.
 
     Raises:
-        ConfigurationError: There is no such recipe, or words that nobody knows.
+        ConfigurationError: There is no such recipe, words that nobody knows, or more processes than accelerate would
+            start.
     """
     told = split_words(words)
     script = str(shipped_file("recipes/finetune.py"))
-    # quiet: the script has said in one line what was wrong, and a traceback of the launcher would hide it.
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *told.launcher]
-    return [*launcher, script, "--config", recipe_file(config), *told.settings]
+    return [*_with_defaults(list(told.launcher)), script, "--config", recipe_file(config), *told.settings]
 
 
-def run_launch(config: str, words: Sequence[str]) -> None:
-    """Become the launcher of a recipe: its signals and its exit code are those of this command.
+def run_launch(config: str, words: Sequence[str]) -> int:
+    """Launch a recipe, and wait for it.
 
     Args:
         config: A file, or the name of a recipe that mce-llm brings.
         words: Options of `accelerate launch` and settings of the recipe.
 
+    Returns:
+        The recipe's exit code.
+
     Raises:
-        ConfigurationError: There is no such recipe, or words that nobody knows.
+        ConfigurationError: There is no such recipe, words that nobody knows, or more processes than accelerate would
+            start.
     """
-    command = launch_command(config, words)
-    shown = ["accelerate", "launch", *command[3:]]
+    from mce_llm.commands.launcher import (
+        launch,  # here: it brings torch.distributed, and changes signal handlers
+    )
+
+    given = launch_words(config, words)
+    shown = ["accelerate", "launch", *given]
     shown[shown.index(str(shipped_file("recipes/finetune.py")))] = named_file("recipes/finetune.py")
     print(f"$ {shlex.join(shown)}", flush=True)
-    os.execv(command[0], command)
+    return launch(given)
+
+
+def _with_defaults(words: list[str]) -> list[str]:
+    """The launcher's options, as `split_words` returns them, with those that it would choose with a long warning.
+
+    Nothing is added where a launch file or `accelerate config` has the say, or on accelerators other than CUDA.
+    """
+    # What follows each option; of one without a value it is the next option, which nothing here asks for.
+    given = {word[2:].replace("-", "_"): after for word, after in zip(words, [*words[1:], ""], strict=True)}
+    accelerator = torch.accelerator.current_accelerator()
+    if "config_file" in given or Path(default_config_file).is_file():
+        return words
+    if accelerator is not None and accelerator.type != "cuda":
+        return words
+    gpus = torch.cuda.device_count()
+    processes = given.get("num_processes", str(max(1, gpus)))
+    several = []
+    if processes != "1" and _ENGINE_OPTIONS.isdisjoint(given):
+        if gpus < 2:
+            raise ConfigurationError(
+                f"--num_processes {processes} on a machine with {gpus} GPUs: accelerate would start one process and say "
+                "nothing; --config_file cpu starts several on the CPU"
+            )
+        several = ["--multi_gpu"]
+    usual = {
+        "num_processes": processes,
+        "num_machines": "1",
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
+    added = [part for name, value in usual.items() if name not in given for part in (f"--{name}", value)]
+    return [*several, *added, *words]
 
 
 def _with_shipped_file(words: list[str]) -> list[str]:

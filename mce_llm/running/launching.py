@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from mce_llm.errors import MceLlmError
 from mce_llm.running.folder import release_folders
 from mce_llm.running.messages import cause
+from mce_llm.running.noise import silence_known_noise
 from mce_llm.running.preemption import EXIT_CODE, PreemptedError, handle_signals
 from mce_llm.running.processes import leave_processes
 
@@ -58,6 +59,7 @@ def run_script(
     def start() -> str:
         return goes_on_from() if callable(goes_on_from) else goes_on_from or "the last checkpoint"
 
+    silence_known_noise()
     try:
         with handle_signals():
             main(argv)

@@ -1,13 +1,20 @@
 """`mce-llm finetune`: which words go where, and what is refused before anything starts."""
 
 import os
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
+import torch
+import yaml
 
+from helpers.recipes import save_tiny_model
 from helpers.scripts import ROOT
-from mce_llm.commands.launch import launch_command, recipe_file, split_words
+from helpers.waiting import HANG, wait_until
+from mce_llm.commands.launch import launch_words, recipe_file, split_words
+from mce_llm.data import generate_problems, write_jsonl
 from mce_llm.running.settings import ConfigurationError
 
 
@@ -58,10 +65,110 @@ def test_a_recipe_is_found_by_name_or_by_path(tmp_path, monkeypatch):
 )
 def test_refused_before_anything_starts(config, words, message):
     with pytest.raises(ConfigurationError, match=message):
-        launch_command(config, words)
+        launch_words(config, words)
 
 
-def test_the_command_becomes_the_launcher(tmp_path):
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about a machine without an accelerator")
+def test_processes_that_accelerate_would_not_start():
+    """It starts one and says nothing, unless something asks for several on the CPU."""
+    with pytest.raises(
+        ConfigurationError, match="would start one process and say nothing; --config_file cpu"
+    ):
+        launch_words("quickstart_ce", ["--num_processes", "2"])
+    assert "--num_machines" not in launch_words(
+        "quickstart_ce", ["--num_processes", "2", "--config_file", "cpu"]
+    )
+    added = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    assert launch_words("quickstart_ce", ["--num_processes", "1"])[:6] == added
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path):
+    """A run of very many steps, that says each of them."""
+    rows = generate_problems(40, max_number=10)
+    write_jsonl(rows, tmp_path / "data.jsonl")
+    save_tiny_model(tmp_path, rows)
+    settings = {
+        "model_name_or_path": str(tmp_path / "model"),
+        "dataset": str(tmp_path / "data.jsonl"),
+        "prompt": "plain",
+        "max_steps": 100_000,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return tmp_path / "tiny.yaml"
+
+
+@pytest.mark.parametrize("launch_file", [(), ("--config_file", "cpu")], ids=["one", "two"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_run_as_cleanly_with_two_processes_as_with_one(launch_file, number, code, tiny_recipe):
+    """Sent to all processes of the terminal, as Ctrl-C is: one line, no traceback, the recipe's exit code."""
+    folder = tiny_recipe.parent
+    words = [
+        sys.executable,
+        "-m",
+        "mce_llm",
+        "finetune",
+        str(tiny_recipe),
+        *launch_file,
+        "--main_process_port",
+        "0",
+    ]
+    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
+        process = subprocess.Popen(
+            words, stdout=out, stderr=err, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        try:
+            wait_until(lambda: "step 2/" in (folder / "out.txt").read_text() or process.poll() is not None)
+            os.killpg(process.pid, number)
+            assert process.wait(HANG) == code
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    said = (folder / "err.txt").read_text()
+    assert "Traceback" not in said, said
+    assert said.count("the same command goes on from") == 1, said
+
+
+def test_sigterm_to_the_launcher_alone_reaches_the_recipe(tiny_recipe):
+    """Nothing is left running behind."""
+    folder = tiny_recipe.parent
+    words = [sys.executable, "-m", "mce_llm", "finetune", str(tiny_recipe)]
+    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
+        process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        try:
+            wait_until(lambda: "step 2/" in (folder / "out.txt").read_text() or process.poll() is not None)
+            children = psutil.Process(process.pid).children()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(HANG) == 143
+            assert children
+            assert not any(child.is_running() for child in children)
+        finally:
+            process.kill()
+
+
+def test_a_script_that_was_killed_is_said_to_be(tiny_recipe):
+    folder = tiny_recipe.parent
+    words = [sys.executable, "-m", "mce_llm", "finetune", str(tiny_recipe)]
+    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
+        process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        try:
+            wait_until(lambda: "step 2/" in (folder / "out.txt").read_text() or process.poll() is not None)
+            psutil.Process(process.pid).children()[0].kill()
+            assert process.wait(HANG) == 128 + signal.SIGKILL
+        finally:
+            process.kill()
+    said = (folder / "err.txt").read_text()
+    assert said.strip().endswith(
+        "the script was ended by SIGKILL: usually the memory of the machine was not enough"
+    )
+
+
+def test_the_exit_code_is_the_recipes(tmp_path):
     """Settings reach the recipe, which refuses them in one line; the launcher adds no traceback to it."""
     result = subprocess.run(
         [
@@ -75,7 +182,7 @@ def test_the_command_becomes_the_launcher(tmp_path):
         check=False,
         timeout=300,
     )
-    assert result.returncode == 1
-    assert result.stdout.startswith("$ accelerate launch --quiet --cpu ")
+    assert result.returncode == 2
+    assert result.stdout.startswith("$ accelerate launch --num_machines 1 ")
     assert result.stderr.strip().splitlines()[-1] == "error: max_length must be at least 1, got 0"
     assert "Traceback" not in result.stderr
