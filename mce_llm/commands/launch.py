@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -141,7 +142,7 @@ def _with_defaults(words: list[str]) -> list[str]:
     Nothing is added where a launch file or `accelerate config` has the say, or on accelerators other than CUDA.
     """
     # What follows each option; of one without a value it is the next option, which nothing here asks for.
-    given = {word[2:].replace("-", "_"): after for word, after in zip(words, [*words[1:], ""], strict=True)}
+    given = {word[2:].replace("-", "_"): after for word, after in pairwise([*words, ""])}
     accelerator = torch.accelerator.current_accelerator()
     if "config_file" in given or Path(default_config_file).is_file():
         return words
