@@ -22,6 +22,7 @@ from mce_llm.finetuning.configuration import parse_recipe
 from mce_llm.finetuning.ending import add_stop_ids, names_of_ids
 from mce_llm.finetuning.merging import merge_trained
 from mce_llm.finetuning.models import load_model, tokenizer_of, whole_size
+from mce_llm.finetuning.next_steps import evaluation_command
 from mce_llm.finetuning.outputs import begin_record, mark_finished, prepare_output, remove_earlier
 from mce_llm.finetuning.rows import tokenized
 from mce_llm.lm import GeometryError, MatrixLossConfigError, MatrixTrainer
@@ -128,6 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model(_internal_call=True)  # to the hub only when everything is here
     trainer.create_model_card()
     say(f"saved to {output}")
+    say(f"accuracy on GSM8K: {evaluation_command(output, data_settings)}")
     if model_settings.merge_adapters:
         merge_trained(output, model_settings)
     refused = None

@@ -30,6 +30,10 @@ OPTIONAL = {
     "deepspeed": ("ZeRO sharding over several GPUs", "deepspeed"),
     "bitsandbytes": ("4-bit and 8-bit base weights, 8-bit optimizers", "qlora"),
     "sentencepiece": ("models that bring tokenizer.model alone", None),
+    "trl": ("MatrixSFTTrainer, for scripts that use TRL", "trl"),
+    "math-verify": ("answers of MATH that need algebra to compare", "eval"),
+    "lm_eval": ("tasks of EleutherAI's evaluation harness", "lm-eval"),
+    "vllm": ("evaluation many times as fast on GPUs (--backend vllm)", None),
     "wandb": ("logging to Weights & Biases (report_to: wandb)", None),
 }
 _MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "error": "[red]error[/]"}

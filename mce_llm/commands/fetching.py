@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import datasets
 from huggingface_hub import constants, try_to_load_from_cache
 
 from mce_llm.data import KNOWN_SOURCES
 from mce_llm.finetuning.configuration import Recipe
+from mce_llm.running.hub import hub_problem, is_cached
 from mce_llm.running.messages import model_path_problem, nearest_hint
 
 _WEIGHTS = (
@@ -80,11 +80,10 @@ def _data(role: str, name: str) -> Fetch:
         beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         return Fetch(role, name, "missing", f"there is no such file{nearest_hint(path.name, beside)}")
     hub_id = KNOWN_SOURCES.get(name, (name, None))[0]
-    # As downloaded, or as prepared by `datasets`, whose folder names vary with its version.
-    owner, _, last = hub_id.rpartition("/")
-    prepared = Path(datasets.config.HF_DATASETS_CACHE).glob(f"{owner}___*" if owner else f"{last}*")
-    if (Path(constants.HF_HUB_CACHE) / f"datasets--{hub_id.replace('/', '--')}").is_dir() or any(prepared):
+    if is_cached(hub_id, "dataset"):
         return Fetch(role, hub_id, "cached", "hub data set, in the cache")
+    if problem := hub_problem(hub_id, "dataset"):
+        return Fetch(role, hub_id, "missing", problem.removeprefix(hub_id).lstrip(": "))
     return _download(role, hub_id)
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from mce_llm.data.errors import DataError
 from mce_llm.data.formats import RecordFormat, check_records, detect_format
 from mce_llm.data.records import read_records
+from mce_llm.running.hub import hub_problem
 from mce_llm.running.messages import cause, nearest_hint
 
 KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
@@ -182,6 +183,8 @@ def _from_directory(path: Path, name: str | None, split: str) -> datasets.Datase
 
 
 def _from_hub(hub_id: str, name: str | None, split: str) -> datasets.Dataset:
+    if problem := hub_problem(hub_id, "dataset"):
+        raise DataError(f"the data set {problem}")
     try:
         return datasets.load_dataset(hub_id, name, split=split)
     except Exception as error:  # network, hub and builder errors have no common type

@@ -7,6 +7,7 @@ import os
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mce_llm.data.errors import DataError
+from mce_llm.running.hub import hub_problem
 from mce_llm.running.messages import loading_problem
 
 _SAMPLE = "2 + 2 = 4"
@@ -30,6 +31,8 @@ def load_tokenizer(
     Raises:
         DataError: There is none, its files are damaged, or it knows no digits.
     """
+    if problem := hub_problem(str(name)):
+        raise DataError(f"cannot load a tokenizer: {problem}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # as many types as there are tokenizers

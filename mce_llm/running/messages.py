@@ -1,4 +1,4 @@
-"""What error messages of all programs share: hints, causes, and several problems in one. Standard library only."""
+"""What error messages of all programs share: hints, causes, and several problems in one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mce_llm.errors import MceLlmError
+from mce_llm.running.hub import hub_problem
 
 
 class ConfigurationError(MceLlmError, ValueError):
@@ -69,7 +70,7 @@ def loading_problem(error: Exception) -> str:
 
 
 def model_path_problem(name: str) -> str | None:
-    """Say why a name that looks like a path is no model to load, before anything looks for it on the hub.
+    """Say why a name is no model to load: a path that leads to none, or a hub id where the hub cannot be reached.
 
     Args:
         name: A directory or a hub id.
@@ -90,7 +91,7 @@ def model_path_problem(name: str) -> str | None:
         return f"{name} is a file; give the directory of a model, or a hub id"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{name}: there is no such directory"
-    return None
+    return hub_problem(name)
 
 
 def _shard_problem(folder: Path) -> str | None:

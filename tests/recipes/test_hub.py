@@ -63,3 +63,27 @@ def test_what_is_in_no_cache(hub, settings):
     result = run_script(words(settings, model_name_or_path="acme/tiny", dataset="metamathqa"), **hub)
     assert result.returncode == 2
     assert "error: the hub data set 'meta-math/MetaMathQA'" in result.stderr
+
+
+UNREACHABLE = {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize("missing", ["model", "dataset"])
+def test_a_hub_that_cannot_be_reached_is_said_at_once(missing, hub, settings):
+    """No minute of retries: what is in the cache is used, and what is not is named."""
+    named = {"model_name_or_path": "acme/tiny", "dataset": "gsm8k"}
+    wrong = {"model": ("model_name_or_path", "acme/other"), "dataset": ("dataset", "acme/data")}[missing]
+    result = run_script(words(settings, **{**named, wrong[0]: wrong[1]}), **{**hub, **UNREACHABLE})
+    assert result.returncode == 2
+    assert f"{wrong[1]} is not on this machine, and the hub cannot be reached (127.0.0.1: " in result.stderr
+    assert "Retry" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_cache_does_without_a_hub_that_cannot_be_reached(hub, settings):
+    result = run_script(
+        words(settings, model_name_or_path="acme/tiny", dataset="gsm8k"), **{**hub, **UNREACHABLE}
+    )
+    assert result.returncode == 0, result.stderr
+    assert "acme/tiny and others are taken from the cache" in result.stderr
+    assert "Retry" not in result.stderr

@@ -28,7 +28,10 @@ def test_cause_is_the_innermost_error_on_one_line():
     assert len(cause(ValueError("x" * 1000))) < 320
 
 
-def test_model_paths(tmp_path):
+def test_model_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # nothing asks whether the hub is there
     (tmp_path / "notes.txt").write_text("")
     assert "no config.json (found: notes.txt)" in model_path_problem(str(tmp_path))
     assert "is a file" in model_path_problem(str(tmp_path / "notes.txt"))
