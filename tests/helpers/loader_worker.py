@@ -73,10 +73,6 @@ def joined(rows):
     return {name: value.unsqueeze(0) for name, value in batch.items()}
 
 
-class Unknown(dict):
-    """A row that does not say how long it is."""
-
-
 def mixed(rows):
     """Two rows in each row of the batch, side by side."""
     batch = padded(rows + rows[: len(rows) % 2])

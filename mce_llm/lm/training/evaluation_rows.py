@@ -65,13 +65,15 @@ class EvaluationCollator:
         batch = self.collate(plain)
         if not hasattr(batch, "keys"):
             return batch
-        lengths = _lengths(plain)
+        joined = any(len(batch[name]) != len(rows) for name in _label_names(batch))
+        lengths = _lengths(plain) if joined else None
         if self.share is not None:
+            _refuse_unknown_layout(batch, len(rows), lengths)
             first, width = self.share
             # A row that fills up the last round comes from the first one, and has another place there.
             own = sum(row.index % width == first + place for place, row in enumerate(rows))
             return {**batch, **_masked(batch, own, len(rows), lengths)}
-        if any(len(batch[name]) != len(rows) for name in _label_names(batch)):
+        if joined:
             batch[ROW_LENGTHS] = torch.full((len(rows),), -1) if lengths is None else torch.tensor(lengths)
         return batch
 
@@ -106,34 +108,52 @@ def without_repeated(inputs: Any, accelerator: Accelerator) -> Any:
     names = _label_names(inputs)
     if not names or not state.end_of_dataloader or state.remainder <= 0:
         return inputs
+    if not len(inputs[names[0]]):
+        # The first process had fewer rows to deal out than half the processes, and no row is left to repeat here.
+        row = _one_row(inputs)
+        return {**row, **{name: torch.full_like(row[name], -100) for name in names}}
     # What the first process deals out are rows of the batch, whatever was joined in them.
     joined = lengths is not None and not isinstance(state.active_dataloader, DataLoaderDispatcher)
     count = len(lengths) if joined else len(inputs[names[0]])
-    own = state.remainder - accelerator.process_index * count
     known = lengths.tolist() if joined and bool((lengths >= 0).all()) else None
-    return {**inputs, **_masked(inputs, own, count, known)}
+    if count and state.remainder % count:  # the same on all ranks, so that all raise
+        _refuse_unknown_layout(inputs, count, known)
+    return {**inputs, **_masked(inputs, state.remainder - accelerator.process_index * count, count, known)}
 
 
 def _masked(batch: Any, own: int, count: int, lengths: list[int] | None) -> dict[str, Tensor]:
     """The labels without those of the rows from the `own`-th on, of `count` rows that are stacked or joined."""
-    own = min(max(own, 0), count)
     result = {}
     for name in _label_names(batch) if own < count else ():
-        labels = batch[name].clone()
-        if len(labels) == count:
-            labels[own:] = -100
-        elif own == 0:
+        result[name] = labels = batch[name].clone()
+        if own <= 0:
             labels.fill_(-100)
-        elif lengths is not None and len(labels) == 1 and sum(lengths) <= labels.shape[1]:
-            labels[:, sum(lengths[:own]) :] = -100
+        elif lengths is None:
+            labels[own:] = -100
         else:
+            labels[:, sum(lengths[:own]) :] = -100
+    return result
+
+
+def _refuse_unknown_layout(batch: Any, count: int, lengths: list[int] | None) -> None:
+    """Raise if the labels of a batch are neither its rows stacked nor, with lengths, its rows laid end to end."""
+    for name in _label_names(batch):
+        labels = batch[name]
+        stacked = lengths is None and len(labels) == count
+        if not stacked and (lengths is None or len(labels) != 1 or sum(lengths) > labels.shape[1]):
             raise LossInputError(
-                f"the last evaluation batch repeats {count - own} of its {count} rows, so that every process has as many, "
-                f"and the collator made labels of shape {tuple(labels.shape)} of them, which do not tell where they are; "
+                f"evaluation in several processes repeats rows, so that every process has as many, and the collator made "
+                f"{name} of shape {tuple(labels.shape)} of {count} rows, which do not tell where the repeated ones are; "
                 "use a collator that stacks its rows or lays them end to end, or evaluate in one process"
             )
-        result[name] = labels
-    return result
+
+
+def _one_row(batch: Any) -> dict[str, Any]:
+    """A row of ones in place of none: models do not take an empty batch, and every rank has to make the same calls."""
+    return {
+        name: value.new_ones(1, *value.shape[1:]) if isinstance(value, Tensor) and not len(value) else value
+        for name, value in batch.items()
+    }
 
 
 def _label_names(batch: Any) -> list[str]:
