@@ -61,7 +61,9 @@ def token_mask_of(
 
 def tokenizer_in(processing_class: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer that a trainer was given: as such, or inside a processor of text and images; None without one."""
-    inner = getattr(processing_class, "tokenizer", processing_class)
+    if isinstance(processing_class, PreTrainedTokenizerBase):
+        return processing_class
+    inner = getattr(processing_class, "tokenizer", None)
     return inner if isinstance(inner, PreTrainedTokenizerBase) else None
 
 

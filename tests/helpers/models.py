@@ -38,6 +38,10 @@ CONFIGS = {
         "MixtralConfig",
         {**_GROUPED, "num_local_experts": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5},
     ),
+    "mixtral-sparse": (  # with two experts for two places, balance would be a constant
+        "MixtralConfig",
+        {**_GROUPED, "num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.5},
+    ),
     "jetmoe-router": (
         "JetMoeConfig",
         {

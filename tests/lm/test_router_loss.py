@@ -16,7 +16,7 @@ from mce_llm.lm import MatrixLossConfig, UnsupportedModelError, patch_model
 from mce_llm.lm.router_loss import router_coefficient, set_router_coefficient
 
 CE_ONLY = MatrixLossConfig(weight=0.0)
-ROUTED = ("mixtral-router", "jetmoe-router")
+ROUTED = ("mixtral-sparse", "jetmoe-router")
 # Relative, for float32 sums in another order, as in test_engines.py.
 LOSS, CHANGE = 1e-5, 2e-4
 SOURCES = Path(transformers.__file__).parent / "models"

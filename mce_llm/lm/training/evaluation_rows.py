@@ -106,7 +106,7 @@ def without_repeated(inputs: Any, accelerator: Accelerator) -> Any:
     lengths = inputs.pop(ROW_LENGTHS, None)
     state = accelerator.gradient_state
     names = _label_names(inputs)
-    if not names or not state.end_of_dataloader or state.remainder <= 0:
+    if accelerator.num_processes == 1 or not names or not state.end_of_dataloader or state.remainder <= 0:
         return inputs
     if not len(inputs[names[0]]):
         # The first process had fewer rows to deal out than half the processes, and no row is left to repeat here.

@@ -4,12 +4,17 @@ import re
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from transformers import TrainerControl, TrainerState
 
 from helpers.engines import run_engine
 from helpers.models import make_batch, make_model
 from helpers.monitored import InOrder, Rows, arguments, collate, logged
 from mce_llm.lm import LossInputError, MatrixLossConfig, linear_matrix_cross_entropy, patch_model
 from mce_llm.lm.training.guard import StepGuard
+from mce_llm.lm.training.guard_callback import GuardCallback
 
 KINDS = ("token", "marginal", "expected")
 WITHOUT = r"no trained label in training rows {}\. Training stopped on all ranks before the optimizer; "
@@ -65,6 +70,36 @@ def test_one_label_is_enough_and_none_is_said():
         LossInputError, match=r"^step 2, skipped steps in a row: 1: no trained label in training rows 6"
     ):
         skipping.agree(2)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_loss_scaler_takes_no_step_either(tmp_path, max_grad_norm):
+    """It looks for gradients that are not finite, and would take a step of zeros, with its decay and moments."""
+    args = arguments(tmp_path, max_grad_norm=max_grad_norm)
+    AcceleratorState._reset_state(reset_partial_state=False)
+    Accelerator(cpu=True)
+    model = torch.nn.Linear(2, 2)
+    optimizer = AcceleratedOptimizer(
+        torch.optim.AdamW(model.parameters(), weight_decay=0.5),
+        scaler=torch.amp.GradScaler("cpu", init_scale=8.0),
+    )
+    one = StepGuard("skip", 3, torch.device("cpu"), watch_gradients=False)
+    callback = GuardCallback(one, lambda: model, loss_scaler=True)
+    moved = []
+    for labels in (5, 0, 5):
+        before = [p.detach().clone() for p in model.parameters()]
+        one.note(torch.tensor(1.0), None, labels)
+        optimizer.scaler.scale(model(torch.ones(1, 2)).sum() * labels).backward()
+        if max_grad_norm:  # as for clipping
+            optimizer.scaler.unscale_(optimizer.optimizer)
+        callback.on_pre_optimizer_step(
+            args, TrainerState(), TrainerControl(), model=model, optimizer=optimizer
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+        moved.append(not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)))
+    assert moved == [True, False, True]
+    assert optimizer.scaler.get_scale() == 8.0
 
 
 def blank(*indices):
