@@ -152,7 +152,7 @@ def try_step(
         )
         if settings.lora_r:
             model = with_lora(model, settings)
-        patch = patch_model(model, training.matrix_loss, tokenizer=tokenizer)
+        patch = patch_model(model, training.matrix_loss, tokenizer=tokenizer, rows=[rows])
         if training.gradient_checkpointing:
             _checkpoint(model)
             if settings.lora_r:

@@ -17,15 +17,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
-from mce_llm.errors import LossInputError
 from mce_llm.lm.batch_kernel import BatchStatistics, batch_statistics
 from mce_llm.lm.chunk_sizes import elements_on
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
 from mce_llm.lm.linear_head import HeadGradients, LinearHead
+from mce_llm.lm.loss_inputs import check_inputs, check_labels
 from mce_llm.lm.token_kernel import into_logit_gradient, is_full_vocabulary, token_chunk
 from mce_llm.matrix.precision import autocast_off
-from mce_llm.running.messages import raise_all
 
 # Elements of one chunk of logits. Large enough to keep a matrix product busy, small beside a V×d table.
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
@@ -94,7 +93,8 @@ def linear_matrix_cross_entropy(
         num_items: Divide the sums by this number instead of the mean over unmasked labels (gradient accumulation,
             data parallelism: the count over the window and all ranks). The batch kinds are then weighted by their
             share of tokens, n_local · MCE / num_items.
-        token_mask: (V,) bool, False for vocabulary rows that are no tokens; they stay out of the geometry.
+        token_mask: (V,) bool, False for vocabulary rows that are no tokens; they stay out of the geometry, and no label
+            may be one of them.
         logit_scale: Factor on the logits.
         softcap: c in c·tanh(z/c), applied after the scale.
         ignore_index: Label that is skipped.
@@ -110,27 +110,27 @@ def linear_matrix_cross_entropy(
         attached to the graph.
 
     Raises:
-        LossInputError: Shapes, dtypes or label values that do not fit.
+        LossInputError: Shapes, dtypes or label values that do not fit, a label that the mask leaves out included.
         GeometryError: An embedding table without usable directions, or with non-finite rows.
     """
-    _check_inputs(hidden, weight, labels, bias, embeddings, config, softcap, ignore_index, chunk_size)
+    check_inputs(hidden, weight, labels, bias, embeddings, config, softcap, chunk_size)
     hidden_TD, labels_T = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     kept_N = (labels_T != ignore_index).nonzero().squeeze(-1)
     hidden_ND, labels_N = hidden_TD, labels_T
     if kept_N.numel() < labels_T.numel():
         hidden_ND, labels_N = hidden_TD.index_select(0, kept_N), labels_T.index_select(0, kept_N)
-    if labels_N.numel() and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < weight.shape[0]:
-        raise LossInputError(
-            f"labels must be in [0, {weight.shape[0]}) or {ignore_index}, got values from "
-            f"{int(labels_N.min())} to {int(labels_N.max())}; they index the rows of the head's weight"
-        )
-    denominator = labels_N.numel() or 1
+    if token_mask is not None:
+        token_mask = token_mask.to(hidden.device)
+    # With weight 0 nothing is left out of the loss; the geometry is there for what is measured on demand.
+    check_labels(labels_N, weight.shape[0], token_mask if config.weight else None, ignore_index)
+    # Nothing is divided where there is no label: a count over all ranks may be 0 then, too.
+    denominator = num_items if num_items is not None and labels_N.numel() else labels_N.numel() or 1
     job = _Job(
         config=config,
         table_VD=None if config.weight == 0 else (weight if embeddings is None else embeddings).detach(),
         token_mask=token_mask,
         labels_N=labels_N,
-        denominator=denominator if num_items is None else num_items,
+        denominator=denominator,
         logit_scale=logit_scale,
         softcap=softcap,
         process_group=process_group,
@@ -152,7 +152,12 @@ def linear_matrix_cross_entropy(
         needs_gradient=False,
     )
     frozen = [None if t is None else t.detach() for t in (hidden_ND, weight, bias)]
-    output._measure = lambda: _FusedLoss.apply(*frozen, measured)[2]
+
+    def measure() -> Tensor:
+        check_labels(labels_N, weight.shape[0], token_mask, ignore_index)
+        return _FusedLoss.apply(*frozen, measured)[2]
+
+    output._measure = measure
     return output
 
 
@@ -306,58 +311,3 @@ def default_chunk_size(weight_VD: Tensor, config: MatrixLossConfig, positions: i
     chunks = max(1, -(-positions // most))
     # Whole tiles: a product over 105 rows took as long as one over 120.
     return max(1, -(-positions // (chunks * _TILE))) * _TILE if most >= _TILE else most
-
-
-def _check_inputs(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    bias: Tensor | None,
-    embeddings: Tensor | None,
-    config: MatrixLossConfig,
-    softcap: float | None,
-    ignore_index: int,
-    chunk_size: int | None,
-) -> None:
-    """Raise one LossInputError that lists every way in which the inputs do not fit."""
-    problems = []
-    if weight.ndim != 2 or weight.numel() == 0:
-        problems.append(
-            f"weight must be a (vocabulary, width) matrix, got shape {tuple(weight.shape)}; "
-            "an empty one usually is a sharded parameter read outside the engine's forward"
-        )
-    elif hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
-        problems.append(
-            f"hidden has shape {tuple(hidden.shape)}, its last dimension must be {weight.shape[1]}"
-        )
-    if not hidden.is_floating_point():
-        problems.append(f"hidden must be floating point, got {hidden.dtype}")
-    if not weight.is_floating_point():
-        problems.append(
-            f"weight must be floating point, got {weight.dtype}; quantised heads are not supported"
-        )
-    if labels.dtype != torch.int64:
-        problems.append(f"labels must be int64, got {labels.dtype}")
-    if labels.shape != hidden.shape[:-1]:
-        problems.append(
-            f"labels have shape {tuple(labels.shape)}, hidden asks for {tuple(hidden.shape[:-1])}; "
-            "they must already be shifted"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        problems.append(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
-    if embeddings is None and config.embeddings == "input":
-        problems.append("config.embeddings is 'input': pass the input table as embeddings=")
-    if embeddings is not None and embeddings.shape[:1] != weight.shape[:1]:
-        problems.append(
-            f"embeddings must have one row per vocabulary entry ({weight.shape[0]}), got {tuple(embeddings.shape)}"
-        )
-    tensors = {"weight": weight, "labels": labels, "bias": bias, "embeddings": embeddings}
-    if elsewhere := [
-        f"{n} on {t.device}" for n, t in tensors.items() if t is not None and t.device != hidden.device
-    ]:
-        problems.append(f"hidden is on {hidden.device}, but {', '.join(elsewhere)}; move them to one device")
-    if softcap is not None and not softcap > 0:
-        problems.append(f"softcap must be positive, got {softcap}")
-    if chunk_size is not None and chunk_size < 1:
-        problems.append(f"chunk_size must be at least 1, got {chunk_size}")
-    raise_all(problems, LossInputError)

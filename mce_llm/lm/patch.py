@@ -10,7 +10,7 @@ head alone would let it free the norm's weight in the middle of the backward pas
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, cast
@@ -32,6 +32,7 @@ from mce_llm.lm.instance_forward import (
 from mce_llm.lm.linear_loss import linear_matrix_cross_entropy
 from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
 from mce_llm.lm.patched_call import CallState, LossRequest, head_forward
+from mce_llm.lm.router_loss import check_router_loss, router_term
 from mce_llm.lm.token_mask import token_mask_of
 from mce_llm.matrix.precision import autocast_off
 
@@ -46,6 +47,7 @@ class LossParts:
         num_tokens: n, the number of unmasked labels.
         details: Means over the n labels, see `LossOutput.details`.
         batch: The size of the input that they came from.
+        router_sum: n · aux_loss of a mixture of experts, without its coefficient; None where the model gives none.
     """
 
     cross_entropy_sum: Tensor
@@ -53,6 +55,7 @@ class LossParts:
     num_tokens: int
     details: dict[str, Tensor]
     batch: BatchShape
+    router_sum: Tensor | None = None
 
 
 class MatrixLossPatch:
@@ -212,8 +215,10 @@ class MatrixLossPatch:
         fields = {name: value for name, value in outputs.items() if name != "loss"}
         if not self._wants_logits:
             fields.pop("logits", None)
-        if fields.get("aux_loss") is not None:  # mixture of experts: what the stock forward adds to its loss
-            loss = loss + self.model.router_aux_loss_coef * fields["aux_loss"].to(loss.device)
+        if isinstance(auxiliary := fields.get("aux_loss"), Tensor):  # of a mixture of experts
+            auxiliary, parts = auxiliary.to(loss.device), cast(LossParts, self.last)
+            loss = loss + router_term(self.model, auxiliary, parts.num_tokens, num_items)
+            self.last = replace(parts, router_sum=auxiliary.detach() * parts.num_tokens)
         result = type(outputs)(loss=loss, **fields)
         return result.to_tuple() if as_tuple else result
 
@@ -337,6 +342,7 @@ def patch_model(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_mask: Tensor | None = None,
+    rows: Iterable[Any] = (),
 ) -> MatrixLossPatch:
     """Make `model(input_ids, labels=…)` return L_CE + λ·MCE; without labels the model behaves as before.
 
@@ -349,6 +355,8 @@ def patch_model(
         config: The loss settings.
         tokenizer: Tells which rows of the head are tokens; the others stay out of the geometry.
         token_mask: (V,) bool that says the same directly.
+        rows: Data sets that the model will be trained or evaluated on, as far as they are at hand; a padding token that
+            is a label there stays in the geometry, see `token_mask_of`.
 
     Returns:
         The patch, which holds the parts of the latest loss and can be removed.
@@ -359,6 +367,8 @@ def patch_model(
     """
     if tokenizer is not None and token_mask is not None:
         raise ValueError("give tokenizer or token_mask, not both")
+    check_router_loss(causal_model(model))
     if tokenizer is not None:
-        token_mask = token_mask_of(tokenizer, find_head(causal_model(model)).num_rows)
+        inner = causal_model(model)
+        token_mask = token_mask_of(tokenizer, find_head(inner).num_rows, model=inner, rows=rows)
     return MatrixLossPatch(model, config, token_mask)

@@ -20,7 +20,8 @@ from transformers import Trainer
 from mce_llm.lm.arguments import MatrixSettings
 from mce_llm.lm.observation import HeadObservation, Observer
 from mce_llm.lm.patch import MatrixLossPatch
-from mce_llm.lm.training.meters import with_means
+from mce_llm.lm.router_loss import set_router_coefficient
+from mce_llm.lm.training.meters import prefix_of, with_means
 from mce_llm.lm.training.mixin import MatrixLossMixin
 from mce_llm.matrix.precision import exact_dtype
 from mce_llm.running.installation import install_hint
@@ -110,6 +111,8 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """`Trainer`'s, in place of TRL's; measures the predictions on the way."""
         meter = self._train_tokens if model.training else self._eval_tokens
         inputs = {**inputs, "use_cache": False}
+        if getattr(self, "aux_loss_enabled", False):  # some models take it from here alone
+            inputs["output_router_logits"] = True
         with self.matrix_patch.temporarily(observer=self._observer_with(meter)):
             result = Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         if self.matrix_patch.last is not None:
@@ -144,7 +147,8 @@ class _ModelLossSFTTrainer(SFTTrainer):
         """The stock loop, with `entropy` and `mean_token_accuracy` added to its metrics."""
         self._eval_tokens.reset()
         output = super().evaluation_loop(*args, **kwargs)
-        return with_means(output, self._eval_tokens.means_and_reset(self.accelerator), *args, **kwargs)
+        means = self._eval_tokens.means_and_reset(self.accelerator)
+        return with_means(output, means, prefix_of(*args, **kwargs))
 
 
 class MatrixSFTTrainer(MatrixLossMixin, _ModelLossSFTTrainer):  # type: ignore[misc]
@@ -185,5 +189,8 @@ class MatrixSFTTrainer(MatrixLossMixin, _ModelLossSFTTrainer):  # type: ignore[m
                     f"{what} parallelism splits sequences over ranks, which the matrix loss has not been tested "
                     "with; use data parallelism (DDP, ZeRO, FSDP2)"
                 )
+        coefficient = getattr(self.args, "router_aux_loss_coef", None)
+        if coefficient:  # TRL writes it into the config, which most models have read by now
+            set_router_coefficient(self.matrix_patch.model, coefficient)
         self._train_tokens = _TokenMeter(self.args.device)
         self._eval_tokens = _TokenMeter(self.args.device)

@@ -15,9 +15,12 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.utils.data import Dataset, SequentialSampler
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+import mce_llm.lm.patch as patch
 import mce_llm.lm.training.mixin as mixin
 from helpers.models import VOCABULARY, make_model
+from mce_llm import MceLlmError
 from mce_llm.lm import MatrixTrainer, MatrixTrainingArguments
+from mce_llm.lm.router_loss import router_coefficient
 from mce_llm.running.processes import leave_processes
 
 JOB = json.loads(Path(sys.argv[1]).read_text())
@@ -26,16 +29,26 @@ LENGTH = 10
 
 
 class Rows(Dataset):
-    """Rows with 1 to 9 trained tokens each, so that ranks and micro-batches are unequal."""
+    """Rows with 1 to 9 trained tokens each, so that ranks and micro-batches are unequal.
 
-    def __init__(self, count):
+    `repeat`: only so many different ones, over and over; `blank`: rows of which no label is left but the first, which
+    the shift takes away.
+    """
+
+    def __init__(self, count, repeat=None, blank=()):
         generator = torch.Generator().manual_seed(5)
         self._ids = torch.randint(3, VOCABULARY, (count, LENGTH), generator=generator)
+        self._repeat, self._blank = repeat or count, blank
 
     def __len__(self):
         return len(self._ids)
 
     def __getitem__(self, index):
+        if index in self._blank:
+            labels = torch.full_like(self._ids[index], -100)
+            labels[0] = self._ids[index][0]
+            return {"input_ids": self._ids[index], "labels": labels}
+        index %= self._repeat
         labels = self._ids[index].clone()
         labels[: LENGTH - 1 - (index * 5 + index // 3) % 9] = -100
         return {"input_ids": self._ids[index], "labels": labels}
@@ -157,17 +170,34 @@ def train(run):
     own_world_size = mixin._world_size
     if run.get("fault") == "statistics not shared":
         mixin._world_size = lambda: 1
-    trainer = Trainer(run, model=model, args=arguments(run), train_dataset=Rows(96), data_collator=collate)
+    own_term, own_mask = patch.router_term, mixin.without_repeated
+    if run.get("fault") == "router not shared out":
+        patch.router_term = lambda model, auxiliary, *_: router_coefficient(model) * auxiliary
+    if run.get("fault") == "repeated rows counted":
+        mixin.without_repeated = lambda inputs, _: inputs
+    trainer = Trainer(
+        run,
+        model=model,
+        args=arguments(run),
+        train_dataset=Rows(96, **run.get("rows", {})),
+        eval_dataset={name: Rows(**rows) for name, rows in run.get("evaluate", {}).items()} or None,
+        data_collator=collate,
+    )
+    if run.get("fault") == "ranks apart":
+        trainer.accelerator.reduce = lambda tensor, **_: tensor
     if ENGINE == "fsdp2":
         use_fsdp2(trainer, run.get("state_dict_type", "FULL_STATE_DICT"))
     log = {"error": ""}
     try:
         trainer.train(resume_from_checkpoint=run.get("resume"))
-    except FloatingPointError as error:
+    except MceLlmError as error:
         log["error"] = f"{type(error).__name__}: {error}"
-    mixin._world_size = own_world_size
-    for name in ("loss", "ce_loss", "mce_loss", "grad_norm", "skipped_steps"):
+    mixin._world_size, patch.router_term, mixin.without_repeated = own_world_size, own_term, own_mask
+    for name in ("loss", "ce_loss", "mce_loss", "aux_loss", "grad_norm", "skipped_steps"):
         log[name] = [entry[name] for entry in trainer.state.log_history if name in entry]
+    log["evaluations"] = {
+        k: v for entry in trainer.state.log_history for k, v in entry.items() if "eval_" in k
+    }
     log["engine"] = trainer.accelerator.distributed_type.value
     log["processes"] = trainer.accelerator.num_processes
     log["sharded"] = sum(hasattr(p, "to_local") or hasattr(p, "ds_id") for p in trainer.model.parameters())

@@ -23,7 +23,8 @@ def run_engine(folder, engine, processes, runs, timeout=540):
         engine: single, ddp, zero2, zero3 or fsdp2.
         processes: How many.
         runs: By name: `arguments` (of the trainer), `family` (of the model), `fault` and `where` it is, as a list of
-            [optimizer step from 1, rank, micro-batch from 0]; `resume`, a checkpoint; `state_dict_type` of FSDP2.
+            [optimizer step from 1, rank, micro-batch from 0]; `resume`, a checkpoint; `state_dict_type` of FSDP2; `rows`,
+            settings of the training rows; `evaluate`, settings of evaluation rows by name.
         timeout: In seconds.
 
     Returns:

@@ -38,6 +38,22 @@ CONFIGS = {
         "MixtralConfig",
         {**_GROUPED, "num_local_experts": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5},
     ),
+    "mixtral-sparse": (  # with two experts for two places, balance would be a constant
+        "MixtralConfig",
+        {**_GROUPED, "num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.5},
+    ),
+    "jetmoe-router": (
+        "JetMoeConfig",
+        {
+            **_COMMON,
+            "num_key_value_heads": 2,
+            "kv_channels": 4,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "output_router_logits": True,
+            "aux_loss_coef": 0.5,
+        },
+    ),
     "gpt2-unnamed-loss": ("GPT2Config", {**_GPT, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
 }
 

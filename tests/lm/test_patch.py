@@ -17,7 +17,6 @@ from mce_llm.lm import (
     UnsupportedModelError,
     patch_model,
     reference_matrix_cross_entropy,
-    token_mask_of,
 )
 from mce_llm.lm.heads import find_head
 
@@ -283,45 +282,6 @@ _BERT = {k: v for k, v in CONFIGS["gpt-neox"][1].items() if k not in ("bos_token
 def test_models_the_loss_would_be_wrong_for_are_refused(make, message):
     with pytest.raises(UnsupportedModelError, match=message):
         patch_model(make(), EXACT)
-
-
-class _Tokenizer:
-    """The part of a tokenizer that the mask reads."""
-
-    def __init__(self, ids, pad=None, eos=2):
-        self._ids, self.pad_token_id, self.eos_token_id = ids, pad, eos
-        self.bos_token_id = self.unk_token_id = None
-
-    def get_vocab(self):
-        return {str(i): i for i in self._ids}
-
-
-def test_rows_that_are_no_tokens_stay_out():
-    mask = token_mask_of(_Tokenizer(range(10), pad=9), 12)
-    assert mask.tolist() == [True] * 9 + [False] * 3
-    assert token_mask_of(_Tokenizer(range(10), pad=2), 12).sum() == 10, "padding with EOS hides no token"
-    with pytest.raises(UnsupportedModelError, match="ids up to 12, the model's head only 12 rows; resize"):
-        token_mask_of(_Tokenizer(range(13)), 12)
-
-
-def test_phantom_rows_do_not_change_the_loss():
-    model, batch = make_model(), make_batch()
-    mask = torch.ones(VOCABULARY, dtype=torch.bool)
-    mask[-1] = False
-    batch["labels"][batch["labels"] == VOCABULARY - 1] = -100
-    values = []
-    for factor in (1.0, -3.0):
-        with torch.no_grad():
-            model.lm_head.weight[-1] *= factor
-            model.lm_head.weight[-1] -= 0 if factor == 1.0 else 1.0
-        patch = patch_model(model, EXACT, token_mask=mask)
-        model(**batch)
-        geometry = TokenGeometry.from_table(model.lm_head.weight, EXACT, mask)
-        values.append(geometry.all_rows()[:-1])
-        patch.remove()
-    torch.testing.assert_close(values[0], values[1])
-    with pytest.raises(ValueError, match="the head has 61 rows"):
-        patch_model(model, EXACT, token_mask=mask[:-1])
 
 
 def test_training_past_the_patched_forward_is_an_error():

@@ -63,7 +63,12 @@ def logged(trainer, name):
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 @pytest.mark.parametrize("family", ["llama", "gemma2-softcap", "gpt-neox-tied"])
 def test_weight_zero_is_the_stock_trainer(tmp_path, family, accumulation):
-    changes = {"gradient_accumulation_steps": accumulation, "matrix_weight": 0.0}
+    # One batch: the stock evaluation is a mean over batches.
+    changes = {
+        "gradient_accumulation_steps": accumulation,
+        "matrix_weight": 0.0,
+        "per_device_eval_batch_size": 7,
+    }
     ours = trained(tmp_path / "a", model=make_model(family), **changes)
     stock = trained(tmp_path / "b", transformers.Trainer, model=make_model(family), **changes)
     assert logged(ours, "loss") == pytest.approx(logged(stock, "loss"), rel=1e-5)
@@ -241,7 +246,7 @@ if trainer.is_world_process_zero():
     torch.save(dict(trainer.model.state_dict()), out + "/weights.pt")
     json.dump({{"loss": logged(trainer, "loss"), "ce": logged(trainer, "ce_loss"), "mce": logged(trainer, "mce_loss"),
                "world": trainer.accelerator.num_processes,
-               "eval": [metrics["eval_ce_loss"], metrics["eval_effective_rank"]]}}, open(out + "/log.json", "w"))
+               "eval": [metrics["eval_loss"], metrics["eval_ce_loss"], metrics["eval_effective_rank"]]}}, open(out + "/log.json", "w"))
 leave_processes()
 """
 

@@ -1,5 +1,6 @@
 """MatrixSFTTrainer: MatrixTrainer's losses on the same tokens, TRL's own at weight 0, metrics, adapters, processes."""
 
+import copy
 import json
 import os
 import subprocess
@@ -145,6 +146,46 @@ def test_weight_zero_is_the_stock_sft_trainer(tokenizer, tmp_path, accumulation)
     mine, theirs = ours.evaluate(), stock.evaluate()
     for name in ("eval_loss", *(["eval_entropy", "eval_mean_token_accuracy"] if over_labels else [])):
         assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"padding_free": True, "max_length": None}], ids=["padded", "joined"]
+)
+def test_evaluation_is_over_all_labels(tokenizer, tmp_path, changes):
+    rows, results = datasets.Dataset.from_list(ROWS[3:]), []
+    for size in (1, 3, 8):
+        trainer = made(
+            tokenizer,
+            tmp_path,
+            eval_dataset=rows,
+            matrix_weight=0.7,
+            per_device_eval_batch_size=size,
+            **changes,
+        )
+        results.append(trainer.evaluate())
+    for metrics in results:
+        total = metrics["eval_ce_loss"] + 0.7 * metrics["eval_mce_loss"]
+        assert metrics["eval_loss"] == pytest.approx(total, rel=1e-12)
+        for name in ("eval_loss", "eval_entropy", "eval_mean_token_accuracy"):
+            assert metrics[name] == pytest.approx(results[0][name], rel=1e-6), name
+
+
+def test_the_coefficient_of_the_routers_is_the_one_asked_for(tokenizer, tmp_path):
+    """TRL writes it into the config, which the model has read by then."""
+    if not hasattr(trl.SFTConfig, "router_aux_loss_coef"):
+        pytest.skip("this version of TRL does not set it")
+    config = transformers.MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2, router_aux_loss_coef=0.5, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    for asked, used in ((None, 0.5), (0.25, 0.25), (0.0, 0.0)):
+        changes = {} if asked is None else {"router_aux_loss_coef": asked}
+        model = transformers.MixtralForCausalLM(copy.deepcopy(config))
+        trainer = trained(tokenizer, tmp_path, model=model, max_steps=1, **changes)
+        (loss,), (ce,), (mce,) = (logged(trainer, name) for name in ("loss", "ce_loss", "mce_loss"))
+        auxiliary = logged(trainer, "aux_loss") if used else [0.0]
+        assert bool(logged(trainer, "aux_loss")) == bool(used)
+        assert loss == pytest.approx(ce + mce + used * auxiliary[0], rel=1e-5)
 
 
 def test_metrics_are_means_over_all_trained_tokens(tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 What a launch does that goes wrong is here too: an engine that cannot run, a process that fails alone, Ctrl-C.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -30,6 +31,8 @@ SETTINGS = {"max_steps": 3, "total_batch_size": 8}
 # Adam divides by gradients as small as rounding errors here and there, and its steps are of the same length all the
 # same. Measured: 3e-6 (token), 4e-5 (marginal), 8e-6 (expected).
 WEIGHTS_TOLERANCE = 2e-4
+HELD_OUT = 4  # rows: fewer than a batch, so that accelerate fills up with repeated ones
+HELD_OUT_TOLERANCE = 1e-4  # the weights are others by as much
 NUMBERS_TOLERANCE = 1e-5  # float32, the logged digits; measured 2e-7
 
 slow = pytest.mark.slow
@@ -61,6 +64,12 @@ def numbers(output):
     return [value for name in ("loss", "ce_loss", "mce_loss", "grad_norm") for value in logged(output, name)]
 
 
+def held_out(output):
+    """The losses of the recipe's own evaluation, in the order total, CE, MCE."""
+    results = json.loads((output / "eval_results.json").read_text())
+    return [results[f"eval_{name}"] for name in ("loss", "ce_loss", "mce_loss")]
+
+
 def stock_weights(output):
     """The weights, by transformers alone; every one of them has to be there."""
     model, loading = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
@@ -88,6 +97,8 @@ def alone(folder, tmp_path_factory):
         settings = {
             "model_name_or_path": folder / "model",
             "dataset": folder / "data.jsonl",
+            "eval_dataset": folder / "held_out.jsonl",
+            "eval_limit": HELD_OUT,
             "prompt": "plain",
             "learning_rate": 0.01,
             "logging_steps": 1,
@@ -107,6 +118,7 @@ def alone(folder, tmp_path_factory):
 @pytest.mark.parametrize(("engine", "kind"), ENGINES)
 def test_two_processes_are_one(engine, kind, settings, folder, alone):
     settings |= SETTINGS | {"matrix_kind": kind, "per_device_train_batch_size": 2}
+    settings |= {"eval_dataset": folder / "held_out.jsonl", "eval_limit": HELD_OUT}
     result = run_script(words(settings), launcher(engine), **environment(engine))
     assert result.returncode == 0, result.stderr[-4000:]
     assert "2 processes × 2 rows × 2 accumulation steps" in result.stdout
@@ -114,6 +126,9 @@ def test_two_processes_are_one(engine, kind, settings, folder, alone):
     output, expected = settings["output_dir"], alone(kind)
     assert numbers(output) == pytest.approx(numbers(expected), rel=NUMBERS_TOLERANCE)
     assert deviation(output, expected, folder / "model") < WEIGHTS_TOLERANCE
+    total, cross_entropy, matrix = held_out(output)
+    assert total == pytest.approx(cross_entropy + matrix, rel=1e-9)
+    assert held_out(output) == pytest.approx(held_out(expected), rel=HELD_OUT_TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["marginal", "expected"])

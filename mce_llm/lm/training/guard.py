@@ -1,4 +1,6 @@
-"""Stop, or leave out, an optimizer step whose loss or gradient is not a number, on all ranks and before the optimizer.
+"""Stop, or leave out, an optimizer step whose loss or gradient is not a number, or that has no label to learn from.
+
+On all ranks, and before the optimizer: even a gradient of zeros would move weights by their decay and old moments.
 
 Every rank watches its own losses and gradients without waiting for the device. Before an optimizer step all ranks
 share one small vector, so that they do the same thing; only where something is wrong do they also share who saw it, in
@@ -18,7 +20,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce
 
-from mce_llm.errors import NonFiniteLossError
+from mce_llm.errors import LossInputError, NonFiniteLossError
 from mce_llm.running.processes import gather
 
 _ROWS_SHOWN = 16
@@ -30,6 +32,7 @@ class _MicroBatch:
 
     rows: Tensor | None
     loss: Tensor
+    labels: int | None
     gradients: Tensor  # running sum over the step so far; not finite from the first bad gradient on
 
 
@@ -37,7 +40,7 @@ class StepGuard:
     """Watches one training run.
 
     Args:
-        action: `stop` raises `NonFiniteLossError` on all ranks; `skip` leaves the step out on all ranks.
+        action: `stop` raises an error on all ranks; `skip` leaves the step out on all ranks.
         patience: With `skip`, how many steps in a row may be left out before the run is stopped after all.
         device: Where losses and gradients are.
         watch_gradients: Off where a loss scaler deals with gradients that overflow (float16).
@@ -47,6 +50,7 @@ class StepGuard:
         stop: Whether all ranks have agreed to stop after this step.
         skipped_steps: How many steps were left out so far.
         step_is_bad: Whether the latest step was left out.
+        step_is_empty: Whether it was left out because no rank had a trained label.
         last_report: What was found in the latest step that was left out.
     """
 
@@ -63,7 +67,7 @@ class StepGuard:
         self.watch_gradients = watch_gradients
         self.stop_requested = stop_requested
         self.stop = False
-        self.step_is_bad = False
+        self.step_is_bad = self.step_is_empty = False
         self.skipped_steps = 0
         self.last_report = ""
         self._in_a_row = 0
@@ -117,17 +121,18 @@ class StepGuard:
         # sums of float16 overflow.
         self._gradients += gradient.detach().sum(dtype=torch.float32)
 
-    def note(self, loss: Tensor, rows: Tensor | None) -> None:
+    def note(self, loss: Tensor, rows: Tensor | None, labels: int | None = None) -> None:
         """Record the loss of one micro-batch, before its backward pass.
 
         Args:
             loss: A scalar.
             rows: Ids of its training rows, where known.
+            labels: How many labels it is trained on; None where that is not known.
         """
         # The running sum is updated in place, so the previous micro-batch gets a copy of its value now.
         if self._micro_batches:
             self._micro_batches[-1].gradients = self._gradients.clone()
-        self._micro_batches.append(_MicroBatch(rows, loss.detach().float(), self._gradients))
+        self._micro_batches.append(_MicroBatch(rows, loss.detach().float(), labels, self._gradients))
 
     def agree(self, step: int) -> bool:
         """Decide with all ranks, before the optimizer, whether it may step; every rank calls.
@@ -140,6 +145,7 @@ class StepGuard:
 
         Raises:
             NonFiniteLossError: Action `stop`, or as many steps were left out in a row as patience allows.
+            LossInputError: The same, where no rank had a trained label.
         """
         sums = self._gradients + sum(
             (p.grad.to_local().sum(dtype=torch.float32) for p in self._sharded if p.grad is not None),
@@ -148,35 +154,53 @@ class StepGuard:
         losses = torch.stack([batch.loss for batch in self._micro_batches] or [torch.zeros_like(sums)])
         bad = ~torch.isfinite(losses).all() | ~torch.isfinite(sums)
         stop = torch.full_like(sums, float(self.stop_requested()))
-        flags = torch.stack([bad.to(sums), stop])
+        labelled = not self._micro_batches or any(batch.labels != 0 for batch in self._micro_batches)
+        flags = torch.stack([bad.to(sums), stop, torch.full_like(sums, float(labelled))])
         if PartialState().num_processes > 1:
             all_reduce(flags, op=ReduceOp.MAX)
-        anything_bad, stop_everywhere = (bool(flag) for flag in flags.tolist())
+        anything_bad, stop_everywhere, any_label = (bool(flag) for flag in flags.tolist())
         self.stop = self.stop or stop_everywhere
-        self.step_is_bad = anything_bad
-        if not anything_bad:
+        self.step_is_empty = not any_label
+        self.step_is_bad = anything_bad or self.step_is_empty
+        if not self.step_is_bad:
             self._in_a_row = 0
             self._begin_step()
             return True
 
-        reports = gather(self._report())
+        found = self._unlabelled() if self.step_is_empty else self._report()
         self._begin_step()
-        found = "; ".join(line for lines in reports for line in lines)
-        if not found:
-            found = "the gradients summed over ranks are not finite (no rank's own part was seen to be)"
         if self.action == "skip" and self._in_a_row < self.patience:
             self._in_a_row += 1
             self.skipped_steps += 1
             self.last_report = f"step {step} left out on all ranks: {found}"
             return False
         reason = f", skipped steps in a row: {self.patience}" if self.action == "skip" else ""
-        raise NonFiniteLossError(
+        happened = (
             f"step {step}{reason}: {found}. Training stopped on all ranks before the optimizer; the weights are those "
-            f"of step {step - 1}. Look at these rows; go back to a checkpoint, with a lower learning_rate or "
-            "max_grad_norm; on_nonfinite: skip leaves such steps out"
+            f"of step {step - 1}."
+        )
+        if self.step_is_empty:
+            raise LossInputError(
+                f"{happened} Drop these rows, or raise max_length where it cut their labels off (the first token of a row "
+                "is never predicted); on_nonfinite: skip leaves such steps out"
+            )
+        raise NonFiniteLossError(
+            f"{happened} Look at these rows; go back to a checkpoint, with a lower learning_rate or max_grad_norm; "
+            "on_nonfinite: skip leaves such steps out"
         )
 
-    def _report(self) -> list[str]:
+    def _unlabelled(self) -> str:
+        """The training rows of all ranks in a step without a label; every rank calls."""
+        own = [batch.rows.tolist() for batch in self._micro_batches if batch.rows is not None]
+        rows = [row for rows in gather([row for rows in own for row in rows]) for row in rows]
+        return f"no trained label in {_rows_text(torch.tensor(rows) if rows else None)}"
+
+    def _report(self) -> str:
+        """What was not finite on which rank, in words; every rank calls."""
+        found = "; ".join(line for lines in gather(self._own_report()) for line in lines)
+        return found or "the gradients summed over ranks are not finite (no rank's own part was seen to be)"
+
+    def _own_report(self) -> list[str]:
         """The micro-batches of this rank whose loss or gradient is not finite, in words."""
         rank, lines = PartialState().process_index, []
         count = len(self._micro_batches)

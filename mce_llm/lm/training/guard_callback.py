@@ -41,13 +41,15 @@ class GuardCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Agree on the step, unless DeepSpeed has already taken or skipped it."""
-        # The loss scaler needs the gradients, and skips the step itself.
-        if (
-            not self._asked_by_engine
-            and not self._guard.agree(state.global_step + 1)
-            and not self._loss_scaler
-        ):
-            forget_gradients(kwargs["model"].parameters())
+        if self._asked_by_engine or self._guard.agree(state.global_step + 1):
+            return
+        if self._loss_scaler:
+            # It needs the gradients, and skips a step by itself where they are not finite; zeros it would take.
+            if not self._guard.step_is_empty:
+                return
+            if not args.max_grad_norm:  # else they were unscaled for clipping, which may happen once
+                kwargs["optimizer"].scaler.unscale_(kwargs["optimizer"].optimizer)
+        forget_gradients(kwargs["model"].parameters())
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,6 +6,7 @@ additions and no synchronisation.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,24 +19,34 @@ from mce_llm.matrix.effective_rank import effective_rank
 from mce_llm.matrix.precision import exact_dtype
 
 
-def with_means(
-    output: EvalLoopOutput,
-    means: dict[str, float],
-    *args: Any,
-    metric_key_prefix: str | None = None,
-    **_: Any,
-) -> EvalLoopOutput:
-    """The output of an evaluation with means added to its metrics.
+def prefix_of(*args: Any, metric_key_prefix: str | None = None, **_: Any) -> str:
+    """The prefix of an evaluation's metrics, from the arguments of `Trainer.evaluation_loop`.
 
     Args:
-        output: Of `Trainer.evaluation_loop`.
-        means: Values by name.
-        *args: The positional arguments of that call; the fifth is the prefix.
+        *args: The positional ones; the fifth is the prefix.
         metric_key_prefix: The prefix, where it was passed by name; `eval` by default.
     """
-    prefix = (args[4] if len(args) > 4 else "eval") if metric_key_prefix is None else metric_key_prefix
+    return (args[4] if len(args) > 4 else "eval") if metric_key_prefix is None else metric_key_prefix
+
+
+def with_means(output: EvalLoopOutput, means: dict[str, float], prefix: str) -> EvalLoopOutput:
+    """The output of an evaluation with means added to its metrics, under `prefix_name`; they win over what was there."""
     added = {f"{prefix}_{name}": value for name, value in means.items()}
     return output._replace(metrics={**(output.metrics or {}), **added})
+
+
+def total_loss(means: dict[str, float], weight: float) -> float:
+    """CE + λ·MCE, of means over all labels; NaN where there was no label.
+
+    For the kind `token` it is a function of the data alone: neither the size of batches nor the number of ranks is in
+    it. What routers add to the loss of training depends on which rows are routed together, and is left out.
+
+    Args:
+        means: Of `LossMeter.means_and_reset`.
+        weight: λ.
+    """
+    cross_entropy = means.get("ce_loss", math.nan)
+    return cross_entropy + weight * means["mce_loss"] if weight and "mce_loss" in means else cross_entropy
 
 
 class LossMeter:
@@ -49,8 +60,8 @@ class LossMeter:
 
     def reset(self) -> None:
         """Set all sums to zero."""
-        # Σ CE, Σ MCE, Σ details · n, labels, labels with an MCE, labels with details.
-        self._sums = torch.zeros(4 + 3, dtype=exact_dtype(self._device), device=self._device)
+        # Σ CE, Σ MCE, Σ aux_loss · n, Σ details · n; labels, labels with an MCE, with an aux_loss, with details.
+        self._sums = torch.zeros(5 + 4, dtype=exact_dtype(self._device), device=self._device)
         self.mark()
 
     def mark(self) -> None:
@@ -65,25 +76,33 @@ class LossMeter:
         """Take in one forward."""
         count = float(parts.num_tokens)
         zero = self._sums.new_zeros(())
-        matrix = zero if parts.matrix_sum is None else parts.matrix_sum
+        matrix, router = (zero if x is None else x for x in (parts.matrix_sum, parts.router_sum))
         details = [parts.details.get(name, zero) * count for name in self._DETAILS]
-        self._sums[:4] += torch.stack(
-            [x.detach().to(self._sums) for x in (parts.cross_entropy_sum, matrix, *details)]
+        self._sums[:5] += torch.stack(
+            [x.detach().to(self._sums) for x in (parts.cross_entropy_sum, matrix, router, *details)]
         )
-        self._sums[4:] += self._sums.new_tensor(
-            [count, 0.0 if parts.matrix_sum is None else count, count if parts.details else 0.0]
-        )
+        known = (True, parts.matrix_sum is not None, parts.router_sum is not None, bool(parts.details))
+        self._sums[5:] += self._sums.new_tensor([count * is_known for is_known in known])
 
     def means_and_reset(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all ranks (`ce_loss`, `mce_loss`, `tail_mass`, `quadrature_gap`, where known); every rank calls."""
+        """Means over the labels of all ranks, where known; every rank calls.
+
+        Returns:
+            `ce_loss`, `mce_loss`, `aux_loss` (of a mixture of experts), `tail_mass`, `quadrature_gap`; nothing where
+            there was no label.
+        """
         sums = accelerator.reduce(self._sums, reduction="sum").tolist()
         self.reset()
-        cross_entropy, matrix, tail_mass, gap, labels, matrix_labels, detail_labels = sums
+        cross_entropy, matrix, router, tail_mass, gap, labels, matrix_labels, router_labels, detail_labels = (
+            sums
+        )
         means = {}
         if labels:
             means["ce_loss"] = cross_entropy / labels
         if matrix_labels:
             means["mce_loss"] = matrix / matrix_labels
+        if router_labels:
+            means["aux_loss"] = router / router_labels
         if detail_labels:
             means["tail_mass"] = tail_mass / detail_labels
             means["quadrature_gap"] = gap / detail_labels

@@ -8,25 +8,28 @@ effective rank of the hidden states.
 from __future__ import annotations
 
 import functools
-from math import nan
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed import group
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
+from transformers.utils import logging
 
-from mce_llm.errors import MceLlmError
+from mce_llm.errors import LossInputError, MceLlmError
 from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import causal_model, find_head
 from mce_llm.lm.patch import MatrixLossPatch, patch_model
+from mce_llm.lm.router_loss import router_coefficient
+from mce_llm.lm.token_mask import tokenizer_in
 from mce_llm.lm.training import checkpoints
 from mce_llm.lm.training.early_stopping import add_early_stopping
+from mce_llm.lm.training.evaluation_rows import EvaluationCollator, number_stream, without_repeated
 from mce_llm.lm.training.guard import StepGuard
 from mce_llm.lm.training.guard_callback import GuardCallback
-from mce_llm.lm.training.meters import HiddenMeter, LossMeter, with_means
+from mce_llm.lm.training.meters import HiddenMeter, LossMeter, prefix_of, total_loss, with_means
 from mce_llm.lm.training.monitoring import add_monitoring
 from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
@@ -34,6 +37,8 @@ from mce_llm.lm.training.row_ids import ROW_IDS, NumberedCollator, NumberedRows
 from mce_llm.running import preemption
 from mce_llm.running.messages import raise_all
 from mce_llm.running.workers import shield_workers
+
+_logger = logging.get_logger(__name__)
 
 
 class UnsupportedTrainerError(MceLlmError, TypeError):
@@ -87,8 +92,8 @@ class MatrixLossMixin(PublishingMixin):
             find_head(causal_model(model))  # refuse before data are prepared
 
         def patched(fresh: nn.Module, tokenizer: Any) -> nn.Module:
-            known = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
-            self.matrix_patch = patch_model(fresh, matrix_loss, tokenizer=known)
+            data = [getattr(self, name, named.get(name)) for name in ("train_dataset", "eval_dataset")]
+            self.matrix_patch = patch_model(fresh, matrix_loss, tokenizer=tokenizer_in(tokenizer), rows=data)
             return fresh
 
         if model is None and (init := named.get("model_init")) is not None:
@@ -151,8 +156,9 @@ class MatrixLossMixin(PublishingMixin):
         is_training: bool = False,
         **more: Any,
     ) -> Any:
-        """The stock loader; the batches of training also tell which rows they hold."""
+        """The stock loader; training's batches also tell which rows they hold, evaluation's where repeated ones are."""
         own_collator = self.data_collator
+        collator = None
         if is_training and not isinstance(dataset, torch.utils.data.IterableDataset):
             rows, collate = dataset, own_collator
             if hasattr(rows, "remove_columns"):  # of `datasets`
@@ -162,10 +168,15 @@ class MatrixLossMixin(PublishingMixin):
             self.data_collator = NumberedCollator(collate)
             own_sampler, dataset = sampler_fn, NumberedRows(rows)
             sampler_fn = None if own_sampler is None else lambda _: own_sampler(rows)
+        elif not is_training and _world_size() > 1:
+            collate = self._get_collator_with_removed_columns(own_collator, description=description)
+            self.data_collator = collator = EvaluationCollator(collate)
         try:
             loader = super()._get_dataloader(
                 dataset, description, batch_size, sampler_fn, is_training, **more
             )
+            if collator is not None:
+                number_stream(loader, collator)
             return shield_workers(loader)
         finally:
             self.data_collator = own_collator
@@ -202,7 +213,8 @@ class MatrixLossMixin(PublishingMixin):
                 "loss to the model (for trl.SFTTrainer: mce_llm.lm.MatrixSFTTrainer)"
             )
         if model.training:
-            self._guard.note(result[0] if isinstance(result, tuple) else result, self._rows)
+            loss = result[0] if isinstance(result, tuple) else result
+            self._guard.note(loss, self._rows, patch.last.num_tokens)
         (self._train_meter if model.training else self._eval_meter).add(patch.last)
         if patch.last_hidden is not None:
             self._hidden_meter.add(patch.last_hidden)
@@ -210,12 +222,8 @@ class MatrixLossMixin(PublishingMixin):
         return result
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The stock step, with the labels of rows masked that only pad the last batch to the same size on every rank."""
-        state = self.accelerator.gradient_state
-        if "labels" in inputs and state.end_of_dataloader and state.remainder > 0:
-            labels = inputs["labels"].clone()
-            labels[max(state.remainder - self.accelerator.process_index * len(labels), 0) :] = -100
-            inputs = {**inputs, "labels": labels}
+        """The stock step, with the labels of rows masked that are there to make the last batch even on every rank."""
+        inputs = without_repeated(inputs, self.accelerator)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -224,17 +232,18 @@ class MatrixLossMixin(PublishingMixin):
             if self._guard.step_is_bad:
                 self._train_meter.back()
             parts = self._train_meter.means_and_reset(self.accelerator)
-            logs = {**logs, **{name: parts[name] for name in ("ce_loss", "mce_loss") if name in parts}}
+            shown = ("ce_loss", "mce_loss", "aux_loss")
+            logs = {**logs, **{name: parts[name] for name in shown if name in parts}}
             if self._guard.skipped_steps:
                 # The stock mean counts what the other micro-batches of these steps brought; the parts do not.
-                logs["loss"] = parts.get("ce_loss", nan)
-                if self.matrix_patch.config.weight:
-                    logs["loss"] += self.matrix_patch.config.weight * parts.get("mce_loss", nan)
+                logs["loss"] = total_loss(parts, self.matrix_patch.config.weight)
+                if "aux_loss" in parts:
+                    logs["loss"] += router_coefficient(self.matrix_patch.model) * parts["aux_loss"]
                 logs["skipped_steps"] = self._guard.skipped_steps
         super().log(logs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock loop, with the parts of the loss added to its metrics."""
+        """The stock loop, with the parts of the loss in its metrics, and their sum over all labels as the loss."""
         self._eval_meter.reset()
         self._hidden_meter.reset()
         # The data loader draws a random number, which a resumed run that skips this evaluation would not draw.
@@ -244,7 +253,27 @@ class MatrixLossMixin(PublishingMixin):
         means = self._eval_meter.means_and_reset(self.accelerator)
         if (rank := self._hidden_meter.effective_rank(self.accelerator)) is not None:
             means["effective_rank"] = rank
-        return with_means(output, means, *args, **kwargs)
+        prefix = prefix_of(*args, **kwargs)
+        metrics = output.metrics or {}
+        if metrics.pop(f"{prefix}_loss", None) is None:  # no batch had labels
+            return output
+        if "ce_loss" in means:
+            means["loss"] = total_loss(means, self.matrix_patch.config.weight)
+        else:
+            self._without_loss(f"{prefix}_loss")
+        return with_means(output._replace(metrics=metrics), means, prefix)
+
+    def _without_loss(self, name: str) -> None:
+        """Say that an evaluation has no loss, and why; where the best model is chosen by it, it is an error."""
+        reason = (
+            f"no {name}: every label of the evaluation data is masked (-100), or at the start of its row, where nothing "
+            "predicts it; drop such rows, or raise max_length where it cut their labels off"
+        )
+        by = self.args.metric_for_best_model
+        if self.is_in_train and by is not None and name == f"eval_{by.removeprefix('eval_')}":
+            raise LossInputError(f"{reason}. metric_for_best_model ({by}) needs it")
+        if self.accelerator.is_main_process:
+            _logger.warning(reason)
 
 
 def _world_size() -> int:

@@ -1,0 +1,100 @@
+"""What the fused loss refuses to be given; each problem is told with the value, the limit and the remedy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mce_llm.errors import LossInputError
+from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.running.messages import raise_all
+
+
+def check_labels(labels_N: Tensor, num_rows: int, token_mask: Tensor | None, ignore_index: int) -> None:
+    """Raise if a label is no row of the head, or one that is left out of the token geometry.
+
+    The host waits for the device once, whatever is checked.
+
+    Args:
+        labels_N: (N,) int64 targets, none of them ignored.
+        num_rows: V, the rows of the head's weight.
+        token_mask: (V,) bool, False for rows that are left out; None for none.
+        ignore_index: For the message.
+
+    Raises:
+        LossInputError: There is such a label.
+    """
+    if not labels_N.numel():
+        return
+    found = [*labels_N.aminmax()]
+    if token_mask is not None and len(token_mask) == num_rows:
+        inside_N = labels_N.clamp(0, num_rows - 1)  # an index out of range would end a CUDA process
+        found.append(torch.where(token_mask[inside_N], -1, inside_N).amax())
+    lowest, highest, *left_out = torch.stack(found).tolist()
+    if not 0 <= lowest <= highest < num_rows:
+        raise LossInputError(
+            f"labels must be in [0, {num_rows}) or {ignore_index}, got values from "
+            f"{lowest} to {highest}; they index the rows of the head's weight"
+        )
+    if left_out and left_out[0] >= 0:
+        raise LossInputError(
+            f"token {left_out[0]} is a label, but the token mask leaves it out of the token geometry, where its matrix "
+            "loss would be the same whatever is predicted. If it is the padding token and also learnt, pad with "
+            "another one (tokenizer.pad_token = tokenizer.eos_token hides no token) or set its entry of token_mask to "
+            f"True; if it is no token of the tokenizer, mask the label with {ignore_index} or make the labels with the "
+            "model's own tokenizer"
+        )
+
+
+def check_inputs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    embeddings: Tensor | None,
+    config: MatrixLossConfig,
+    softcap: float | None,
+    chunk_size: int | None,
+) -> None:
+    """Raise one LossInputError that lists every way in which the inputs do not fit."""
+    problems = []
+    if weight.ndim != 2 or weight.numel() == 0:
+        problems.append(
+            f"weight must be a (vocabulary, width) matrix, got shape {tuple(weight.shape)}; "
+            "an empty one usually is a sharded parameter read outside the engine's forward"
+        )
+    elif hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
+        problems.append(
+            f"hidden has shape {tuple(hidden.shape)}, its last dimension must be {weight.shape[1]}"
+        )
+    if not hidden.is_floating_point():
+        problems.append(f"hidden must be floating point, got {hidden.dtype}")
+    if not weight.is_floating_point():
+        problems.append(
+            f"weight must be floating point, got {weight.dtype}; quantised heads are not supported"
+        )
+    if labels.dtype != torch.int64:
+        problems.append(f"labels must be int64, got {labels.dtype}")
+    if labels.shape != hidden.shape[:-1]:
+        problems.append(
+            f"labels have shape {tuple(labels.shape)}, hidden asks for {tuple(hidden.shape[:-1])}; "
+            "they must already be shifted"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        problems.append(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if embeddings is None and config.embeddings == "input":
+        problems.append("config.embeddings is 'input': pass the input table as embeddings=")
+    if embeddings is not None and embeddings.shape[:1] != weight.shape[:1]:
+        problems.append(
+            f"embeddings must have one row per vocabulary entry ({weight.shape[0]}), got {tuple(embeddings.shape)}"
+        )
+    tensors = {"weight": weight, "labels": labels, "bias": bias, "embeddings": embeddings}
+    if elsewhere := [
+        f"{n} on {t.device}" for n, t in tensors.items() if t is not None and t.device != hidden.device
+    ]:
+        problems.append(f"hidden is on {hidden.device}, but {', '.join(elsewhere)}; move them to one device")
+    if softcap is not None and not softcap > 0:
+        problems.append(f"softcap must be positive, got {softcap}")
+    if chunk_size is not None and chunk_size < 1:
+        problems.append(f"chunk_size must be at least 1, got {chunk_size}")
+    raise_all(problems, LossInputError)
