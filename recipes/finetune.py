@@ -19,7 +19,7 @@ from mce_llm.data import CompletionCollator
 from mce_llm.finetuning.adapters import check_adapters, with_lora
 from mce_llm.finetuning.configuration import parse_recipe
 from mce_llm.finetuning.merging import merge_trained
-from mce_llm.finetuning.models import load_model, tokenizer_of, whole_size
+from mce_llm.finetuning.models import check_architecture, load_model, tokenizer_of, whole_size
 from mce_llm.finetuning.outputs import begin_record, mark_finished, prepare_output, remove_earlier
 from mce_llm.finetuning.rows import tokenized
 from mce_llm.lm import GeometryError, MatrixLossConfigError, MatrixTrainer
@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     # 1. Tokenizer and data.
     tokenizer = tokenizer_of(model_settings)
     check_adapters(model_settings, tokenizer, embeddings=training.matrix_embeddings)
+    if training.model_check:
+        check_architecture(model_settings, tokenizer, packing=data_settings.packing)
     train_rows, train_record = tokenized(
         tokenizer, data_settings, data_settings.dataset, data_settings.dataset_split, "train"
     )

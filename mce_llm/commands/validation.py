@@ -16,6 +16,7 @@ from mce_llm.commands.fetching import Fetch, what_is_fetched
 from mce_llm.commands.findings import Findings
 from mce_llm.commands.judgements import (
     judge_adapters,
+    judge_architecture,
     judge_data,
     judge_fetches,
     judge_memory,
@@ -103,6 +104,9 @@ def validate_recipe(
         with findings.part("model"):
             model = model_without_weights(recipe.model)
             judge_model(findings, recipe, model)
+        with findings.part("model check"):
+            if model is not None:
+                judge_architecture(findings, recipe, model)
     if tokenizer is not None:
         judge_tokenizer(findings, tokenizer, model)
         sources = (
@@ -122,7 +126,7 @@ def validate_recipe(
             judge_adapters(findings, recipe, tokenizer)
         if "train" in outcome.data and len(outcome.data["train"].rows):
             with findings.part("trial step"):
-                outcome.step = try_step(recipe, model.config, tokenizer, outcome.data["train"].rows)
+                outcome.step = try_step(recipe, model, tokenizer, outcome.data["train"].rows)
                 judge_step(findings, outcome.step)
     with findings.part("batch"):
         _count_steps(outcome, num_gpus or 1)

@@ -22,6 +22,7 @@ from transformers import (
 from mce_llm.data import load_tokenizer
 from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
+from mce_llm.lm import check_model
 from mce_llm.running.messages import cause, loading_problem, model_path_problem, nearest_hint
 from mce_llm.running.processes import say
 from mce_llm.running.settings import names_of
@@ -120,6 +121,21 @@ def without_weights(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase
         raise ModelSourceError(
             f"cannot load a causal language model from {source!r}: {loading_problem(error)}"
         ) from error
+
+
+def check_architecture(
+    settings: ModelArguments, tokenizer: PreTrainedTokenizerBase, *, packing: bool
+) -> None:
+    """Refuse an architecture that the losses, or packing, would be wrong for, before data and weights are read.
+
+    A model whose code comes with its checkpoint is checked by the trainer, when it is loaded.
+
+    Raises:
+        ModelSourceError: There is no such model.
+        UnsupportedModelError: The losses, or packing, would be wrong for it.
+    """
+    if (model := without_weights(settings, tokenizer)) is not None:
+        check_model(model, packing=packing, attention=settings.attn_implementation)
 
 
 def unquantized_layers(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> list[str] | None:

@@ -183,6 +183,8 @@ def _logits(model: PreTrainedModel, **batch: Tensor) -> Tensor:
             logits: Tensor = model.eval()(**batch, use_cache=False).logits
     except Exception as error:  # as many types as there are architectures
         raise ForwardError(cause(error)) from error
+    if not logits.isfinite().all():
+        raise ForwardError("its logits are not finite")
     return logits.float()
 
 
