@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mce_llm.data import IGNORE_INDEX, CompletionCollator
 from mce_llm.finetuning.adapters import with_lora
 from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.models import freeze_beside_text
 from mce_llm.finetuning.settings import ModelSourceError
 from mce_llm.lm import patch_model
 from mce_llm.lm.checks.shrinking import ShrinkingError, small_model
@@ -92,6 +93,7 @@ def try_step(
         warnings.simplefilter("ignore", FutureWarning)  # names that transformers is about to change
         torch.manual_seed(training.seed)
         model: Any = shrunken_model(full, attention=settings.attn_implementation)
+        freeze_beside_text(model)
         if settings.lora_r:
             model = with_lora(model, settings)
         patch = patch_model(model, training.matrix_loss, tokenizer=tokenizer)

@@ -19,6 +19,7 @@ from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.heads import UnsupportedModelError, output_layer
 from mce_llm.running.messages import cause, nearest_hint, raise_all
+from mce_llm.running.model_classes import text_prefix
 from mce_llm.running.settings import names_of
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _lora_config(model: PreTrainedModel, settings: ModelArguments, tied: bool) -
                 f"lora_modules_to_save {settings.lora_modules_to_save!r} on tied embeddings needs peft 0.18 or later"
             )
         extra["ensure_weight_tying"] = True
+    if (prefix := text_prefix(model)) is not None:
+        extra["exclude_modules"] = rf"(?!{re.escape(prefix)}\.).*"  # text gives the others no gradient
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.lora_r,

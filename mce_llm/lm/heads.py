@@ -188,7 +188,7 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
             treated = model.forward(input_ids=ids, use_cache=False).logits
     except Exception as error:
         raise UnsupportedModelError(
-            f"could not find out what {type(model).__name__} does to its logits after the head: {error}"
+            f"could not find out what {type(model).__name__} does to its logits after the head: {error}{_text_class(model)}"
         ) from error
     finally:
         for part, own_forward in saved:
@@ -196,6 +196,14 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
             if own_forward is not None:
                 part.forward = own_forward
     return _fit_treatment(probe.double().flatten(), treated.double().flatten(), type(model).__name__)
+
+
+def _text_class(model: PreTrainedModel) -> str:
+    """A hint at the class that AutoModelForCausalLM loads for text alone, where that is another one."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
+    if known is None or any(base.__name__ == known for base in type(model).__mro__):
+        return ""
+    return f"; for text alone, AutoModelForCausalLM loads the same weights as {known}"
 
 
 def _fit_treatment(probe: Tensor, treated: Tensor, name: str) -> tuple[float, float | None]:
