@@ -21,7 +21,7 @@ from mce_llm.finetuning.checks import check_tokenizer, say_warnings
 from mce_llm.finetuning.configuration import parse_recipe
 from mce_llm.finetuning.ending import add_stop_ids, names_of_ids
 from mce_llm.finetuning.merging import merge_trained
-from mce_llm.finetuning.models import load_model, tokenizer_of, whole_size
+from mce_llm.finetuning.models import check_architecture, load_model, tokenizer_of, whole_size
 from mce_llm.finetuning.next_steps import evaluation_command
 from mce_llm.finetuning.outputs import begin_record, mark_finished, prepare_output, remove_earlier
 from mce_llm.finetuning.rows import tokenized
@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = tokenizer_of(model_settings)
     positions = check_tokenizer(model_settings, tokenizer)
     check_adapters(model_settings, tokenizer, embeddings=training.matrix_embeddings)
+    if training.model_check:
+        check_architecture(model_settings, tokenizer, packing=data_settings.packing)
     train_rows, train_record = tokenized(
         tokenizer,
         data_settings,

@@ -30,6 +30,7 @@ from mce_llm.finetuning.ending import names_of_ids, stored_stop_ids
 from mce_llm.finetuning.outputs import finished_results
 from mce_llm.finetuning.precision import lost_updates_text, usual_lost_share
 from mce_llm.finetuning.settings import ModelArguments
+from mce_llm.lm import examine_model
 from mce_llm.lm.heads import output_layer
 from mce_llm.lm.training.checkpoints import list_checkpoints
 from mce_llm.planning import GIB, MemoryPlan
@@ -71,6 +72,21 @@ def judge_model(findings: Findings, recipe: Recipe, model: PreTrainedModel) -> N
         findings.warn(
             "attn_implementation", f"{implementation} needs flash-attn, which is not installed here"
         )
+
+
+def judge_architecture(findings: Findings, recipe: Recipe, model: PreTrainedModel) -> None:
+    """Is its loss causal cross-entropy, does it see no later tokens, and does it keep packed examples apart?"""
+    if not recipe.training.model_check:
+        findings.warn("model check", "model_check is false: what is assumed of the model is taken on trust")
+        return
+    found = examine_model(model, packing=recipe.data.packing, attention=recipe.model.attn_implementation)
+    for text in found.unchecked:
+        findings.warn("model check", text)
+    if found.problem is not None:
+        findings.problem("model check", found.problem)
+    elif found.parameters:
+        packed = f"; packed examples are kept apart ({found.attention})" if recipe.data.packing else ""
+        findings.ok("model check", f"its loss is causal cross-entropy, no token sees later ones{packed}")
 
 
 def judge_tokenizer(

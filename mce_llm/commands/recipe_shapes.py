@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from mce_llm.data.errors import DataError
 from mce_llm.finetuning.adapters import with_lora
@@ -20,6 +20,7 @@ from mce_llm.lm.linear_loss import default_chunk_size
 from mce_llm.planning import LossShape, ModelShape, TrainingShape, shape_of
 from mce_llm.planning.shapes import Attention
 from mce_llm.running.messages import cause
+from mce_llm.running.model_classes import auto_class
 from mce_llm.running.settings import ConfigurationError
 
 
@@ -76,7 +77,7 @@ def model_without_weights(settings: ModelArguments) -> PreTrainedModel:
 def _from_config(settings: ModelArguments, config: Any) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+            return auto_class(config).from_config(config, trust_remote_code=settings.trust_remote_code)
     except Exception as error:  # as many types as there are architectures
         raise ModelSourceError(f"cannot make a causal language model: {cause(error)}") from error
 

@@ -1,34 +1,29 @@
 """One forward and backward pass of a shrunken model of a recipe's architecture, with the recipe's own loss.
 
-Same model type, same head, same vocabulary and adapters; two layers and a fraction of the width. What would fail in a
+Same class, same head, same vocabulary and adapters; a few layers and a fraction of the width. What would fail in a
 run for reasons of architecture (a head that the loss cannot read, a parameter that no gradient reaches) fails here, in
 seconds and on any machine.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.data import IGNORE_INDEX, CompletionCollator
 from mce_llm.finetuning.adapters import with_lora
 from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.models import freeze_beside_text
 from mce_llm.finetuning.settings import ModelSourceError
 from mce_llm.lm import patch_model
-from mce_llm.running.messages import cause
+from mce_llm.lm.checks.shrinking import ShrinkingError, small_model
 
-_LAYERS = 2
 _ROWS = 2
 _LENGTH = 256
-# Sizes of the shrunken model, tried in this order: some architectures want wider heads, or no change of width at all.
-_HEAD_SIZES = (16, 32, 64)
-_HEADS = 4
 _MOST_PARAMETERS = 400_000_000
 
 
@@ -55,86 +50,36 @@ class TrialStep:
     not_finite: list[str]
 
 
-def shrunken_config(config: PreTrainedConfig, head_size: int | None) -> PreTrainedConfig:
-    """The configuration of a small model of the same kind.
-
-    Args:
-        config: That of the full model; left as it is.
-        head_size: Width of its attention heads, from which the other widths follow; None keeps all widths and takes
-            layers away alone.
-    """
-    small = copy.deepcopy(config)
-    text = small.get_text_config()
-    changes: dict[str, Any] = {"num_hidden_layers": _LAYERS}
-    if head_size is not None:
-        heads = int(text.num_attention_heads)
-        key_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-        width = _HEADS * head_size
-        changes |= {
-            "hidden_size": width,
-            "num_attention_heads": _HEADS,
-            "num_key_value_heads": _HEADS if key_heads == heads else 1 if key_heads == 1 else 2,
-            "head_dim": head_size,
-            "intermediate_size": 2 * width,
-            "moe_intermediate_size": width,
-            "shared_expert_intermediate_size": width,
-        }
-        if getattr(text, "word_embed_proj_dim", None) == text.hidden_size:
-            changes["word_embed_proj_dim"] = width
-    experts = ("num_local_experts", "num_experts", "n_routed_experts")
-    changes |= {name: min(int(n), 4) for name in experts if (n := getattr(text, name, None))}
-    changes |= {name: min(int(n), 2) for name in ("num_experts_per_tok",) if (n := getattr(text, name, None))}
-    for name, value in changes.items():
-        if getattr(text, name, None) is not None:
-            setattr(text, name, value)
-    if isinstance(kinds := getattr(text, "layer_types", None), list):
-        # One of each kind of layer, if two are enough for that.
-        text.layer_types = list(dict.fromkeys(kinds))[:_LAYERS] * _LAYERS
-        text.layer_types = text.layer_types[:_LAYERS]
-    return small
-
-
-def shrunken_model(
-    config: PreTrainedConfig, *, attention: str | None, trust_remote_code: bool = False
-) -> nn.Module:
+def shrunken_model(model: PreTrainedModel, *, attention: str | None) -> PreTrainedModel:
     """A small model of the same kind, float32, with random weights.
 
     Args:
-        config: That of the full model.
+        model: The full model; its weights are not read.
         attention: eager keeps it; what this machine may lack (FlashAttention) becomes the default.
-        trust_remote_code: As for the full model.
 
     Raises:
         ModelSourceError: No small model could be made.
     """
-    failures: list[str] = []
-    for head_size in (*_HEAD_SIZES, None):
-        small = shrunken_config(config, head_size)
-        small.dtype = torch.float32
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if attention == "eager":
-            options["attn_implementation"] = attention
-        try:
-            with torch.device("meta"):
-                size = sum(p.numel() for p in AutoModelForCausalLM.from_config(small, **options).parameters())
-            if size > _MOST_PARAMETERS:
-                raise ValueError(f"still {size:,} parameters")
-            model: nn.Module = AutoModelForCausalLM.from_config(small, **options).float()
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
-            return model
-        except Exception as error:  # each architecture has ties of its own between its sizes
-            failures.append(cause(error))
-    raise ModelSourceError(f"no small model of the type {config.model_type!r} could be made: {failures[0]}")
+    try:
+        return small_model(
+            model,
+            vocabulary=None,
+            length=_LENGTH,
+            attention="eager" if attention == "eager" else None,
+            most_parameters=_MOST_PARAMETERS,
+        )
+    except ShrinkingError as error:
+        raise ModelSourceError(str(error)) from error
 
 
 def try_step(
-    recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, rows: Any
+    recipe: Recipe, full: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Any
 ) -> TrialStep:
     """One forward and backward pass.
 
     Args:
         recipe: Loss, adapters and gradient checkpointing are read.
-        config: That of the full model.
+        full: The full model; its weights are not read.
         tokenizer: Its tokenizer.
         rows: Tokenised examples, see `examine_data`.
 
@@ -147,9 +92,8 @@ def try_step(
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", FutureWarning)  # names that transformers is about to change
         torch.manual_seed(training.seed)
-        model: Any = shrunken_model(
-            config, attention=settings.attn_implementation, trust_remote_code=settings.trust_remote_code
-        )
+        model: Any = shrunken_model(full, attention=settings.attn_implementation)
+        freeze_beside_text(model)
         if settings.lora_r:
             model = with_lora(model, settings)
         patch = patch_model(model, training.matrix_loss, tokenizer=tokenizer, rows=[rows])

@@ -16,6 +16,7 @@ from mce_llm.commands.fetching import Fetch, what_is_fetched
 from mce_llm.commands.findings import Findings
 from mce_llm.commands.judgements import (
     judge_adapters,
+    judge_architecture,
     judge_data,
     judge_ends,
     judge_fetches,
@@ -107,6 +108,9 @@ def validate_recipe(
             model = model_without_weights(recipe.model)
             judge_model(findings, recipe, model)
             judge_precision(findings, recipe, model)
+        with findings.part("model check"):
+            if model is not None:
+                judge_architecture(findings, recipe, model)
     if tokenizer is not None:
         judge_tokenizer(findings, tokenizer, model, recipe.model)
         sources = (
@@ -128,7 +132,7 @@ def validate_recipe(
             judge_adapters(findings, recipe, tokenizer)
         if "train" in outcome.data and len(outcome.data["train"].rows):
             with findings.part("trial step"):
-                outcome.step = try_step(recipe, model.config, tokenizer, outcome.data["train"].rows)
+                outcome.step = try_step(recipe, model, tokenizer, outcome.data["train"].rows)
                 judge_step(findings, outcome.step)
     with findings.part("batch"):
         _count_steps(outcome, num_gpus or 1)

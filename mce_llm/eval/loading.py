@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mce_llm.data import load_tokenizer
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.running.messages import cause, model_path_problem
+from mce_llm.running.model_classes import auto_class
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -98,7 +99,8 @@ def check_path(name: str) -> None:
 
 def _load_causal(name: str, dtype: str) -> Any:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model_class = auto_class(AutoConfig.from_pretrained(name))
+        loaded: Any = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     except Exception as error:  # hub, safetensors, configuration and pickle errors have no common type
         raise EvaluationError(f"the model {name} cannot be loaded: {cause(error)}") from error
     model, info = loaded

@@ -19,6 +19,7 @@ from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.heads import UnsupportedModelError, output_layer
 from mce_llm.running.messages import cause, nearest_hint, raise_all
+from mce_llm.running.model_classes import text_prefix
 from mce_llm.running.settings import names_of
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def _lora_config(model: PreTrainedModel, settings: ModelArguments, tied: bool) -
                 f"lora_modules_to_save {settings.lora_modules_to_save!r} on tied embeddings needs peft 0.18 or later"
             )
         extra["ensure_weight_tying"] = True
+    if excluded := _excluded(model, settings):
+        extra["exclude_modules"] = excluded
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.lora_r,
@@ -119,6 +122,22 @@ def _lora_config(model: PreTrainedModel, settings: ModelArguments, tied: bool) -
         use_rslora=settings.use_rslora,
         **extra,
     )
+
+
+def _excluded(model: PreTrainedModel, settings: ModelArguments) -> str | None:
+    """A regular expression for the layers that get no adapter, whatever `lora_target_modules` says; None for none."""
+    patterns = []
+    if (prefix := text_prefix(model)) is not None:
+        patterns.append(rf"(?!{re.escape(prefix)}\.).*")  # text gives the others no gradient
+    if settings.lora_target_modules == "all-linear":
+        # Routers that are linear layers, and return more than a product: an adapter would take that for its input's.
+        routers = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
+        ]
+        patterns += [re.escape(name) for name in routers]
+    return "|".join(patterns) or None
 
 
 def _target_modules(text: str) -> str | list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import GENERATION_CONFIG_NAME
 
@@ -23,6 +23,7 @@ from mce_llm.errors import MceLlmError
 from mce_llm.finetuning.adapters import has_adapters, tied_embeddings
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.running.messages import cause, model_path_problem, nearest_hint, raise_all
+from mce_llm.running.model_classes import auto_class
 from mce_llm.running.processes import say
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -189,7 +190,7 @@ def _load_base(base: str, dtype: str, trust_remote_code: bool) -> PreTrainedMode
                 f"the base model {base} is quantised, and merging would round the adapters away; give the model that it "
                 "was made from with --base"
             )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             base,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,

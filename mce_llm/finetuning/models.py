@@ -7,11 +7,10 @@ itself is in the recipe.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -22,7 +21,9 @@ from transformers import (
 from mce_llm.data import load_tokenizer
 from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
+from mce_llm.lm import check_model
 from mce_llm.running.messages import cause, loading_problem, model_path_problem, nearest_hint
+from mce_llm.running.model_classes import auto_class, beside_text, built_in_class
 from mce_llm.running.processes import say
 from mce_llm.running.settings import names_of
 
@@ -64,7 +65,8 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
         raise ModelSourceError(problem)
     quantized = quantized_loading(settings, unquantized_layers(settings, tokenizer))
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(source, trust_remote_code=settings.trust_remote_code)
+        loaded: Any = auto_class(config).from_pretrained(
             source,
             dtype=settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
             attn_implementation=settings.attn_implementation,
@@ -90,7 +92,19 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
             f"{len(broken)} weights of {source!r} are not finite (first: {broken[0]}); the checkpoint is damaged "
             "or its training diverged"
         )
+    if frozen := freeze_beside_text(model):
+        say(
+            f"{type(model).__name__} is trained on text alone: {frozen:,} parameters beside its language model are frozen"
+        )
     return model
+
+
+def freeze_beside_text(model: PreTrainedModel) -> int:
+    """Freeze what a multimodal model has for pictures and sound, and return its size: text gives it no gradient."""
+    parameters = [p for _, p in beside_text(model)]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return sum(map(whole_size, parameters))
 
 
 def without_weights(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
@@ -111,15 +125,32 @@ def without_weights(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase
         else:
             config = new_config(settings, tokenizer)
         # The class itself, not from_config, which shards the weights where ZeRO-3 is in use.
-        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        if (known := built_in_class(config)) is None:
+            return None
+        model_class, config = known
         with torch.device("meta"):
-            return None if model_class is None else model_class(config)
+            return cast(PreTrainedModel, model_class(config))
     except ModelSourceError:
         raise
     except Exception as error:  # hub, configuration and model errors have no common type
         raise ModelSourceError(
             f"cannot load a causal language model from {source!r}: {loading_problem(error)}"
         ) from error
+
+
+def check_architecture(
+    settings: ModelArguments, tokenizer: PreTrainedTokenizerBase, *, packing: bool
+) -> None:
+    """Refuse an architecture that the losses, or packing, would be wrong for, before data and weights are read.
+
+    A model whose code comes with its checkpoint is checked by the trainer, when it is loaded.
+
+    Raises:
+        ModelSourceError: There is no such model.
+        UnsupportedModelError: The losses, or packing, would be wrong for it.
+    """
+    if (model := without_weights(settings, tokenizer)) is not None:
+        check_model(model, packing=packing, attention=settings.attn_implementation)
 
 
 def unquantized_layers(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> list[str] | None:

@@ -19,6 +19,12 @@ from mce_llm.lm.reference import (
 
 if TYPE_CHECKING:
     from mce_llm.lm.arguments import MatrixTrainingArguments
+    from mce_llm.lm.checks.model_check import (
+        ModelCheck,
+        UncheckedModelWarning,
+        check_model,
+        examine_model,
+    )
     from mce_llm.lm.heads import UnsupportedModelError
     from mce_llm.lm.instance_forward import PatchedModelError
     from mce_llm.lm.patch import MatrixLossPatch, patch_model
@@ -31,6 +37,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MatrixTrainingArguments": "arguments",
+    "ModelCheck": "checks.model_check",
+    "UncheckedModelWarning": "checks.model_check",
+    "check_model": "checks.model_check",
+    "examine_model": "checks.model_check",
     "UnsupportedModelError": "heads",
     "PatchedModelError": "instance_forward",
     "BypassedLossError": "patched_call",
@@ -55,11 +65,15 @@ __all__ = [
     "MatrixLossPatch",
     "MatrixTrainer",
     "MatrixTrainingArguments",
+    "ModelCheck",
     "NonFiniteLossError",
     "PatchedModelError",
     "TokenGeometry",
+    "UncheckedModelWarning",
     "UnsupportedModelError",
     "UnsupportedTrainerError",
+    "check_model",
+    "examine_model",
     "expected_matrix_cross_entropy",
     "linear_matrix_cross_entropy",
     "marginal_matrix_cross_entropy",

@@ -62,6 +62,13 @@ class MatrixSettings:
         default=True, metadata={"help": "Subtract the mean embedding from every row."}
     )
     matrix_normalize: bool = field(default=True, metadata={"help": "Scale every centred row to length one."})
+    model_check: bool = field(
+        default=True,
+        metadata={
+            "help": "Before training, check on a small model of the same class that the loss is causal cross-entropy, that no "
+            "token sees later ones, and that packed examples are kept apart; false takes all that on trust."
+        },
+    )
     on_nonfinite: str = field(
         default="stop",
         metadata={

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from mce_llm.errors import MceLlmError
 
 # Returned by the head in place of logits: small values show a scale, large ones a saturation, both signs show symmetry.
 _PROBE = (-1e5, -50.0, -3.0, -1e-3, 0.0, 1e-3, 0.5, 3.0, 50.0, 1e5)
+
+
+# What transformers calls the loss of text models, and of multimodal ones around them; both are causal cross-entropy.
+_CAUSAL_LOSSES = ("ForCausalLM", "ForConditionalGeneration")
 
 
 class UnsupportedModelError(MceLlmError, TypeError):
@@ -76,7 +80,9 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
         )
     loss_type = getattr(inner, "loss_type", None)  # older classes leave it open, and are known by name
     causal_names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if loss_type != "ForCausalLM" and not any(base.__name__ in causal_names for base in type(inner).__mro__):
+    if loss_type not in _CAUSAL_LOSSES and not any(
+        base.__name__ in causal_names for base in type(inner).__mro__
+    ):
         raise UnsupportedModelError(
             f"{name} is not a causal language model (its loss is {loss_type}); "
             "load it with AutoModelForCausalLM"
@@ -142,14 +148,28 @@ def _trained_copy(module: Any) -> Any:
     return copies[active[0]]
 
 
+def backbone_of(model: PreTrainedModel) -> nn.Module:
+    """The layers of a model without its head.
+
+    Raises:
+        UnsupportedModelError: They are no module of their own.
+    """
+    if model.base_model is not model:
+        return model.base_model
+    # base_model_prefix is none of its attributes, as in Llama4ForCausalLM: the part that begins with the embeddings.
+    embeddings = model.get_input_embeddings()
+    for part in model.children():
+        if part is not embeddings and any(module is embeddings for module in part.modules()):
+            return part
+    raise UnsupportedModelError(f"{type(model).__name__} has no separate backbone (base_model_prefix)")
+
+
 def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
     """(scale, softcap) of the logits, from what the model's own forward makes of probe values in place of logits.
 
     Backbone and head are replaced for one call, so nothing heavy runs and sharded weights are not touched.
     """
-    backbone, head = model.base_model, model.get_output_embeddings()
-    if backbone is model:
-        raise UnsupportedModelError(f"{type(model).__name__} has no separate backbone (base_model_prefix)")
+    backbone, head = backbone_of(model), cast(Any, model.get_output_embeddings())
     # The weight of an offloaded head has no values here, and the probe does not need it.
     device = torch.device("cpu") if head.weight.is_meta else head.weight.device
     probe = torch.tensor(_PROBE, dtype=torch.float32, device=device).view(1, 1, -1)
@@ -168,7 +188,7 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
             treated = model.forward(input_ids=ids, use_cache=False).logits
     except Exception as error:
         raise UnsupportedModelError(
-            f"could not find out what {type(model).__name__} does to its logits after the head: {error}"
+            f"could not find out what {type(model).__name__} does to its logits after the head: {error}{_text_class(model)}"
         ) from error
     finally:
         for part, own_forward in saved:
@@ -176,6 +196,14 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
             if own_forward is not None:
                 part.forward = own_forward
     return _fit_treatment(probe.double().flatten(), treated.double().flatten(), type(model).__name__)
+
+
+def _text_class(model: PreTrainedModel) -> str:
+    """A hint at the class that AutoModelForCausalLM loads for text alone, where that is another one."""
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model.config.model_type)
+    if known is None or any(base.__name__ == known for base in type(model).__mro__):
+        return ""
+    return f"; for text alone, AutoModelForCausalLM loads the same weights as {known}"
 
 
 def _fit_treatment(probe: Tensor, treated: Tensor, name: str) -> tuple[float, float | None]:

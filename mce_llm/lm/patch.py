@@ -21,7 +21,8 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.lm.config import MatrixLossConfig
-from mce_llm.lm.heads import UnsupportedModelError, causal_model, find_head
+from mce_llm.lm.dropped_inputs import refuse_dropped_inputs
+from mce_llm.lm.heads import UnsupportedModelError, backbone_of, causal_model, find_head
 from mce_llm.lm.instance_forward import (
     InstanceForward,
     PatchedModelError,
@@ -103,7 +104,7 @@ class MatrixLossPatch:
         self._head_forward = InstanceForward(head, head_forward)
         cast(Any, self.model)._matrix_loss_patch = self
         cast(Any, head)._matrix_loss_call = self._call
-        layers: Any = self.model.base_model
+        layers = backbone_of(self.model)
         self._bypass_check = layers.register_forward_pre_hook(self._call.refuse_bypass)
 
     def remove(self) -> None:
@@ -177,6 +178,8 @@ class MatrixLossPatch:
             self._call.running = nested
 
     def _forward_with_loss(self, kwargs: dict[str, Any]) -> Any:
+        if not torch.compiler.is_compiling():
+            refuse_dropped_inputs(self.model, kwargs)
         if self.model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._refuse_lost_gradients()
         labels = kwargs.pop("labels", None)

@@ -19,8 +19,10 @@ from transformers.utils import logging
 
 from mce_llm.errors import LossInputError, MceLlmError
 from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
+from mce_llm.lm.checks.for_training import check_for_training
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.heads import causal_model, find_head
+from mce_llm.lm.one_row import in_one_row, in_rows
 from mce_llm.lm.patch import MatrixLossPatch, patch_model
 from mce_llm.lm.router_loss import router_coefficient
 from mce_llm.lm.token_mask import tokenizer_in
@@ -74,7 +76,7 @@ class MatrixLossMixin(PublishingMixin):
             **named: Further arguments of `Trainer`.
 
         Raises:
-            UnsupportedModelError: A model or head that the losses would be wrong for.
+            UnsupportedModelError: A model or head that the losses, or packing, would be wrong for.
             ValueError: A setting of `Trainer` that would put another loss in this one's place.
         """
         if args is None:
@@ -90,6 +92,7 @@ class MatrixLossMixin(PublishingMixin):
         _refuse_other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu)
         if isinstance(model, nn.Module):
             find_head(causal_model(model))  # refuse before data are prepared
+            check_for_training(model, args, named.get("train_dataset"), named.get("eval_dataset"))
 
         def patched(fresh: nn.Module, tokenizer: Any) -> nn.Module:
             data = [getattr(self, name, named.get(name)) for name in ("train_dataset", "eval_dataset")]
@@ -105,6 +108,7 @@ class MatrixLossMixin(PublishingMixin):
         )  # which may have come by position
         if model is not None:
             patched(self.model, self.processing_class)  # type: ignore[arg-type]
+        check_for_training(self.model, self.args, self.train_dataset, self.eval_dataset)  # type: ignore[arg-type]
         if self.compute_metrics is not None:
             self.matrix_patch.keep_logits = True
         self._train_meter = LossMeter(self.args.device)
@@ -199,6 +203,8 @@ class MatrixLossMixin(PublishingMixin):
         patch.last = patch.last_hidden = None
         # Every rank makes every call of the loops, so the batch kinds may share statistics here.
         ranks = group.WORLD if _world_size() > 1 else None
+        rows = len(inputs["labels"]) if "labels" in inputs else 1
+        inputs = in_one_row(patch.model, inputs)
         with patch.temporarily(process_group=ranks, keep_hidden=not model.training):
             result = super().compute_loss(model, inputs, *args, **kwargs)
         if patch.last is None:
@@ -219,7 +225,7 @@ class MatrixLossMixin(PublishingMixin):
         if patch.last_hidden is not None:
             self._hidden_meter.add(patch.last_hidden)
             patch.last_hidden = None
-        return result
+        return in_rows(result, rows)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The stock step, with the labels of rows masked that are there to make the last batch even on every rank."""
