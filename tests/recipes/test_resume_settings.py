@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from helpers.recipes import logged, words
+from helpers.recipes import contents, logged, words
 from helpers.scripts import load_script
 from mce_llm.finetuning.resuming import EFFECTS
 from mce_llm.lm import MatrixTrainer
@@ -107,15 +107,6 @@ def trainers(monkeypatch):
     return made
 
 
-def contents(folder):
-    """Every file below a folder and what is in it, and every folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
-# The change, and what must be true of the trainer then.
 SCHEDULES = {
     "learning_rate": {"learning_rate": 0.0005},
     "schedule": {"lr_scheduler_type": "linear"},
