@@ -23,7 +23,8 @@ from mce_llm.finetuning.ending import add_stop_ids, names_of_ids
 from mce_llm.finetuning.merging import merge_trained
 from mce_llm.finetuning.models import check_architecture, load_model, tokenizer_of, whole_size
 from mce_llm.finetuning.next_steps import evaluation_command
-from mce_llm.finetuning.outputs import begin_record, mark_finished, prepare_output, remove_earlier
+from mce_llm.finetuning.outputs import FolderCallback, compared, mark_finished, prepare_output
+from mce_llm.finetuning.resuming import check_data, facts_of_data, settings_of_recipe
 from mce_llm.finetuning.rows import tokenized
 from mce_llm.lm import GeometryError, MatrixLossConfigError, MatrixTrainer
 from mce_llm.lm.training.checkpoints import engine_of
@@ -42,11 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
     checkpoint, stale = prepare_output(
         output,
-        recipe.given,
         resume=data_settings.resume,
         overwrite=data_settings.overwrite,
         engine=engine_of(training),
     )
+    continuation = compared(checkpoint, recipe)
     set_seed(training.seed)
 
     # 1. Tokenizer and data.
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         "train",
         positions=positions,
     )
+    check_data(continuation, train_record)
     records, eval_rows = [train_record], None
     if data_settings.eval_dataset is not None:
         eval_rows, eval_record = tokenized(
@@ -112,9 +114,9 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigurationError(" ".join(str(error).split())) from error
     check_engine(trainer.accelerator)
     trainer.data_records = records
-    if PartialState().is_main_process:
-        remove_earlier(stale)
-        begin_record(output, recipe.given)
+    trainer.all_settings = settings_of_recipe(recipe) | facts_of_data(train_record)
+    trainer.continuation = continuation
+    trainer.add_callback(FolderCallback(trainer, recipe.given, stale))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_metrics("train", result.metrics)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from mce_llm.errors import MceLlmError
 from mce_llm.finetuning.adapters import has_adapters, tied_embeddings
+from mce_llm.finetuning.merged_card import merged_card
 from mce_llm.finetuning.settings import ModelArguments
+from mce_llm.lm.training.card_facts import FILE as CARD
+from mce_llm.running.folder import LOCK, RECIPE, VERSIONS, folder_held
 from mce_llm.running.messages import cause, model_path_problem, nearest_hint, raise_all
 from mce_llm.running.model_classes import auto_class
 from mce_llm.running.processes import say
@@ -87,9 +92,15 @@ def merge_adapters(
         What was merged.
 
     Raises:
-        MergeError: Missing, damaged or unsuitable files, no space, or a merged model that is not the adapted one.
+        MergeError: Missing, damaged or unsuitable files, no space, a merged model that is not the adapted one, or an
+            output inside the folder of a run that is at work.
     """
     adapter, output = Path(adapter).expanduser(), Path(output).expanduser()
+    with _run_held(output):
+        return _merge(adapter, output, base, dtype, trust_remote_code)
+
+
+def _merge(adapter: Path, output: Path, base: str | None, dtype: str, trust_remote_code: bool) -> Merged:
     config = _adapter_config(adapter)
     base = base or config.get("base_model_name_or_path")
     raise_all(_problems(adapter, output, base, dtype), MergeError)
@@ -112,6 +123,8 @@ def merge_adapters(
     try:
         merged.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
+        card = merged_card(adapter, base, model=merged, deviation=deviation)
+        (unfinished / CARD).write_text(card, encoding="utf-8")
         unfinished.rename(output)
     except Exception as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -138,6 +151,21 @@ def merge_trained(output: Path, settings: ModelArguments) -> None:
                 )
             )
         )
+
+
+@contextmanager
+def _run_held(output: Path) -> Iterator[None]:
+    """Hold the folder of the run that the output lies in, if it lies in one."""
+    run = next(
+        (
+            place
+            for place in output.absolute().parents
+            if (place / LOCK).exists() or ((place / RECIPE).exists() and (place / VERSIONS).exists())
+        ),
+        None,
+    )
+    with nullcontext() if run is None else folder_held(run, error=MergeError):
+        yield
 
 
 def _adapter_config(adapter: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ itself is in the recipe.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations import deepspeed
 
 from mce_llm.data import load_tokenizer
 from mce_llm.finetuning.quantization import quantized_loading
@@ -164,17 +167,32 @@ def unquantized_layers(settings: ModelArguments, tokenizer: PreTrainedTokenizerB
 
 
 def new_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A model with random weights, as `model_config` says.
+    """A model with random weights, as `model_config` says, the same for a seed under every engine.
+
+    Every process makes the whole model in its memory, also under ZeRO-3, which cuts it into shards when training starts:
+    a model that is made in shards draws other random numbers.
 
     Raises:
         ModelSourceError: There is no such model.
     """
     config = new_config(settings, tokenizer)
     try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
+        with _not_in_shards():
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
     except Exception as error:  # each library that has a say checks the settings in its own way
         raise ModelSourceError(f"cannot make a model from model_config: {cause(error)}") from error
     return model.to(torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype))
+
+
+@contextmanager
+def _not_in_shards() -> Iterator[None]:
+    """Have transformers make models as if ZeRO-3 were not in use."""
+    held = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = held
 
 
 def new_config(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:

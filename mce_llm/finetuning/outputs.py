@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.resuming import going_on
+from mce_llm.lm import MatrixTrainer
 from mce_llm.lm.training.checkpoints import list_checkpoints, newest_whole, remove_if_there
+from mce_llm.lm.training.resuming import Continuation
 from mce_llm.running.files import flush_folder
 from mce_llm.running.folder import (
     CheckpointError,
     OutputError,
-    changed_settings,
     hold_folder,
     make_folder,
     release_folder,
@@ -30,13 +34,12 @@ _UNFINISHED = "_UNFINISHED"
 
 
 def prepare_output(
-    output: Path, given: Mapping[str, Any], *, resume: bool, overwrite: bool, engine: str = "plain"
+    output: Path, *, resume: bool, overwrite: bool, engine: str = "plain"
 ) -> tuple[str | None, list[Path]]:
     """Make the output folder, choose the checkpoint in it to go on from, and see what is in the way.
 
     Args:
         output: The folder.
-        given: The settings of this run; what differs from those of the checkpoint is said.
         resume: Look for a checkpoint.
         overwrite: Where a run starts anew, accept a folder with results or checkpoints.
         engine: What shards the training, as `checkpoints.engine_of` says.
@@ -61,7 +64,7 @@ def prepare_output(
     if problem is not None:
         raise problem
     try:
-        return _start(output, given, finished, checkpoints, resume=resume, overwrite=overwrite, engine=engine)
+        return _start(output, finished, checkpoints, resume=resume, overwrite=overwrite, engine=engine)
     except OutputError:
         release_folder(output)
         raise
@@ -69,7 +72,6 @@ def prepare_output(
 
 def _start(
     output: Path,
-    given: Mapping[str, Any],
     finished: list[Path],
     checkpoints: list[Path],
     *,
@@ -102,15 +104,47 @@ def _start(
             "it; start anew with --resume false, or fine-tune its weights into another output_dir"
         )
     say(f"resuming from {checkpoint}")
-    changed = changed_settings(output, given)
-    if changed is None:
-        say("the settings that it was trained with are unknown: recipe.yaml cannot be read")
-    elif changed:
-        say(f"settings that differ from those it was trained with: {', '.join(changed.values())}")
     return str(checkpoint), torn
 
 
-def remove_earlier(stale: list[Path]) -> None:
+def compared(checkpoint: str | None, recipe: Recipe) -> Continuation | None:
+    """How the run goes on from its checkpoint with the settings of this start (`resuming.going_on`); None without one.
+
+    Raises:
+        CheckpointError: Settings differ that cannot change on the way.
+    """
+    if checkpoint is None:
+        return None
+    try:
+        return going_on(Path(checkpoint), recipe)
+    except CheckpointError:
+        release_folder(Path(str(recipe.training.output_dir)))
+        raise
+
+
+class FolderCallback(TrainerCallback):
+    """Removes what is in the way and leaves the record, once everything is loaded: a start that fails before changes nothing.
+
+    Args:
+        trainer: A `MatrixTrainer`.
+        given: The settings of this run.
+        stale: Results and checkpoints of an earlier run, and incomplete ones of this.
+    """
+
+    def __init__(self, trainer: MatrixTrainer, given: Mapping[str, Any], stale: Iterable[Path]) -> None:
+        self._trainer, self._given, self._stale = trainer, given, stale
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """On the main process alone."""
+        if state.is_world_process_zero:
+            remove_earlier(self._stale)
+            record = self._trainer.run_settings
+            begin_record(Path(str(args.output_dir)), self._given, () if record is None else record.history())
+
+
+def remove_earlier(stale: Iterable[Path]) -> None:
     """Remove results and checkpoints of an earlier run, so that a later resume cannot take them for this one's."""
     for path in stale:
         say(f"removing {path}")
@@ -120,12 +154,18 @@ def remove_earlier(stale: list[Path]) -> None:
             path.unlink()
 
 
-def begin_record(output: Path, given: Mapping[str, Any]) -> None:
-    """Leave beside the weights what is needed to run the same again; from now on the run is known as unfinished."""
+def begin_record(output: Path, given: Mapping[str, Any], history: Iterable[str] = ()) -> None:
+    """Leave beside the weights what is needed to run the same again; from now on the run is known as unfinished.
+
+    Args:
+        output: The folder.
+        given: The settings.
+        history: What was other in earlier steps of the run, a line a change.
+    """
     (output / _UNFINISHED).write_text(
         "This run is not finished; the same command goes on.\n", encoding="utf-8"
     )
-    write_record(output, given, _PACKAGES)
+    write_record(output, given, _PACKAGES, remarks=history)
 
 
 def mark_finished(output: Path) -> None:

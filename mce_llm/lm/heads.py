@@ -226,3 +226,29 @@ def _fit_treatment(probe: Tensor, treated: Tensor, name: str) -> tuple[float, fl
         f"{name} changes its logits after the head in a way that is neither a scale nor a softcap: "
         f"{probe.tolist()} became {treated.tolist()}"
     )
+
+
+def input_table(model: PreTrainedModel) -> Tensor:
+    """The input embeddings as they give the token geometry, (V, d′).
+
+    Raises:
+        UnsupportedModelError: An adapter adds to them, or they are sharded or offloaded.
+    """
+    layer: Any = model.get_input_embeddings()
+    if hasattr(layer, "base_layer"):
+        raise UnsupportedModelError(
+            "the input embeddings are wrapped by an adapter: their weight misses the adapter's part; take them out of "
+            "target_modules, or use embeddings='output'"
+        )
+    table: Tensor = layer.weight
+    if table.numel() == 0 or hasattr(table, "to_local"):
+        raise UnsupportedModelError(
+            "the input embeddings are sharded and not at hand where the loss is computed; "
+            "use embeddings='output' with ZeRO-3 and FSDP"
+        )
+    if table.is_meta:
+        raise UnsupportedModelError(
+            "the input embeddings are offloaded and not at hand where the loss is computed; keep them on a device "
+            "in device_map, or use embeddings='output'"
+        )
+    return table

@@ -12,17 +12,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from inspect import Signature
 from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.dropped_inputs import refuse_dropped_inputs
-from mce_llm.lm.heads import UnsupportedModelError, backbone_of, causal_model, find_head
+from mce_llm.lm.heads import UnsupportedModelError, backbone_of, causal_model, find_head, input_table
 from mce_llm.lm.instance_forward import (
     InstanceForward,
     PatchedModelError,
@@ -32,37 +34,18 @@ from mce_llm.lm.instance_forward import (
 )
 from mce_llm.lm.linear_loss import linear_matrix_cross_entropy
 from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
-from mce_llm.lm.patched_call import CallState, LossRequest, head_forward
+from mce_llm.lm.patched_call import CallState, LossParts, LossRequest, head_forward, unpatch_copy
 from mce_llm.lm.router_loss import check_router_loss, router_term
 from mce_llm.lm.token_mask import token_mask_of
 from mce_llm.matrix.precision import autocast_off
 
 
-@dataclass(frozen=True)
-class LossParts:
-    """The parts of one forward's loss, detached; sums over its unmasked labels, in nats.
-
-    Attributes:
-        cross_entropy_sum: Σ CE.
-        matrix_sum: Σ MCE (the batch kinds: n · MCE); None where it was not computed.
-        num_tokens: n, the number of unmasked labels.
-        details: Means over the n labels, see `LossOutput.details`.
-        batch: The size of the input that they came from.
-        router_sum: n · aux_loss of a mixture of experts, without its coefficient; None where the model gives none.
-    """
-
-    cross_entropy_sum: Tensor
-    matrix_sum: Tensor | None
-    num_tokens: int
-    details: dict[str, Tensor]
-    batch: BatchShape
-    router_sum: Tensor | None = None
-
-
 class MatrixLossPatch:
     """The patch on one model: made by `patch_model`, taken off by `remove`.
 
-    A deep copy of the model has a patch of its own, with the same settings and without the observer.
+    A trainer's patch is at work inside the trainer's own calls alone (`at_work`); in between the model computes what it
+    would without it, and another trainer, or `patch_model`, takes its place. A deep copy of the model has a patch of its
+    own, with the same settings and without the observer.
 
     Attributes:
         config: The loss settings; may be replaced between steps.
@@ -75,10 +58,22 @@ class MatrixLossPatch:
             gradients; None for nobody. Loss and gradients are the same with and without.
     """
 
-    def __init__(self, model: nn.Module, config: MatrixLossConfig, token_mask: Tensor | None) -> None:
+    _call: CallState
+    _signature: Signature
+    _model_forward: InstanceForward
+    _head_forward: InstanceForward
+    _bypass_check: RemovableHandle
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: MatrixLossConfig,
+        token_mask: Tensor | None,
+        *,
+        always_at_work: bool = True,
+    ) -> None:
         self.model = causal_model(model)
-        if "_matrix_loss_patch" in self.model.__dict__:
-            raise UnsupportedModelError("the model is patched already; call remove() on its patch first")
+        self._always_at_work = always_at_work
         self.config = config
         self.last: LossParts | None = None
         self.last_hidden: Tensor | None = None
@@ -87,25 +82,66 @@ class MatrixLossPatch:
         self.process_group: ProcessGroup | None = None
         self.observer: Observer | None = None
         self._head = find_head(self.model)
-        head = self._head.module
-        if not is_class_forward(head):
-            raise UnsupportedModelError(
-                f"the head's forward was replaced on the instance ({head.forward!r}), and the loss, which is computed "
-                "from the head's input and weight, would leave it out; delete it (`del head.forward`), or patch the "
-                "model's forward instead of the head's"
-            )
         rows = self._head.num_rows
         if token_mask is not None and token_mask.shape != (rows,):
             raise ValueError(f"token_mask has shape {tuple(token_mask.shape)}, the head has {rows} rows")
         self._token_mask = token_mask
-        self._call = CallState(type(self.model).__name__)
-        self._signature = signature_of(self.model)
-        self._model_forward = InstanceForward(self.model, posing_as(self.model, _model_forward()))
-        self._head_forward = InstanceForward(head, head_forward)
-        cast(Any, self.model)._matrix_loss_patch = self
-        cast(Any, head)._matrix_loss_call = self._call
-        layers = backbone_of(self.model)
-        self._bypass_check = layers.register_forward_pre_hook(self._call.refuse_bypass)
+        self._install()
+
+    def _install(self) -> None:
+        """Put the patch on the model, in the place of one that is not at work.
+
+        Raises:
+            UnsupportedModelError: Another patch is at work, or the head's forward is not that of its class.
+            PatchedModelError: The patch before cannot be taken off the head that the model had then.
+        """
+        model, head = cast(Any, self.model), self._head.module
+        before: MatrixLossPatch | None = model.__dict__.get("_matrix_loss_patch")
+        if before is self:
+            return
+        if before is not None and before._call.at_work:
+            raise UnsupportedModelError(
+                "the model is patched already; call remove() on that patch first (model._matrix_loss_patch.remove(); with "
+                "peft, on model.get_base_model())"
+            )
+        if before is not None and before._head.module is head:
+            # The forwards stay as they are, and find the patch on the model: engines may have wrapped them since.
+            self._call, self._signature = before._call, before._signature
+            self._model_forward, self._head_forward = before._model_forward, before._head_forward
+            self._bypass_check = before._bypass_check
+        else:
+            if before is not None:
+                before.remove()
+                unpatch_copy(head)
+            if not is_class_forward(head):
+                raise UnsupportedModelError(
+                    f"the head's forward was replaced on the instance ({head.forward!r}), and the loss, which is computed "
+                    "from the head's input and weight, would leave it out; delete it (`del head.forward`), or patch the "
+                    "model's forward instead of the head's"
+                )
+            self._call = CallState(type(self.model).__name__)
+            self._signature = signature_of(self.model)
+            self._model_forward = InstanceForward(self.model, posing_as(self.model, _model_forward()))
+            self._head_forward = InstanceForward(head, head_forward)
+            cast(Any, head)._matrix_loss_call = self._call
+            self._bypass_check = backbone_of(self.model).register_forward_pre_hook(self._call.refuse_bypass)
+        self._call.at_work = self._always_at_work
+        model._matrix_loss_patch = self
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Have a trainer's patch compute the loss for the length of a block; that of `patch_model` does so all the time.
+
+        Raises:
+            UnsupportedModelError: `patch_model` has put another one on the model since.
+        """
+        self._install()
+        call = self._call
+        before, call.at_work = call.at_work, True
+        try:
+            yield
+        finally:
+            call.at_work = before
 
     def remove(self) -> None:
         """Give model and head the forwards back that they had before; nothing happens the second time.
@@ -156,17 +192,22 @@ class MatrixLossPatch:
         for name, value in self.__dict__.items():
             if name not in fixed:
                 twin.__dict__[name] = copy.deepcopy(value, memo)
+        twin._call.at_work = (
+            twin._always_at_work
+        )  # whoever copies a model in the middle of a call does not run the copy
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Pickle stores the forward of a model by name, so that the loss would be gone without a word."""
         raise PatchedModelError(
-            "a patched model cannot be pickled; call remove() on its patch first, or save the weights alone "
-            "(save_pretrained, state_dict)"
+            "a patched model cannot be pickled; call remove() on its patch first (trainer.matrix_patch, or "
+            "model._matrix_loss_patch), or save the weights alone (save_pretrained, state_dict)"
         )
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's forward is replaced by."""
+        if not self._call.at_work:
+            return self._model_forward.own(*args, **kwargs)
         if args:  # name the positional ones, so that labels are found wherever they stand
             kwargs = {**self._signature.bind_partial(*args).arguments, **kwargs}
         nested, self._call.running = self._call.running, True
@@ -194,7 +235,7 @@ class MatrixLossPatch:
             labels=labels if shift_labels is None else shift_labels,
             shifted=shift_labels is not None,
             num_items=num_items,
-            embeddings=self._input_table(),
+            embeddings=None if self.config.embeddings == "output" else input_table(self.model),
             attention_mask=kwargs.get("attention_mask"),
         )
         self._call.request = request
@@ -306,28 +347,6 @@ class MatrixLossPatch:
         with autocast_off(device_type):
             observer(observation)
 
-    def _input_table(self) -> Tensor | None:
-        if self.config.embeddings == "output":
-            return None
-        layer = self.model.get_input_embeddings()
-        if hasattr(layer, "base_layer"):
-            raise UnsupportedModelError(
-                "the input embeddings are wrapped by an adapter: their weight misses the adapter's part; take them out of "
-                "target_modules, or use embeddings='output'"
-            )
-        table = cast(Tensor, layer.weight)
-        if table.numel() == 0 or hasattr(table, "to_local"):
-            raise UnsupportedModelError(
-                "the input embeddings are sharded and not at hand where the loss is computed; "
-                "use embeddings='output' with ZeRO-3 and FSDP"
-            )
-        if table.is_meta:
-            raise UnsupportedModelError(
-                "the input embeddings are offloaded and not at hand where the loss is computed; keep them on a device "
-                "in device_map, or use embeddings='output'"
-            )
-        return table
-
 
 def _model_forward() -> Callable[..., Any]:
     """The function that replaces a model's forward; it finds the patch on the model, which may be a copy."""
@@ -346,8 +365,11 @@ def patch_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_mask: Tensor | None = None,
     rows: Iterable[Any] = (),
+    always_at_work: bool = True,
 ) -> MatrixLossPatch:
     """Make `model(input_ids, labels=…)` return L_CE + λ·MCE; without labels the model behaves as before.
+
+    Beside a loss, `logits` is None: they are what the loss does without (`keep_logits` brings them back in eval mode).
 
     Patch before the model is wrapped by an engine or by `Trainer`. A forward that was set on the instance before is
     called inside the patch; a model with accelerate's hooks (`device_map`) may be patched before or after it is
@@ -360,12 +382,13 @@ def patch_model(
         token_mask: (V,) bool that says the same directly.
         rows: Data sets that the model will be trained or evaluated on, as far as they are at hand; a padding token that
             is a label there stays in the geometry, see `token_mask_of`.
+        always_at_work: False for a patch that changes nothing outside of its `at_work` blocks, as a trainer's.
 
     Returns:
         The patch, which holds the parts of the latest loss and can be removed.
 
     Raises:
-        UnsupportedModelError: A model, head or tokenizer that the losses would be wrong for.
+        UnsupportedModelError: A model, head or tokenizer that the losses would be wrong for, or a patch at work on it.
         ValueError: Both `tokenizer` and `token_mask`, or a mask of another size.
     """
     if tokenizer is not None and token_mask is not None:
@@ -374,4 +397,4 @@ def patch_model(
     if tokenizer is not None:
         inner = causal_model(model)
         token_mask = token_mask_of(tokenizer, find_head(inner).num_rows, model=inner, rows=rows)
-    return MatrixLossPatch(model, config, token_mask)
+    return MatrixLossPatch(model, config, token_mask, always_at_work=always_at_work)

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mce_llm.errors import MceLlmError
+from mce_llm.lm.observation import BatchShape
 
 
 class BypassedLossError(MceLlmError, RuntimeError):
     """A patched model is trained in a way that never computes its loss; the message says what to use instead."""
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """The parts of one forward's loss, detached; sums over its unmasked labels, in nats.
+
+    Attributes:
+        cross_entropy_sum: Σ CE.
+        matrix_sum: Σ MCE (the batch kinds: n · MCE); None where it was not computed.
+        num_tokens: n, the number of unmasked labels.
+        details: Means over the n labels, see `LossOutput.details`.
+        batch: The size of the input that they came from.
+        router_sum: n · aux_loss of a mixture of experts, without its coefficient; None where the model gives none.
+    """
+
+    cross_entropy_sum: Tensor
+    matrix_sum: Tensor | None
+    num_tokens: int
+    details: dict[str, Tensor]
+    batch: BatchShape
+    router_sum: Tensor | None = None
 
 
 @dataclass
@@ -52,11 +75,13 @@ class CallState:
 
     Attributes:
         model_name: The model's class, for messages.
+        at_work: The patch computes the loss; otherwise it is as if there were none.
         running: The model's forward is running.
         request: The loss that the head is asked for; None where it is asked for logits.
     """
 
     model_name: str
+    at_work: bool = True
     running: bool = False
     request: LossRequest | None = None
 
@@ -64,9 +89,10 @@ class CallState:
         """Pre-forward hook of the layers: refuse to train them outside the model's own forward.
 
         Raises:
-            BypassedLossError: They are in training mode, with gradients, and the model's forward is not running.
+            BypassedLossError: They are in training mode, with gradients, the patch is at work and the model's forward is
+                not running.
         """
-        if not self.running and layers.training and torch.is_grad_enabled():
+        if self.at_work and not self.running and layers.training and torch.is_grad_enabled():
             raise BypassedLossError(
                 f"the layers of {self.model_name} are being trained past its own forward, so the matrix "
                 "loss would have no part in it; trl.SFTTrainer does so (use mce_llm.lm.MatrixSFTTrainer). Where it is "
@@ -94,3 +120,10 @@ def head_forward(head: nn.Linear, hidden: Tensor) -> Tensor:
     # Of the rank of logits, because the model scales, caps or casts what its head returns. A copy, because torch
     # warns of the hooks that engines put on a view.
     return request.loss.expand(*hidden.shape[:-1], 1).clone()
+
+
+def unpatch_copy(head: nn.Module) -> None:
+    """Give a head its class's forward back if it is a copy, as `peft` makes them, of one that was patched then."""
+    if head.__dict__.get("forward") == types.MethodType(head_forward, head):
+        del head.forward
+        del cast(Any, head)._matrix_loss_call

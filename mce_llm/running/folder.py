@@ -170,6 +170,11 @@ def _is_open_file(path: Path, file: TextIOWrapper) -> bool:
         return False
 
 
+def holds_folder(folder: Path) -> bool:
+    """Whether this process holds the folder."""
+    return folder.resolve() in _held
+
+
 def release_folder(folder: Path) -> None:
     """Let others write to the folder; nothing happens where this process does not hold it."""
     folder = folder.resolve()
@@ -190,7 +195,10 @@ def release_folders() -> None:
 
 @contextmanager
 def folder_held(folder: Path, *, error: type[MceLlmError] = OutputError) -> Iterator[None]:
-    """Hold a folder as long as a block runs; see `hold_folder`."""
+    """Hold a folder as long as a block runs; see `hold_folder`. Where this process holds it already, nothing happens."""
+    if holds_folder(folder):
+        yield
+        return
     hold_folder(folder, error=error)
     try:
         yield
@@ -198,20 +206,25 @@ def folder_held(folder: Path, *, error: type[MceLlmError] = OutputError) -> Iter
         release_folder(folder)
 
 
-def write_record(folder: Path, given: Mapping[str, Any], packages: Iterable[str]) -> None:
+def write_record(
+    folder: Path, given: Mapping[str, Any], packages: Iterable[str], *, remarks: Iterable[str] = ()
+) -> None:
     """Leave what is needed to run the same again: recipe.yaml and versions.json.
 
     Args:
         folder: The folder.
         given: The settings that were given; access tokens are left out.
         packages: Whose versions the outcome depends on, beside Python's and this package's.
+        remarks: Comments to put in front of the settings, such as what was other before.
 
     Raises:
         OSError: The file system refuses.
     """
     from mce_llm.running.settings import without_secrets  # here: it brings transformers, which takes seconds
 
-    write_text(folder / RECIPE, yaml.safe_dump(without_secrets(given), sort_keys=False, allow_unicode=True))
+    settings = yaml.safe_dump(without_secrets(given), sort_keys=False, allow_unicode=True)
+    comments = "".join(f"# {' '.join(remark.split())}\n" for remark in remarks)
+    write_text(folder / RECIPE, comments + settings)
     write_json(folder / VERSIONS, installed_versions((DISTRIBUTION, *packages)))
 
 

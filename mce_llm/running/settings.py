@@ -25,6 +25,7 @@ __all__ = [
     "parse_settings",
     "raise_all",
     "settings_of",
+    "typed",
     "without_secrets",
 ]
 
@@ -115,6 +116,28 @@ def parse_settings(
     made = parser.parse_args_into_dataclasses(words)[: len(groups)]
     given = {**settings, **{name: _plain(getattr(parsed, name)) for name in overrides}}
     return made, given
+
+
+def typed(groups: Sequence[type], settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Some settings with the types that their groups give them; nothing is made of them, and nothing else is checked.
+
+    Args:
+        groups: Dataclasses whose fields are the settings.
+        settings: As a YAML file gives them.
+        names: Those that are wanted; one that is not among `settings` has its default.
+
+    Returns:
+        Name → value.
+
+    Raises:
+        ConfigurationError: A value of the wrong kind.
+    """
+    parser = _Parser(groups, allow_abbrev=False)  # type: ignore[arg-type]
+    for action in parser._actions:
+        action.required = False
+    given = [name for name in names if settings.get(name) is not None]
+    parsed = parser.parse_args([word for name in given for word in setting_words(name, settings[name])])
+    return {name: getattr(parsed, name) for name in names}
 
 
 def names_of(text: str | None) -> list[str]:

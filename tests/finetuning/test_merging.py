@@ -10,6 +10,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -123,7 +124,7 @@ def test_stock_transformers_reads_the_merged_models(case, pairs, tmp_path):
         largest = one.logits.abs().max().item()
         torch.testing.assert_close(read[str(one.merged)], one.logits, rtol=1e-5, atol=1e-5 * largest)
         assert one.result.deviation < 1e-5
-        assert {path.suffix for path in one.merged.iterdir()} <= {".json", ".safetensors", ".jinja"}
+        assert {path.suffix for path in one.merged.iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
 
 
 @pytest.mark.parametrize(("variant", "head"), PAIRS)
@@ -323,3 +324,67 @@ def test_the_command(adapter, tmp_path, dtype):
     again = CliRunner().invoke(app, ["merge", str(adapter), str(merged)])
     assert again.exit_code == 2
     assert "merged exists; name a folder that does not" in again.output
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mce_llm.running.folder import hold_folder
+hold_folder(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_at_work_in_the_folder_around_the_output(case, tmp_path):
+    """Its end, or its start anew, would remove or overwrite what is merged into it meanwhile."""
+    run_folder = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run_folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        adapter = case("lora", "plain").adapter
+        done = CliRunner().invoke(app, ["merge", str(adapter), str(run_folder / "merged")])
+        assert done.exit_code == 2
+        assert (
+            f"another run is writing to {run_folder} at this moment (process {process.pid} on" in done.output
+        )
+        assert [path.name for path in run_folder.iterdir()] == ["_LOCK"]
+        process.stdin.close()
+    merge_adapters(adapter, run_folder / "merged")
+    assert [path.name for path in run_folder.iterdir()] == ["merged"]
+
+
+def test_cards_of_a_run_with_adapters(settings, capsys):
+    """Of its checkpoints, of the adapters, and of the merged model."""
+    settings |= {"lora_r": 2, "merge_adapters": "true", "save_strategy": "steps", "save_steps": 1, "seed": 5}
+    main(words(settings))
+    output = settings["output_dir"]
+    cards = {
+        name: ModelCard.load(output / name / "README.md")
+        for name in (".", "checkpoint-1", "checkpoint-2", "merged")
+    }
+    for name, card in cards.items():
+        assert "More Information Needed" not in card.text, name
+        assert "| seed | `5` |" in card.text
+        assert "| `weight` | `1.0` | λ |" in card.text
+        assert "`data.jsonl`" in card.text
+    assert cards["merged"].data.library_name == "transformers"
+    assert {cards[name].data.library_name for name in (".", "checkpoint-1", "checkpoint-2")} == {"peft"}
+    assert "| optimizer steps | `1 of 2` |" in cards["checkpoint-1"].text
+    merged = cards["merged"].text
+    assert "the adapters in `out` merged into the weights of `model`" in merged
+    assert "PeftModel" not in merged
+    assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")' in merged
+    assert merged.count("## How to load it") == 1
+
+
+def test_the_card_of_merged_adapters_from_elsewhere(case):
+    """peft's unfilled template says nothing, and nothing is made of it."""
+    card = (case("lora", "plain").merged / "README.md").read_text()
+    assert "they came without a card of mce-llm" in card
+    assert "More Information Needed" not in card
+    assert "logits differ by" in card

@@ -14,8 +14,8 @@ from mce_llm.running.folder import LOCK, OutputError
 def prepare(tmp_path, capsys):
     """prepare_output on tmp_path; returns the checkpoint and what was said."""
 
-    def call(given=(), *, resume=True, overwrite=False, output=tmp_path, engine="plain"):
-        found, stale = prepare_output(output, dict(given), resume=resume, overwrite=overwrite, engine=engine)
+    def call(*, resume=True, overwrite=False, output=tmp_path, engine="plain"):
+        found, stale = prepare_output(output, resume=resume, overwrite=overwrite, engine=engine)
         assert all(path.exists() for path in stale)
         remove_earlier(stale)
         return found, capsys.readouterr().out.rstrip()
@@ -58,7 +58,6 @@ def test_the_newest_whole_checkpoint(tmp_path, prepare):
     assert found == str(newest)
     assert "checkpoint-110 is not whole, so it is skipped: its save was interrupted" in said
     assert "checkpoint-105 is not whole, so it is skipped: optimizer.pt has 1 bytes instead of 2" in said
-    assert "settings that differ" not in said
     there = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert there == ["checkpoint-100", "checkpoint-90", "checkpoint-best"]
 
@@ -89,10 +88,10 @@ def test_an_interrupted_removal(tmp_path, prepare, monkeypatch):
     checkpoint(tmp_path, 7)
     checkpoint(tmp_path, 9)
     (tmp_path / "train_results.json").write_text("{}")
-    _, stale = prepare_output(tmp_path, {}, resume=True, overwrite=True)
+    _, stale = prepare_output(tmp_path, resume=True, overwrite=True)
     for count in range(len(stale)):
         remove_earlier(stale[count : count + 1])
-        found, left = prepare_output(tmp_path, {}, resume=True, overwrite=True)
+        found, left = prepare_output(tmp_path, resume=True, overwrite=True)
         assert found is None
         assert left == stale[count + 1 :]
 
@@ -116,13 +115,6 @@ def test_deepspeed_checkpoints_have_a_folder_of_states(tmp_path, prepare):
     assert prepare(engine="deepspeed zero 2")[0] == str(folder)
     with pytest.raises(OutputError, match="was saved by 'deepspeed', and this launch is 'plain'"):
         prepare()
-
-
-def test_changed_settings_are_said(tmp_path, prepare):
-    begin_record(tmp_path, {"learning_rate": 0.1, "seed": 3, "output_dir": "x"})
-    checkpoint(tmp_path, 5)
-    _, said = prepare({"learning_rate": 0.2, "seed": 3, "output_dir": "y", "bf16": True})
-    assert said.endswith("trained with: learning_rate 0.1 → 0.2, bf16 None → True")
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,14 @@ def logged(output, name):
     return [entry[name] for entry in history if name in entry]
 
 
+def contents(folder):
+    """Every file below a folder and what is in it, and every folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
 def run_script(arguments, launcher=(), script=RECIPES / "finetune.py", timeout=HANG, **environment):
     """`python [launcher] recipes/finetune.py arguments` in a process of its own."""
     return subprocess.run(

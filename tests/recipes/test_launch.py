@@ -177,6 +177,55 @@ def test_evaluated_saved_resumed_and_begun_anew(engine, settings, folder, tmp_pa
     assert not (whole / "checkpoint-4").exists()
 
 
+@slow
+@pytest.mark.parametrize("engine", ["cpu", "zero2", pytest.param("zero3", marks=ci)])
+def test_from_scratch_a_seed_gives_the_same_weights_under_every_engine(engine, settings, folder, tmp_path):
+    shape = "{model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 2}"
+    settings |= SETTINGS | {"model_config": shape, "tokenizer_name_or_path": folder / "tokenizer"}
+    settings |= {"model_name_or_path": None, "max_steps": 2}
+    main(words(settings, output_dir=tmp_path / "alone"))
+    result = run_script(words(settings), launcher(engine), **environment(engine))
+    assert result.returncode == 0, result.stderr[-4000:]
+    expected = logged(tmp_path / "alone", "loss")
+    assert logged(settings["output_dir"], "loss") == pytest.approx(expected, rel=NUMBERS_TOLERANCE)
+    assert logged(settings["output_dir"], "grad_norm") == pytest.approx(
+        logged(tmp_path / "alone", "grad_norm"), rel=1e-4
+    )
+
+
+@slow
+@pytest.mark.parametrize("engine", ["cpu", "zero2", "zero3"])
+def test_going_on_with_another_learning_rate(engine, settings, tmp_path):
+    """The engines load the optimizer's state each in its own way, the old learning rate and clipping in it."""
+    settings |= SETTINGS | {
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "lr_scheduler_type": "cosine",
+    }
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    done = run_script(words(settings, output_dir=whole), launcher(engine), **environment(engine))
+    assert done.returncode == 0, done.stderr[-4000:]
+    ends = {}
+    for rate, clip in ((0.01, 1.0), (0.002, 1.0), (0.002, 0.01)):
+        shutil.rmtree(resumed, ignore_errors=True)
+        shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+        changed = words(settings, output_dir=resumed, learning_rate=rate, max_grad_norm=clip)
+        result = run_script(changed, launcher(engine), **environment(engine))
+        assert result.returncode == 0, result.stderr[-4000:]
+        expected = [value * rate / 0.01 for value in logged(whole, "learning_rate")]
+        assert logged(resumed, "learning_rate")[2:] == pytest.approx(expected[2:])
+        ends[rate, clip] = load_file(resumed / "model.safetensors")
+    start = load_file(whole / "checkpoint-2" / "model.safetensors") if engine != "zero3" else None
+    name = "lm_head.weight"
+    final = load_file(whole / "model.safetensors")
+    assert torch.equal(ends[0.01, 1.0][name], final[name])
+    assert not torch.equal(ends[0.002, 1.0][name], ends[0.002, 0.01][name])
+    if start is not None:
+        moved = {key: (end[name] - start[name]).norm() for key, end in ends.items()}
+        assert moved[0.002, 1.0] < 0.5 * moved[0.01, 1.0]
+
+
 # A rank of its own mind: the others wait for it, in the next collective operation or in front of the data.
 FAILS_ALONE = """
 import os, runpy, sys

@@ -77,7 +77,7 @@ def test_interrupted_in_a_later_epoch(settings, tmp_path, interrupt, capsys, kin
     assert run(words(settings)) == 0
     said = capsys.readouterr().out
     assert f"resuming from {output / 'checkpoint-9'}" in said
-    assert "settings that differ" not in said
+    assert " → " not in said
     assert interrupt.micro_steps == (
         5 if kind == "between micro-batches" else 3
     )  # an epoch is five micro-batches
@@ -147,7 +147,7 @@ def test_training_for_longer_is_said(settings, interrupt, capsys):
     assert run(words(settings)) == 130
     interrupt(None)
     assert run(words(settings, max_steps=7, matrix_weight=0.5)) == 0
-    assert "max_steps 6 → 7, matrix_weight None → 0.5" in capsys.readouterr().out
+    assert "from step 4 on: max_steps 6 → 7, matrix_weight 1.0 → 0.5" in capsys.readouterr().out
     state = json.loads((settings["output_dir"] / "trainer_state.json").read_text())
     assert state["global_step"] == 7
 

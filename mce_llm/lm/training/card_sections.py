@@ -8,7 +8,15 @@ from typing import Any
 
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.training.card_facts import METRICS, DataRecord, shown
-from mce_llm.lm.training.card_text import LOSS_TEXT, SETTING_MEANINGS, code, fenced, number, table
+from mce_llm.lm.training.card_text import (
+    LOSS_TEXT,
+    SETTING_MEANINGS,
+    code,
+    fenced,
+    listed,
+    number,
+    table,
+)
 
 _ENGINES = {
     "NO": "one process",
@@ -75,7 +83,13 @@ def training_text(trainer: Any) -> str:
         adapter = next(iter(trainer.model.peft_config.values()))
         kind = getattr(adapter.peft_type, "value", adapter.peft_type)
         facts.append(("adapters", f"{kind}, rank {getattr(adapter, 'r', '–')}"))
-    return table(("", ""), [(name, code(value)) for name, value in facts])
+        facts.append(("lora_alpha", str(getattr(adapter, "lora_alpha", "–"))))
+    text = table(("", ""), [(name, code(value)) for name, value in facts])
+    if trainer.run_settings is None or not (earlier := trainer.run_settings.history()):
+        return text
+    return (
+        f"{text}\n\nThe settings here are the last ones; before, they were:\n\n{listed(map(code, earlier))}"
+    )
 
 
 def data_text(records: Sequence[DataRecord]) -> str:
@@ -133,13 +147,7 @@ def loading_text(trainer: Any, base: str | None, source: str | None, *, adapters
     """Code that loads it without this package."""
     place = json.dumps(trainer.args.hub_model_id or "path/to/this/folder")
     if not adapters:
-        lines = [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f"model = AutoModelForCausalLM.from_pretrained({place})",
-            f"tokenizer = AutoTokenizer.from_pretrained({place})",
-        ]
-        return f"{fenced(chr(10).join(lines), 'python')}\n\nNothing of mce-llm is needed."
+        return loading_code(trainer.args.hub_model_id or "path/to/this/folder")
     root = json.dumps(base or f"path/to/{shown(source or '')}")
     lines = [
         "from peft import PeftModel",
@@ -148,5 +156,17 @@ def loading_text(trainer: Any, base: str | None, source: str | None, *, adapters
         f"base = AutoModelForCausalLM.from_pretrained({root})",
         f"model = PeftModel.from_pretrained(base, {place})",
         f"tokenizer = AutoTokenizer.from_pretrained({place})",
+    ]
+    return f"{fenced(chr(10).join(lines), 'python')}\n\nNothing of mce-llm is needed."
+
+
+def loading_code(place: str) -> str:
+    """Code that loads a whole model from a folder or the hub."""
+    quoted = json.dumps(place)
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({quoted})",
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted})",
     ]
     return f"{fenced(chr(10).join(lines), 'python')}\n\nNothing of mce-llm is needed."

@@ -1,9 +1,9 @@
-"""Save checkpoints atomically with all processes, and choose and load a complete ("whole") one.
+"""Save checkpoints atomically with all processes, and choose a complete ("whole") one.
 
 A save takes these steps: the folder is made with a marker of incomplete checkpoints in it; every process writes its
-files; they are flushed to disk; the manifest is written (see `manifest`); the marker is removed; older checkpoints are
-deleted. A kill at any moment therefore leaves a whole checkpoint, if there was one before, also with
-`save_total_limit=1`. The trainer decides which files there are, so this holds for one process, DDP, DeepSpeed and FSDP,
+files, and the main one the model card and the settings of the run; they are flushed to disk; the manifest is written
+(see `manifest`); the marker is removed; older checkpoints are deleted. A kill at any moment therefore leaves a whole
+checkpoint, if there was one before, also with `save_total_limit=1`. The trainer decides which files there are, so this holds for one process, DDP, DeepSpeed and FSDP,
 on a shared file system and on local disks; with the latter every machine has a manifest of the files that it holds.
 """
 
@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import PartialState
-from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mce_llm.lm.training import manifest
-from mce_llm.lm.training.pickles import UnsafeCheckpointError, data_only, unsafe_file
+from mce_llm.lm.training.model_card import write_model_card
 from mce_llm.running.folder import CheckpointError
 from mce_llm.running.messages import cause
 from mce_llm.running.processes import gather, say
@@ -83,6 +81,7 @@ def save_whole(trainer: Any, trial: Any, write: Callable[[], None]) -> None:
         write()
     finally:
         args.save_total_limit, args.push_to_hub = limit, push
+    _together(lambda: _describe(trainer, folder))
     facts = {
         "step": trainer.state.global_step,
         "world_size": args.world_size,
@@ -152,75 +151,17 @@ def newest_whole(output: Path, *, engine: str) -> tuple[Path | None, list[Path]]
     return None, [*torn, *manifest.leftovers(output)]
 
 
-@contextmanager
-def resuming(trainer: Any, checkpoint: str | bool | None) -> Iterator[str | None]:
-    """Check a checkpoint before it is loaded, and load it without running code (`pickles.data_only`).
-
-    Args:
-        trainer: The trainer that is about to train.
-        checkpoint: The folder; True for the newest whole one; None or False to start from the beginning.
-
-    Yields:
-        The folder, or None.
-
-    Raises:
-        CheckpointError: It is not whole, or not for this run, or cannot be loaded into this run's model and optimizer.
-        UnsafeCheckpointError: A file in it would run code.
-    """
-    output = Path(str(trainer.args.output_dir))
-    if checkpoint is True:
-        newest, in_the_way = newest_whole(output, engine=engine_of(trainer.args))
-        if newest is None:
-            raise CheckpointError(f"there is no whole checkpoint in {output}")
-        if PartialState().is_local_main_process:
-            for folder in in_the_way:
-                remove_if_there(folder)
-        checkpoint = str(newest)
-    if not checkpoint:
-        yield None
-        return
-    folder = Path(checkpoint)
-    if unsafe := next(filter(None, gather(unsafe_file(folder))), None):
-        raise UnsafeCheckpointError(
-            f"{unsafe}: loading that could run code, and no checkpoint of a training run needs it; nothing was loaded. "
-            "Go on from a checkpoint of your own, or fine-tune the weights (model.safetensors) of this one"
-        )
-    trainer._whole_checkpoint = folder
-    begin = _TrainingBegun()
-    trainer.add_callback(begin)
-    try:
-        with data_only():
-            yield checkpoint
-    # What transformers, torch, PEFT and the engines raise for weights or optimizer states that are missing or misshapen.
-    except (RuntimeError, ValueError, KeyError) as error:
-        if (
-            begin.seen
-            or isinstance(error, torch.OutOfMemoryError)
-            or type(error).__module__.startswith("mce_llm.")
-        ):
-            raise
-        raise CheckpointError(
-            f"cannot go on from {folder}: {cause(error)}. Is it of another model, other adapters or another optimizer? Set "
-            "what it was trained with, or start anew with --resume false --overwrite true"
-        ) from error
-    finally:
-        trainer.remove_callback(begin)
-
-
-class _TrainingBegun(TrainerCallback):
-    """Records whether training has begun, that is, whether everything has been loaded."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.seen = True
-
-
 def remove_if_there(folder: Path) -> None:
     """Delete a folder, unless another process has deleted it meanwhile."""
     with suppress(FileNotFoundError):
         manifest.remove(folder)
+
+
+def _describe(trainer: Any, folder: Path) -> None:
+    """Leave beside the weights what they were trained with, on the main process: the model card and all settings."""
+    write_model_card(trainer, folder, **(trainer._stated or {}))
+    if PartialState().is_main_process and trainer.run_settings is not None:
+        trainer.run_settings.write(folder)
 
 
 def _begin(folder: Path) -> None:

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 
-from mce_llm.lm.patch import LossParts
+from mce_llm.lm.patched_call import LossParts
 from mce_llm.matrix.effective_rank import effective_rank
 from mce_llm.matrix.precision import exact_dtype
 

@@ -1,13 +1,15 @@
 """What the matrix loss adds to a trainer, for `Trainer` and for whatever is derived from it.
 
-The model is patched before any engine wraps it and every loop is left alone; what is added is what gets logged: the
-two parts of the loss over the logging window, and at evaluation the parts, the cost of the approximations and the
-effective rank of the hidden states.
+The model is patched before any engine wraps it, and the patch is at work in `compute_loss` alone: in between, the model
+is what it was. Every loop is left alone; what is added is what gets logged: the two parts of the loss over the logging
+window, and at evaluation the parts, the cost of the approximations and the effective rank of the hidden states.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,11 +33,16 @@ from mce_llm.lm.training.early_stopping import add_early_stopping
 from mce_llm.lm.training.evaluation_rows import EvaluationCollator, number_stream, without_repeated
 from mce_llm.lm.training.guard import StepGuard
 from mce_llm.lm.training.guard_callback import GuardCallback
+from mce_llm.lm.training.loading import without_tied
 from mce_llm.lm.training.meters import HiddenMeter, LossMeter, prefix_of, total_loss, with_means
 from mce_llm.lm.training.monitoring import add_monitoring
 from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
+from mce_llm.lm.training.resuming import Continuation
 from mce_llm.lm.training.row_ids import ROW_IDS, NumberedCollator, NumberedRows
+from mce_llm.lm.training.run_settings import RunSettings
+from mce_llm.lm.training.schedule import FreshSchedule, check_length, reschedule
+from mce_llm.lm.training.starting import started
 from mce_llm.running import preemption
 from mce_llm.running.messages import raise_all
 from mce_llm.running.workers import shield_workers
@@ -53,9 +60,16 @@ class MatrixLossMixin(PublishingMixin):
     Attributes:
         matrix_patch: The patch on the model; its `config` says which loss is in force.
         arguments_class: What `args` is made of where none are given.
+        all_settings: The settings of the run, where there are more than `args`; checkpoints keep them.
+        continuation: How the run goes on from the checkpoint that `train` is given; by default found out there.
+        run_settings: What the run was trained with so far; None before training.
     """
 
     matrix_patch: MatrixLossPatch
+    all_settings: Mapping[str, Any] | None = None
+    continuation: Continuation | None = None
+    run_settings: RunSettings | None = None
+    _fresh_schedule: FreshSchedule | None = None
     arguments_class: type[TrainingArguments] = MatrixTrainingArguments
 
     def __init__(
@@ -96,7 +110,9 @@ class MatrixLossMixin(PublishingMixin):
 
         def patched(fresh: nn.Module, tokenizer: Any) -> nn.Module:
             data = [getattr(self, name, named.get(name)) for name in ("train_dataset", "eval_dataset")]
-            self.matrix_patch = patch_model(fresh, matrix_loss, tokenizer=tokenizer_in(tokenizer), rows=data)
+            self.matrix_patch = patch_model(
+                fresh, matrix_loss, tokenizer=tokenizer_in(tokenizer), rows=data, always_at_work=False
+            )
             return fresh
 
         if model is None and (init := named.get("model_init")) is not None:
@@ -128,9 +144,35 @@ class MatrixLossMixin(PublishingMixin):
         self.add_callback(PreemptionCallback(lambda: self._guard.stop))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The stock training; a checkpoint to resume from is checked first (`checkpoints.resuming`)."""
-        with checkpoints.resuming(self, resume_from_checkpoint) as checkpoint, preemption.training():
+        """The stock training, alone in its folder; a checkpoint to resume from is checked first (`starting.started`)."""
+        trial = args[0] if args else kwargs.get("trial")
+        with started(self, resume_from_checkpoint, trial) as checkpoint, preemption.training():
             return super().train(checkpoint, *args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock schedule; what it and the optimizer were made with is noted before a checkpoint is loaded."""
+        scheduler = super().create_scheduler(*args, **kwargs)
+        self._fresh_schedule = FreshSchedule.of(kwargs.get("optimizer") or self.optimizer, scheduler)
+        return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The stock loading, and then what the arguments say where the checkpoint was trained with something else."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            check_length(self, Path(checkpoint))
+        # Where the schedule was handed to the trainer, the arguments have no say.
+        made = self._created_lr_scheduler or self.is_deepspeed_enabled
+        if (
+            made
+            and checkpoint is not None
+            and self.continuation is not None
+            and self.continuation.rescheduled
+        ):
+            reschedule(self, self._fresh_schedule, Path(checkpoint), self.continuation.rescheduled)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The stock warnings; a weight that is tied to one that was loaded is not missing."""
+        super()._issue_warnings_after_load(without_tied(self.model, load_result))  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The stock save as one atomic step; with the optimizer's state where the run is being stopped."""
@@ -205,7 +247,7 @@ class MatrixLossMixin(PublishingMixin):
         ranks = group.WORLD if _world_size() > 1 else None
         rows = len(inputs["labels"]) if "labels" in inputs else 1
         inputs = in_one_row(patch.model, inputs)
-        with patch.temporarily(process_group=ranks, keep_hidden=not model.training):
+        with patch.at_work(), patch.temporarily(process_group=ranks, keep_hidden=not model.training):
             result = super().compute_loss(model, inputs, *args, **kwargs)
         if patch.last is None:
             base = next(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +51,39 @@ def tensorboard_writer(trainer: Trainer) -> Any:
         if isinstance(callback, TensorBoardCallback):
             return callback.tb_writer
     return None
+
+
+@contextmanager
+def same_curves(trainer: Trainer, output: Path, step: int) -> Iterator[None]:
+    """Have a training that goes on in this block continue the TensorBoard curves in its folder; nothing is written yet.
+
+    What an interrupted run logged after the step that it goes on from is hidden: those steps are trained again.
+
+    Args:
+        trainer: Before its training begins.
+        output: The folder of the run.
+        step: The last step that was not lost.
+    """
+    changed: list[tuple[Any, Any]] = []
+    for found in trainer.callback_handler.callbacks:
+        if not isinstance(found, TensorBoardCallback) or found.tb_writer is not None:
+            continue
+        callback: Any = found
+        if callback.logging_dir is None and (last := _last_events(output / "runs")) is not None:
+            callback.logging_dir = str(last)
+        changed.append((callback, callback._SummaryWriter))
+        callback._SummaryWriter = functools.partial(callback._SummaryWriter, purge_step=step + 1)
+    try:
+        yield
+    finally:
+        for callback, writer in changed:
+            callback._SummaryWriter = writer
+
+
+def _last_events(runs: Path) -> Path | None:
+    """The folder of event files that was written to last."""
+    files = [(path.stat().st_mtime, path.parent) for path in runs.glob("*/events.out.tfevents.*")]
+    return max(files)[1] if files else None
 
 
 def _wandb(trainer: Trainer) -> Any:

@@ -1,0 +1,161 @@
+"""What every setting of a recipe means to a run that goes on from a checkpoint, and the comparison with that checkpoint.
+
+A checkpoint keeps the settings that it was trained with. One of an earlier version does not; the recipe.yaml beside it
+then says what was given, and that it is taken on trust is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mce_llm.finetuning.configuration import Recipe
+from mce_llm.finetuning.settings import DataArguments, ModelArguments
+from mce_llm.lm import MatrixTrainingArguments
+from mce_llm.lm.training.card_facts import DataRecord
+from mce_llm.lm.training.card_text import code, table
+from mce_llm.lm.training.manifest import read_manifest
+from mce_llm.lm.training.resuming import (
+    TRAINING,
+    Continuation,
+    Effect,
+    continuation,
+    training_settings,
+    unknown_before,
+)
+from mce_llm.lm.training.run_settings import RunSettings, plain
+from mce_llm.lm.training.starting import on_first
+from mce_llm.running.folder import RECIPE, CheckpointError
+from mce_llm.running.processes import say
+from mce_llm.running.settings import settings_of, typed
+
+_GROUPS = (ModelArguments, DataArguments, MatrixTrainingArguments)
+
+EFFECTS: dict[str, Effect] = {
+    **{
+        name: effect
+        for effect, names in {
+            Effect.TRAINED: "lora_alpha lora_dropout use_rslora",
+            Effect.BATCH: "total_batch_size",
+            Effect.MEASURE: "eval_dataset eval_split eval_limit",
+            Effect.REPORTED: "merge_adapters",
+            Effect.NONE: "attn_implementation trust_remote_code resume overwrite",
+            Effect.REFUSED: (
+                "model_name_or_path model_config tokenizer_name_or_path dtype quantization lora_r lora_target_modules "
+                "lora_modules_to_save use_dora dataset dataset_split dataset_name dataset_format columns limit prompt "
+                "max_length overlong packing"
+            ),
+        }.items()
+        for name in names.split()
+    },
+    **TRAINING,
+}
+
+
+def settings_of_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Every setting of a recipe by name, the defaults among them, as a checkpoint keeps them."""
+    groups = {
+        item.name: getattr(group, item.name)
+        for group in (recipe.model, recipe.data)
+        for item in fields(group)
+        if item.init
+    }
+    return {**plain(groups), **training_settings(recipe.training, recipe.training.matrix_loss)}
+
+
+def going_on(checkpoint: Path, recipe: Recipe) -> Continuation:
+    """Compare what a checkpoint was trained with and what its run is to go on with; every process calls.
+
+    Raises:
+        CheckpointError: Settings differ that cannot change on the way.
+    """
+
+    def compare() -> Continuation:
+        settings = settings_of_recipe(recipe)
+        before = RunSettings.read(checkpoint)
+        if before is None:
+            before = _by_recipe(checkpoint, recipe, settings)
+        if before is None:
+            say(
+                f"the settings that {checkpoint} was trained with are unknown: it has no record of them, and {RECIPE} cannot "
+                "be read; its optimizer and schedule go on as they are"
+            )
+            return unknown_before(checkpoint, settings)
+        return continuation(
+            checkpoint,
+            before,
+            settings,
+            effects=EFFECTS,
+            groups=_GROUPS,
+            processes=recipe.training.world_size,
+        )
+
+    found: Continuation = on_first(compare)
+    return found
+
+
+def facts_of_data(record: DataRecord) -> dict[str, Any]:
+    """What a checkpoint keeps of the training data beside their settings."""
+    return {"train_examples": record.examples, "train_tokens": record.trained_tokens}
+
+
+def check_data(found: Continuation | None, record: DataRecord) -> None:
+    """Refuse to go on where the files or the hub hold other training data than the checkpoint was trained on.
+
+    Raises:
+        CheckpointError: The number of examples or of trained tokens is another one.
+    """
+    if found is None:
+        return
+    now = facts_of_data(record)
+    before = {name: found.before.settings.get(name, value) for name, value in now.items()}
+    if before != now:
+        raise CheckpointError(
+            f"cannot go on from {found.checkpoint}: the data have changed, from {before['train_examples']} examples with "
+            f"{before['train_tokens']} trained tokens to {now['train_examples']} with {now['train_tokens']}, so that rows "
+            "would come twice or never; bring the earlier data back, or start anew with --resume false --overwrite true, or "
+            "in another output_dir from these weights (model_name_or_path)"
+        )
+
+
+def _by_recipe(checkpoint: Path, recipe: Recipe, settings: dict[str, Any]) -> RunSettings | None:
+    """What a checkpoint without a record was trained with, by the recipe.yaml beside it; None where that says nothing."""
+    path = checkpoint.parent / RECIPE
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        given = None
+    if not isinstance(given, dict):
+        return None
+    say(f"{checkpoint} has no record of the settings that it was trained with; compared with {path}")
+    processes = (read_manifest(checkpoint) or {}).get("world_size") or recipe.training.world_size
+    return RunSettings({**settings, **_as_given(given, plain(recipe.given), processes)})
+
+
+def _as_given(then: Mapping[str, Any], now: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """The values of then of the settings that were not given alike then and now."""
+    known = settings_of(_GROUPS)
+    changed = [
+        name for name in dict.fromkeys([*then, *now]) if name in known and then.get(name) != now.get(name)
+    ]
+    values = typed(_GROUPS, then, changed)
+    batch = typed(
+        _GROUPS, then, ("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+    )
+    if batch["total_batch_size"] is not None:
+        at_once = batch["per_device_train_batch_size"] * processes
+        batch["gradient_accumulation_steps"] = batch["total_batch_size"] // at_once
+    return plain({**values, **batch})
+
+
+def restart_table() -> str:
+    """The table of `EFFECTS` as the documentation shows it: a row an effect."""
+    rows = []
+    for effect in Effect:
+        names = [code(name) for name, found in EFFECTS.items() if found is effect]
+        rows.append((effect.value, ", ".join(names)))
+    return table(("changed on the way", "settings"), rows)
