@@ -42,7 +42,8 @@ TRAINING: dict[str, Effect] = {
         ),
         Effect.TRAINED: (
             "neftune_noise_alpha ignore_data_skip matrix_kind matrix_weight matrix_shrinkage matrix_support "
-            "matrix_order matrix_embeddings matrix_center matrix_normalize on_nonfinite nonfinite_patience"
+            "matrix_order matrix_embeddings matrix_center matrix_normalize on_nonfinite nonfinite_patience "
+            "early_stopping_patience early_stopping_threshold"
         ),
         Effect.BATCH: "per_device_train_batch_size gradient_accumulation_steps",
         Effect.MEASURE: "metric_for_best_model greater_is_better",
@@ -63,7 +64,7 @@ TRAINING: dict[str, Effect] = {
             "torch_empty_cache_steps full_determinism use_cpu dataloader_num_workers dataloader_pin_memory "
             "dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context "
             "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout "
-            "fsdp fsdp_config do_train do_eval do_predict resume_from_checkpoint local_rank"
+            "fsdp fsdp_config do_train do_eval do_predict resume_from_checkpoint local_rank model_check"
         ),
         Effect.REFUSED: (
             "optim optim_args optim_target_modules average_tokens_across_devices label_smoothing_factor bf16 fp16 "
