@@ -8,6 +8,10 @@ import torch
 import transformers
 from hypothesis import HealthCheck, settings
 
+from mce_llm.running.noise import silence_known_noise
+
+silence_known_noise()  # as every program of the package does: some tests compare whole outputs
+
 # On a busy machine an example may take as long as it likes; what is left of the profile is that of the place (CI has its own).
 settings.register_profile(
     "any speed", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -14,7 +14,7 @@ _COLOURS = ("#888888", "#1f77b4", "#d95f02")
 _PANELS = (
     ("eval_ce_loss", "held-out CE (nats/token)"),
     ("eval_mce_loss", "held-out MCE (nats/token)"),
-    ("eval_effective_rank", "effective rank of hidden states"),
+    ("eval_hidden_effective_rank", "effective rank of hidden states"),
 )
 
 
@@ -62,7 +62,7 @@ class RunResult:
             interval=(summary["interval"][0], summary["interval"][1]),
             cross_entropy=final["eval_ce_loss"],
             matrix_cross_entropy=final["eval_mce_loss"],
-            effective_rank=final["eval_effective_rank"],
+            effective_rank=final["eval_hidden_effective_rank"],
             step_seconds=(train["train_runtime"] - within) / state["global_step"],
             history=history,
             training=[entry for entry in state["log_history"] if "ce_loss" in entry],

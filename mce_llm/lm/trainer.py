@@ -12,7 +12,7 @@ class MatrixTrainer(MatrixLossMixin, Trainer):
 
     Logs gain `ce_loss` and `mce_loss` (nats per unmasked label over the logging window and all ranks; `mce_loss`
     is absent where the weight is 0) and, for a mixture of experts, `aux_loss` (without its coefficient). Evaluation gains
-    the same with the prefix `eval_`, `eval_effective_rank` (of the covariance of the hidden states at unmasked
+    the same with the prefix `eval_`, `eval_hidden_effective_rank` (of the covariance of the hidden states at unmasked
     positions) and, for the kind `token`, `eval_tail_mass` and `eval_quadrature_gap`; all are means over labels.
     `eval_loss` is `eval_ce_loss + λ · eval_mce_loss` in place of Hugging Face's mean over batches: for the kind `token` it
     depends neither on the size of batches nor on the number of ranks. Without a single label there is none.

@@ -118,7 +118,7 @@ def test_chance(tmp_path):
 
 def test_report_of_given_numbers(tmp_path, capsys):
     history = [
-        {"step": step, "eval_ce_loss": 1 / step, "eval_mce_loss": 2.0, "eval_effective_rank": 3.0}
+        {"step": step, "eval_ce_loss": 1 / step, "eval_mce_loss": 2.0, "eval_hidden_effective_rank": 3.0}
         for step in (5, 10)
     ]
     training = [{"step": step, "ce_loss": 2 / step} for step in range(1, 11)]

@@ -26,7 +26,7 @@ def write_training(folder, steps=(10, 20, 30), *, weight=0.3, start=0.5, spectra
             "step": step,
             "eval_ce_loss": start / (2 + place),
             "eval_mce_loss": 1 + 0.1 / (2 + place),
-            "eval_effective_rank": 12.0 + place,
+            "eval_hidden_effective_rank": 12.0 + place,
         }
         history += [training, spectrum, held_out]
     folder.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ def test_evaluation_reports_means_over_labels_and_the_effective_rank(tmp_path):
     }
     spectrum = torch.linalg.eigvalsh(torch.cov(states[labels != -100].double().T, correction=0)).clamp_min(0)
     share = spectrum / spectrum.sum()
-    expected["eval_effective_rank"] = torch.exp(torch.special.entr(share).sum()).item()
+    expected["eval_hidden_effective_rank"] = torch.exp(torch.special.entr(share).sum()).item()
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
     assert 0 <= metrics["eval_tail_mass"] < 1
@@ -246,7 +246,7 @@ if trainer.is_world_process_zero():
     torch.save(dict(trainer.model.state_dict()), out + "/weights.pt")
     json.dump({{"loss": logged(trainer, "loss"), "ce": logged(trainer, "ce_loss"), "mce": logged(trainer, "mce_loss"),
                "world": trainer.accelerator.num_processes,
-               "eval": [metrics["eval_loss"], metrics["eval_ce_loss"], metrics["eval_effective_rank"]]}}, open(out + "/log.json", "w"))
+               "eval": [metrics["eval_loss"], metrics["eval_ce_loss"], metrics["eval_hidden_effective_rank"]]}}, open(out + "/log.json", "w"))
 leave_processes()
 """
 

@@ -66,7 +66,7 @@ def test_held_out_loss_of_both_parts(folder, settings):
     )
     results = json.loads((settings["output_dir"] / "eval_results.json").read_text())
     assert len(logged(settings["output_dir"], "eval_ce_loss")) >= 2
-    for name in ("eval_ce_loss", "eval_mce_loss", "eval_effective_rank", "eval_tail_mass"):
+    for name in ("eval_ce_loss", "eval_mce_loss", "eval_hidden_effective_rank", "eval_tail_mass"):
         assert math.isfinite(results[name])
     assert results["eval_loss"] == pytest.approx(results["eval_ce_loss"] + results["eval_mce_loss"], rel=1e-9)
     card = (settings["output_dir"] / "README.md").read_text()

@@ -75,7 +75,7 @@ QUANTITIES = (
         "effective-rank",
         "Effective rank, held out",
         "effective rank (dimensions)",
-        "eval_effective_rank",
+        "eval_hidden_effective_rank",
         None,
         "Of the covariance of hidden states: exp of the entropy of its eigenvalues, over every held-out position.",
     ),

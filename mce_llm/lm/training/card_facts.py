@@ -20,7 +20,7 @@ METRICS = {
     "mce_loss": "matrix cross-entropy, nats per label",
     "entropy": "entropy of the predictions, nats",
     "mean_token_accuracy": "share of labels that are the most probable token",
-    "effective_rank": "effective rank of the covariance of the hidden states",
+    "hidden_effective_rank": "effective rank of the covariance of the hidden states",
     "tail_mass": "mean probability outside the k kept tokens",
     "quadrature_gap": "mean difference between Lanczos orders m and m−1, nats",
 }

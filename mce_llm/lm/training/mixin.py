@@ -300,7 +300,7 @@ class MatrixLossMixin(PublishingMixin):
             output = super().evaluation_loop(*args, **kwargs)
         means = self._eval_meter.means_and_reset(self.accelerator)
         if (rank := self._hidden_meter.effective_rank(self.accelerator)) is not None:
-            means["effective_rank"] = rank
+            means["hidden_effective_rank"] = rank
         prefix = prefix_of(*args, **kwargs)
         metrics = output.metrics or {}
         if metrics.pop(f"{prefix}_loss", None) is None:  # no batch had labels

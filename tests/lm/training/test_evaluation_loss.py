@@ -183,7 +183,7 @@ def test_a_batch_without_a_label_counts_nothing(tmp_path, kind):
     all_of_them = make_trainer(
         tmp_path, rows=blank(0), per_device_eval_batch_size=1, matrix_kind=kind
     ).evaluate()
-    for name in ("eval_loss", "eval_ce_loss", "eval_mce_loss", "eval_effective_rank"):
+    for name in ("eval_loss", "eval_ce_loss", "eval_mce_loss", "eval_hidden_effective_rank"):
         assert all_of_them[name] == pytest.approx(left[name], rel=1e-9), name
 
 

@@ -16,7 +16,7 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
         "matrix cross-entropy": ["train/mce_loss", "eval/mce_loss"],
     },
     "Spectra": {
-        "effective rank of hidden states": ["train/hidden_effective_rank", "eval/effective_rank"],
+        "effective rank of hidden states": ["train/hidden_effective_rank", "eval/hidden_effective_rank"],
         "effective rank of predicted density matrices": ["train/density_effective_rank"],
         "share of the largest eigenvalue": ["train/hidden_top_share", "train/density_top_share"],
     },

@@ -15,6 +15,7 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "loss": lambda x: f"loss {x:.4f}",
     "ce_loss": lambda x: f"ce {x:.4f}",
     "mce_loss": lambda x: f"mce {x:.4f}",
+    "aux_loss": lambda x: f"aux {x:.3g}",
     "grad_norm": lambda x: f"grad {x:.3g}",
     "learning_rate": lambda x: f"lr {x:.3g}",
     "tokens_per_second": lambda x: f"{x:,.0f} tok/s",
@@ -22,7 +23,6 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "gpu_memory_gib": lambda x: f"{x:.1f} GiB",
     "hidden_effective_rank": lambda x: f"hidden rank {x:.1f}",
     "density_effective_rank": lambda x: f"density rank {x:.1f}",
-    "effective_rank": lambda x: f"hidden rank {x:.1f}",
     "tail_mass": lambda x: f"tail {x:.2g}",
 }
 # Logged values of training and evaluation that only trackers show.

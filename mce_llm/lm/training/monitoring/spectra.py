@@ -32,7 +32,7 @@ class SpectraCallback(TrainerCallback):
     A covariance of n positions has at most n − 1 positive eigenvalues, so its effective rank falls short of that of
     all positions: for an isotropic covariance of rank r it is about r·exp(−r/2n) for r ≤ n and n·exp(−n/2r) beyond
     (Page, Phys. Rev. Lett. 71, 1291, 1993). 512 positions see 100 dimensions as 91, and 4096 as 481. Compare runs
-    with the same n; the evaluation's `eval_effective_rank` uses every position.
+    with the same n; the evaluation's `eval_hidden_effective_rank` uses every position.
 
     Measuring reads the model and draws no random numbers: the run ends with the same weights with and without.
 

@@ -49,7 +49,7 @@ def test_scalars_are_those_of_the_log_history(run):
     for name in names:
         seen = {event.step: event.value for event in events.Scalars(f"train/{name}")}
         assert seen == pytest.approx(logged(trainer, name), rel=1e-6), name
-    assert [event.step for event in events.Scalars("eval/effective_rank")] == [2, 4]
+    assert [event.step for event in events.Scalars("eval/hidden_effective_rank")] == [2, 4]
 
 
 def test_histograms_hold_every_eigenvalue(run):
