@@ -1,7 +1,7 @@
 """Where answers end: the tokens that training teaches as an end, made known to generation.
 
 `generate` and inference servers stop at the ids in generation_config.json and know nothing of chat templates. A base
-model that learns to end its turns with <|im_end|> would be saved with <|endoftext|> alone, and never stop.
+model that learns to end its turns with ``<|im_end|>`` would be saved with ``<|endoftext|>`` alone, and never stop.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ def add_stop_ids(
 
 
 def names_of_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """Token ids in words: `'<|im_end|>' (2)`."""
+    """Token ids in words: ``'<|im_end|>' (2)``."""
     return ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in ids)
