@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from mce_llm.data import DataError, load_tokenizer
 from mce_llm.finetuning.models import whole_size, without_weights
-from mce_llm.finetuning.precision import lost_share_of, lost_updates_text
+from mce_llm.finetuning.precision import cpu_precision_text, lost_share_of, lost_updates_text
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.checkpoints import engine_of
 from mce_llm.running.processes import say
@@ -143,10 +143,8 @@ def say_warnings(model: nn.Module, training: TrainingArguments, *, rows: int) ->
     if keeps_low_precision(training):
         share, dtype = lost_share_of(model, training.learning_rate)
         texts.append(lost_updates_text(share, dtype, training.learning_rate))
+    large = sum(map(whole_size, model.parameters())) >= _LARGE_FOR_A_CPU
+    if large and training.device.type == "cpu" and not training.fp16:
+        texts.append(cpu_precision_text(mixed=training.bf16))
     for text in filter(None, texts):
         say(f"warning: {text}")
-    large = sum(map(whole_size, model.parameters())) >= _LARGE_FOR_A_CPU
-    if large and training.device.type == "cpu" and not (training.bf16 or training.fp16):
-        say(
-            "on this CPU: bf16: true computes in bfloat16, 3 to 4 times as fast where the CPU has instructions for it"
-        )

@@ -1,5 +1,9 @@
 """Which updates low-precision weights lose: by the definition of rounding, and in a training."""
 
+import platform
+import statistics
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +11,14 @@ from hypothesis import strategies as st
 
 from helpers.recipes import words
 from helpers.scripts import load_script
-from mce_llm.finetuning.precision import lost_share, lost_share_of, lost_updates_text, usual_lost_share
+from mce_llm.finetuning.precision import (
+    bfloat16_speed,
+    cpu_precision_text,
+    lost_share,
+    lost_share_of,
+    lost_updates_text,
+    usual_lost_share,
+)
 
 main = load_script("recipes/finetune.py").main
 
@@ -39,6 +50,19 @@ def test_only_what_is_trained_counts():
     assert share > 0.9
     assert "bf16: true" in lost_updates_text(share, dtype, 1e-6)
     assert lost_updates_text(0.1, dtype, 1e-3) is None
+
+
+def test_the_speed_of_bfloat16_is_measured():
+    """Against the instructions that the processor says it has; where they are missing, torch emulates them."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    if platform.machine() not in ("x86_64", "AMD64") or not flags:
+        pytest.skip("says nothing of its instructions")
+    fast = bool({"amx_bf16", "avx512_bf16"} & set(flags))
+    speed = statistics.median(bfloat16_speed() for _ in range(5))
+    assert (speed > 1) == fast
+    texts = {mixed: cpu_precision_text(mixed=mixed) for mixed in (True, False)}
+    assert texts[fast] is None  # the faster one is in use
+    assert texts[not fast] is None or "(measured)" in texts[not fast]
 
 
 @pytest.mark.parametrize(("dtype", "warned"), [("bfloat16", True), ("float32", False)])
