@@ -14,9 +14,11 @@ class MceLlmError(Exception):
     Attributes:
         one_a_line: How `running.messages.raise_all` lays out several problems: as a list, one a line, or on one line,
             separated by semicolons.
+        on_every_process: Every process of the launch raises the same one, so that the first says it for all.
     """
 
     one_a_line: ClassVar[bool] = False
+    on_every_process: bool = False
 
 
 class LossInputError(MceLlmError, ValueError):

@@ -24,7 +24,7 @@ from mce_llm.running.folder import (
     release_folder,
     write_record,
 )
-from mce_llm.running.processes import gather, say
+from mce_llm.running.processes import gather, say, shared
 
 _PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets")
 _FINISHED = ("train_results.json", "model.safetensors", "merged")
@@ -62,12 +62,12 @@ def prepare_output(
         (problem, finished_results(output), [folder for _, folder in list_checkpoints(output)])
     )[0]
     if problem is not None:
-        raise problem
+        raise shared(problem)
     try:
         return _start(output, finished, checkpoints, resume=resume, overwrite=overwrite, engine=engine)
-    except OutputError:
+    except OutputError as error:
         release_folder(output)
-        raise
+        raise shared(error) from error.__cause__
 
 
 def _start(

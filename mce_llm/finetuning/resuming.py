@@ -30,7 +30,7 @@ from mce_llm.lm.training.resuming import (
 from mce_llm.lm.training.run_settings import RunSettings, plain
 from mce_llm.lm.training.starting import on_first
 from mce_llm.running.folder import RECIPE, CheckpointError
-from mce_llm.running.processes import say
+from mce_llm.running.processes import say, shared
 from mce_llm.running.settings import settings_of, typed
 
 _GROUPS = (ModelArguments, DataArguments, MatrixTrainingArguments)
@@ -114,12 +114,13 @@ def check_data(found: Continuation | None, record: DataRecord) -> None:
     now = facts_of_data(record)
     before = {name: found.before.settings.get(name, value) for name, value in now.items()}
     if before != now:
-        raise CheckpointError(
+        problem = CheckpointError(
             f"cannot go on from {found.checkpoint}: the data have changed, from {before['train_examples']} examples with "
             f"{before['train_tokens']} trained tokens to {now['train_examples']} with {now['train_tokens']}, so that rows "
             "would come twice or never; bring the earlier data back, or start anew with --resume false --overwrite true, or "
             "in another output_dir from these weights (model_name_or_path)"
         )
+        raise shared(problem)
 
 
 def _by_recipe(checkpoint: Path, recipe: Recipe, settings: dict[str, Any]) -> RunSettings | None:

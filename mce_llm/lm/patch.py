@@ -192,9 +192,8 @@ class MatrixLossPatch:
         for name, value in self.__dict__.items():
             if name not in fixed:
                 twin.__dict__[name] = copy.deepcopy(value, memo)
-        twin._call.at_work = (
-            twin._always_at_work
-        )  # whoever copies a model in the middle of a call does not run the copy
+        # The trainer whose call may be running runs the model, not the copy.
+        twin._call.at_work = twin._always_at_work
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

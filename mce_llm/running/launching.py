@@ -44,7 +44,8 @@ def run_script(
 ) -> int:
     """Run a script's `main`, with problems as one message instead of a traceback.
 
-    Of several processes that meet the same problem the first one says it; one that alone meets it says it a little later.
+    Of several processes that meet the same problem the first one says it; one that alone meets it says it a little later,
+    if the launcher has not ended it by then. One that is known to be met by all (`processes.shared`) is said by the first.
 
     Args:
         main: Takes the command line, None for that of the process.
@@ -55,6 +56,7 @@ def run_script(
     Returns:
         The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
     """
+    said_by_first = False
 
     def start() -> str:
         return goes_on_from() if callable(goes_on_from) else goes_on_from or "the last checkpoint"
@@ -70,7 +72,7 @@ def run_script(
             print(stop.message(start() if goes_on_from else None), file=sys.stderr)
         return EXIT_CODE
     except MceLlmError as error:
-        message = str(error)
+        message, said_by_first = str(error), error.on_every_process
     except torch.OutOfMemoryError as error:
         message = f"out of memory: {cause(error)}; {needs_less_memory}"
     except KeyboardInterrupt:
@@ -88,6 +90,8 @@ def run_script(
         release_folders()
     if not _is_first():
         time.sleep(_SECONDS_FOR_THE_FIRST)
+        if said_by_first:
+            return 2
     print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
 

@@ -19,6 +19,7 @@ from mce_llm.errors import MceLlmError
 from mce_llm.running.installation import named_file
 
 _Value = TypeVar("_Value")
+_Error = TypeVar("_Error", bound=MceLlmError)
 _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
     "ACCELERATE_USE_FSDP": DistributedType.FSDP,
@@ -120,6 +121,12 @@ def gather(value: _Value) -> list[_Value]:
     values: list[Any] = [None] * PartialState().num_processes
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def shared(error: _Error) -> _Error:
+    """Mark an error that every process raises, so that one message comes of it; see `launching.run_script`."""
+    error.on_every_process = True
+    return error
 
 
 def say(text: str) -> None:

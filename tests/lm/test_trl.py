@@ -296,3 +296,18 @@ def test_two_processes_are_one(tokenizer, tmp_path):
     weights = torch.load(tmp_path / "weights.pt")
     for name, value in one.model.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_baseline_in_the_same_notebook(tokenizer, tmp_path):
+    """TRL's own trainer, on a model that ours has had, trains TRL's own loss."""
+    model = make_model(tokenizer)
+    made(tokenizer, tmp_path / "a", model=model)
+    stock = {"trainer_class": trl.SFTTrainer, "config": trl.SFTConfig}
+    after = trained(tokenizer, tmp_path / "b", model=model, **stock)
+    alone = trained(tokenizer, tmp_path / "c", **stock)
+    assert logged(after, "loss") == logged(alone, "loss")
+    assert_same_weights(after.model, alone.model)
+    again = made(tokenizer, tmp_path / "d", model=model, matrix_weight=0.5)
+    again.train()
+    entry = next(entry for entry in again.state.log_history if "loss" in entry)
+    assert entry["loss"] == pytest.approx(entry["ce_loss"] + 0.5 * entry["mce_loss"], rel=1e-4)

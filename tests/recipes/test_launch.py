@@ -194,36 +194,39 @@ def test_from_scratch_a_seed_gives_the_same_weights_under_every_engine(engine, s
 
 
 @slow
-@pytest.mark.parametrize("engine", ["cpu", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["cpu", pytest.param("zero2", marks=ci), "zero3"])
 def test_going_on_with_another_learning_rate(engine, settings, tmp_path):
     """The engines load the optimizer's state each in its own way, the old learning rate and clipping in it."""
-    settings |= SETTINGS | {
-        "max_steps": 4,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "lr_scheduler_type": "cosine",
-    }
+    settings |= SETTINGS | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "optim": "sgd"}
+    settings |= {"lr_scheduler_type": "cosine", "learning_rate": 1.0}
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     done = run_script(words(settings, output_dir=whole), launcher(engine), **environment(engine))
     assert done.returncode == 0, done.stderr[-4000:]
-    ends = {}
-    for rate, clip in ((0.01, 1.0), (0.002, 1.0), (0.002, 0.01)):
-        shutil.rmtree(resumed, ignore_errors=True)
-        shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
-        changed = words(settings, output_dir=resumed, learning_rate=rate, max_grad_norm=clip)
-        result = run_script(changed, launcher(engine), **environment(engine))
-        assert result.returncode == 0, result.stderr[-4000:]
-        expected = [value * rate / 0.01 for value in logged(whole, "learning_rate")]
-        assert logged(resumed, "learning_rate")[2:] == pytest.approx(expected[2:])
-        ends[rate, clip] = load_file(resumed / "model.safetensors")
-    start = load_file(whole / "checkpoint-2" / "model.safetensors") if engine != "zero3" else None
-    name = "lm_head.weight"
-    final = load_file(whole / "model.safetensors")
-    assert torch.equal(ends[0.01, 1.0][name], final[name])
-    assert not torch.equal(ends[0.002, 1.0][name], ends[0.002, 0.01][name])
-    if start is not None:
-        moved = {key: (end[name] - start[name]).norm() for key, end in ends.items()}
-        assert moved[0.002, 1.0] < 0.5 * moved[0.01, 1.0]
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    changed = words(settings, output_dir=resumed, learning_rate=0.2, max_grad_norm=0.01)
+    result = run_script(changed, launcher(engine), **environment(engine))
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "from step 3 on: learning_rate 1.0 → 0.2, max_grad_norm 1.0 → 0.01" in result.stdout
+    rates = logged(resumed, "learning_rate")[2:]
+    assert rates == pytest.approx([value * 0.2 for value in logged(whole, "learning_rate")[2:]])
+    # SGD moves the weights by the rate times the length of the gradient, which is that of the clipping.
+    used = [0.2 * 0.5, 0.2 * (1 - 2**0.5 / 2) / 2]  # cosine, after 2 and 3 of 4 steps
+    start, ends = (
+        stock_weights(whole / "checkpoint-2"),
+        (load_file(f / "model.safetensors") for f in (whole, resumed)),
+    )
+    before, now = (distance(end, start) for end in ends)
+    assert now <= 0.01 * sum(used) * 1.001
+    assert now >= 0.01 * (used[0] - used[1])
+    assert before > 20 * now
+
+
+def distance(one, other):
+    return (
+        sum((value.double() - other[name].double()).square().sum() for name, value in one.items())
+        .sqrt()
+        .item()
+    )
 
 
 # A rank of its own mind: the others wait for it, in the next collective operation or in front of the data.

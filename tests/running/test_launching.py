@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from helpers.waiting import HANG
+from mce_llm.running import launching
 from mce_llm.running.folder import LOCK, OutputError, hold_folder
 from mce_llm.running.launching import run_script
 from mce_llm.running.preemption import PreemptedError
-from mce_llm.running.processes import LaunchError
+from mce_llm.running.processes import LaunchError, shared
 from mce_llm.running.settings import ConfigurationError
 
 ENDS = [
@@ -65,6 +66,16 @@ def test_where_it_goes_on_from_and_what_needs_less_memory(capsys):
             assert "goes on from step 7" in capsys.readouterr().err
     run_script(raising(torch.OutOfMemoryError("too much")), ["--x"], needs_less_memory="crop")
     assert capsys.readouterr().err == "error: out of memory: OutOfMemoryError: too much; crop\n"
+
+
+@pytest.mark.parametrize(("rank", "known_to_be_shared", "said"), [(0, True, 1), (1, True, 0), (1, False, 1)])
+def test_what_every_process_meets_is_said_by_the_first(monkeypatch, capsys, rank, known_to_be_shared, said):
+    """However long the launcher takes to end the others; what one may have met alone, it says itself."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(launching, "_SECONDS_FOR_THE_FIRST", 0.0)
+    problem = OutputError("another run is at work")
+    assert run_script(raising(shared(problem) if known_to_be_shared else problem), ["--x"]) == 2
+    assert capsys.readouterr().err.count("error: another run is at work") == said
 
 
 def test_a_signal_is_an_exit_code_and_its_handler_is_put_back(capsys):

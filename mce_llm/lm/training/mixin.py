@@ -149,10 +149,12 @@ class MatrixLossMixin(PublishingMixin):
         with started(self, resume_from_checkpoint, trial) as checkpoint, preemption.training():
             return super().train(checkpoint, *args, **kwargs)
 
-    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
         """The stock schedule; what it and the optimizer were made with is noted before a checkpoint is loaded."""
-        scheduler = super().create_scheduler(*args, **kwargs)
-        self._fresh_schedule = FreshSchedule.of(kwargs.get("optimizer") or self.optimizer, scheduler)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        self._fresh_schedule = FreshSchedule.of(optimizer or self.optimizer, scheduler)
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mce_llm.lm.training.resuming import OF_THE_SCHEDULE
 from mce_llm.running.folder import CheckpointError
+from mce_llm.running.processes import shared
 
 # What the arguments say of a group of parameters; the rest of it, such as a count of steps, is state.
 _HYPERPARAMETERS = ("initial_lr", "weight_decay", "betas", "eps")
@@ -101,7 +102,8 @@ def check_length(trainer: Any, checkpoint: Path) -> None:
     """
     reached, last = trainer.state.global_step, trainer.state.max_steps
     if reached > last:
-        raise CheckpointError(
+        problem = CheckpointError(
             f"cannot go on from {checkpoint}: it was saved at step {reached}, and the training ends at step {last}; raise "
             "max_steps or num_train_epochs, or take an earlier checkpoint"
         )
+        raise shared(problem)

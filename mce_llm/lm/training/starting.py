@@ -24,7 +24,7 @@ from mce_llm.lm.training.resuming import Continuation, continuation, training_se
 from mce_llm.lm.training.run_settings import RunSettings
 from mce_llm.running.folder import CheckpointError, OutputError, hold_folder, holds_folder, release_folder
 from mce_llm.running.messages import cause
-from mce_llm.running.processes import gather, say
+from mce_llm.running.processes import gather, say, shared
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def _held(folder: Path) -> Iterator[None]:
         except OutputError as error:
             problem = error
     if refused := next(filter(None, gather(problem)), None):
-        raise refused
+        raise shared(refused)
     try:
         yield
     finally:
@@ -174,7 +174,7 @@ def on_first(work: Callable[[], Any]) -> Any:
             problem = error
     result, problem = gather((result, problem))[0]
     if problem is not None:
-        raise problem
+        raise shared(problem)
     return result
 
 

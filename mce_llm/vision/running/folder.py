@@ -26,7 +26,7 @@ from mce_llm.running.folder import (
     release_folder,
     write_record,
 )
-from mce_llm.running.processes import gather, say
+from mce_llm.running.processes import gather, say, shared
 from mce_llm.running.settings import raise_all
 from mce_llm.running.step_log import StepLog
 from mce_llm.vision.running.launching import make_accelerator
@@ -188,7 +188,7 @@ def open_run(settings: RunSettings, given: Mapping[str, Any], *, fixed: Sequence
             problem = error
     problem, checkpoint = gather((problem, checkpoint))[0]
     if problem is not None:
-        raise problem
+        raise shared(problem)
     if checkpoint is not None:
         say(f"going on from {checkpoint}")
         run.checkpoint = checkpoint
