@@ -115,7 +115,7 @@ def _made(
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
     if size > most_parameters:
-        raise ShrinkingError(f"the smallest one has {size:,} parameters")
+        raise ValueError(f"the smallest one has {size:,} parameters")
     model: PreTrainedModel = model_class(config).to(device=device, dtype=dtype)
     with torch.no_grad():
         model.eval()(input_ids=_probe(model), use_cache=False)
