@@ -227,6 +227,10 @@ def test_a_model_without_attention_is_in_order(command, recipe, place, tmp_path)
     found = validated(command, recipe(model_name_or_path=save(config, tmp_path / "mamba", place)))
     assert texts(found, "problem") == []
     assert found["trial_step"]["without_gradient"] == []
+    assert texts(found, "warning") == [
+        "memory: mamba has no attention, and what its layers keep for the backward pass is not known here; measure a "
+        "short run"
+    ]
 
 
 @pytest.mark.parametrize("lora_r", [0, 2])

@@ -268,7 +268,8 @@ def _factor(part: PreTrainedConfig) -> tuple[int, int]:
 
 def _number(part: PreTrainedConfig, name: str) -> int:
     """A setting under the name that all architectures have for it; 0 where there is none."""
-    value = vars(part).get(part.attribute_map.get(name, name))
+    stored = part.attribute_map.get(name, name)
+    value = vars(part)[stored] if stored in vars(part) else getattr(part, name, None)
     return int(value) if _is_count(value) else 0
 
 
