@@ -35,7 +35,7 @@ from mce_llm.commands.trial_step import TrialStep, try_step
 from mce_llm.finetuning.checks import few_rows_text, positions_of
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.finetuning.models import tokenizer_of
-from mce_llm.planning import GIB, MemoryPlan
+from mce_llm.planning import GIB, MemoryPlan, UnplannedError
 
 
 @dataclass
@@ -138,8 +138,13 @@ def validate_recipe(
         _count_steps(outcome, num_gpus or 1)
     if model is not None:
         with findings.part("memory"):
-            outcome.plan = plan_training(recipe, num_gpus=num_gpus or 1, memory_gib=memory_gib, engine=engine)
-            judge_memory(findings, outcome.plan)
+            try:
+                outcome.plan = plan_training(
+                    recipe, num_gpus=num_gpus or 1, memory_gib=memory_gib, engine=engine
+                )
+                judge_memory(findings, outcome.plan)
+            except UnplannedError as error:
+                findings.warn("memory", str(error))
     judge_settings(findings, recipe, here=here)
     return outcome
 

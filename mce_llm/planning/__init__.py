@@ -16,6 +16,7 @@ from mce_llm.planning.shapes import (
     ParameterGroup,
     PlanningError,
     TrainingShape,
+    UnplannedError,
     with_lora,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "Remedy",
     "Term",
     "TrainingShape",
+    "UnplannedError",
     "plan_memory",
     "shape_of",
     "with_lora",

@@ -22,6 +22,7 @@ from mce_llm.planning.shapes import (
     ParameterGroup,
     PlanningError,
     Role,
+    UnplannedError,
     merged,
 )
 
@@ -51,6 +52,7 @@ def shape_of(model: nn.Module, name: str = "") -> ModelShape:
 
     Raises:
         PlanningError: It has no layers or no head that are known as such.
+        UnplannedError: What its layers keep for the backward pass is not known.
         UnsupportedModelError: It is no causal language model.
     """
     inner = causal_model(model)
@@ -64,7 +66,7 @@ def shape_of(model: nn.Module, name: str = "") -> ModelShape:
     return ModelShape(
         name=name or type(inner).__name__,
         model_type=config.model_type,
-        hidden_size=config.hidden_size,
+        hidden_size=_own(config, "hidden_size"),
         vocabulary=int(max(p.shape[0] for p in head.parameters())),
         num_layers=len(layers),
         layer=_layer_shape(max(layers, key=_size), config),
@@ -116,9 +118,14 @@ def _role(name: str, module: nn.Module, parameter: nn.Parameter) -> Role:
 
 def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
     linears = _linears(layer)
-    heads = int(config.num_attention_heads)
-    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    heads = _own(config, "num_attention_heads")
+    if not heads:
+        raise UnplannedError(
+            f"{config.model_type} has no attention, and what its layers keep for the backward pass is not known here; "
+            "measure a short run"
+        )
+    head_size = _own(config, "head_dim") or config.hidden_size // heads
+    key_heads = _own(config, "num_key_value_heads") or heads
     experts = next((int(n) for name in _EXPERTS_PER_TOKEN if (n := getattr(config, name, None))), 0)
     experts = experts if any(p.ndim == 3 for p in layer.parameters()) or _in_experts(layer) else 0
     norms = tuple(_norms(layer, heads * head_size, key_heads * head_size, head_size))
@@ -146,6 +153,13 @@ def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
         partial_rotation=_rotated_share(config) < 1,
         caps_maps=getattr(config, "attn_logit_softcapping", None) is not None,
     )
+
+
+def _own(config: Any, name: str) -> int:
+    """A setting as it is stored, 0 without it: of layers that differ, the value that is none of theirs in particular."""
+    stored = config.attribute_map.get(name, name)
+    value = vars(config)[stored] if stored in vars(config) else getattr(config, name, None)
+    return int(value or 0)
 
 
 def _rotated_share(config: Any) -> float:

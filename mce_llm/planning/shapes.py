@@ -24,6 +24,10 @@ class PlanningError(MceLlmError, ValueError):
     """Memory cannot be worked out from what was given; the message says what is missing or unknown."""
 
 
+class UnplannedError(PlanningError):
+    """The arithmetic does not cover this kind of model, which may train all the same."""
+
+
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters of one shape that do the same job.

@@ -246,3 +246,77 @@ def test_another_tokenizer_than_the_models_own(command, recipe, place, tmp_path)
     assert any("is not the tokenizer of" in text and "have another id or none" in text for text in warnings)
     same = texts(validated(command, recipe(tokenizer_name_or_path=str(place / "tokenizer"))), "warning")
     assert not any("is not the tokenizer of" in text for text in same)
+
+
+def save(config, target, place):
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(target)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place / "tokenizer" / name, target)
+    return str(target)
+
+
+def test_packing_that_leaks_is_reported(command, recipe, place, tmp_path):
+    config = transformers.OPTConfig(
+        vocab_size=300,
+        hidden_size=16,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        word_embed_proj_dim=16,
+    )
+    name = save(config, tmp_path / "opt", place)
+    found = validated(command, recipe(model_name_or_path=name, packing=True), code=1)
+    (problem,) = texts(found, "problem")
+    assert problem.startswith("model check: OPTForCausalLM: packing: examples in one row see each other")
+    assert problem.endswith("set packing: false")
+    validated(command, recipe(model_name_or_path=name))
+
+
+def test_a_check_that_is_left_out_is_reported(command, recipe):
+    found = validated(command, recipe(model_check=False))
+    assert any("taken on trust" in text for text in texts(found, "warning"))
+
+
+def test_a_model_without_attention_is_in_order(command, recipe, place, tmp_path):
+    config = transformers.MambaConfig(vocab_size=300, hidden_size=16, state_size=4, num_hidden_layers=2)
+    found = validated(command, recipe(model_name_or_path=save(config, tmp_path / "mamba", place)))
+    assert texts(found, "problem") == []
+    assert found["trial_step"]["without_gradient"] == []
+    assert texts(found, "warning") == [
+        "memory: mamba has no attention, and what its layers keep for the backward pass is not known here; measure a "
+        "short run"
+    ]
+
+
+@pytest.mark.parametrize("lora_r", [0, 2])
+def test_a_multimodal_model_is_trained_on_text(command, recipe, place, tmp_path, lora_r):
+    """Of Mistral 3, which AutoModelForCausalLM does not know, the language model; the tower gets no adapters either."""
+    config = transformers.Mistral3Config(
+        text_config={
+            "model_type": "mistral",
+            "vocab_size": 300,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+        },
+        vision_config={
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        image_token_id=299,
+    )
+    target = tmp_path / "mistral3"
+    transformers.Mistral3ForConditionalGeneration(config).save_pretrained(target)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place / "tokenizer" / name, target)
+    found = validated(command, recipe(model_name_or_path=str(target), lora_r=lora_r, packing=True))
+    assert texts(found, "problem") == []
+    assert found["trial_step"]["without_gradient"] == []

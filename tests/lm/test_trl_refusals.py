@@ -120,3 +120,32 @@ def test_a_trl_that_is_missing_or_too_old(monkeypatch, installed, message):
     monkeypatch.delitem(sys.modules, "mce_llm.lm.trl")
     with pytest.raises(ImportError, match=message):
         _ = mce_llm.lm.MatrixSFTTrainer
+
+
+def opt(tokenizer):
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        ffn_dim=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        word_embed_proj_dim=16,
+        max_position_embeddings=128,
+    )
+    return transformers.OPTForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"packing": True, "max_length": 64}, {"padding_free": True, "max_length": None}]
+)
+def test_packing_that_leaks_is_refused(tokenizer, tmp_path, changes):
+    with pytest.raises(
+        UnsupportedModelError, match="OPTForCausalLM: packing: examples in one row see each other"
+    ):
+        MatrixSFTTrainer(
+            model=opt(tokenizer),
+            args=MatrixSFTConfig(**common(tmp_path, **changes)),
+            train_dataset=datasets.Dataset.from_list(ROWS),
+            processing_class=tokenizer,
+        )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from helpers.recipes import run_script, words
 from helpers.scripts import load_script
 from mce_llm.data import write_jsonl
+from mce_llm.lm import UncheckedModelWarning
 
 finetune = load_script("recipes/finetune.py")
 run = finetune.run
@@ -35,7 +36,22 @@ def place(folder, tmp_path):
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).save_pretrained(place / "small")
     bert = transformers.BertConfig(**_ENCODER, num_attention_heads=2)
     t5 = transformers.T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    for model in (transformers.BertForMaskedLM(bert), transformers.T5ForConditionalGeneration(t5)):
+    opt = transformers.OPTConfig(**_ENCODER, ffn_dim=16, num_attention_heads=2, word_embed_proj_dim=16)
+    bart = transformers.BartConfig(
+        vocab_size=300,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=16,
+    )
+    for model in (
+        transformers.BertForMaskedLM(bert),
+        transformers.T5ForConditionalGeneration(t5),
+        transformers.OPTForCausalLM(opt),
+        transformers.BartForCausalLM(bart),
+    ):
         target = place / model.config.model_type
         model.save_pretrained(target)
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -83,6 +99,11 @@ def place(folder, tmp_path):
         ),
         ({"model_name_or_path": "{place}/bert"}, "BertLMHeadModel attends in both directions"),
         ({"model_name_or_path": "{place}/t5"}, "Unrecognized configuration class"),
+        ({"model_name_or_path": "{place}/bart"}, "BartForCausalLM: it does not shift the labels"),
+        (
+            {"model_name_or_path": "{place}/opt", "packing": "true"},
+            "OPTForCausalLM: packing: examples in one row see each other",
+        ),
         (
             {
                 "model_name_or_path": None,
@@ -110,6 +131,29 @@ def test_mistakes(place, folder, settings, capsys, changed, pattern):
     assert run(words(settings, **changed)) == 2
     message = capsys.readouterr().err
     assert fill(pattern) in message[message.index("error: ") :]
+
+
+def test_packing_that_leaks_is_one_message(place, settings):
+    """Before data are read and weights are loaded, with what to do."""
+    result = run_script(words(settings, model_name_or_path=place / "opt", packing="true"))
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: OPTForCausalLM: packing: examples in one row see"
+    )
+    assert result.stderr.rstrip().endswith("set packing: false")
+    assert "Traceback" not in result.stderr
+    assert "train data" not in result.stdout
+
+
+def test_the_same_model_without_packing_is_trained(place, settings):
+    assert run(words(settings, model_name_or_path=place / "opt")) == 0
+
+
+def test_leaving_the_check_out_is_loud(place, settings):
+    with pytest.warns(UncheckedModelWarning, match="model_check is false: .* keeps packed examples apart"):
+        assert (
+            run(words(settings, model_name_or_path=place / "opt", packing="true", model_check="false")) == 0
+        )
 
 
 def test_the_script_itself_explains(place, settings):

@@ -115,7 +115,7 @@ def _made(
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(copy.deepcopy(config)).parameters())
     if size > most_parameters:
-        raise ShrinkingError(f"the smallest one has {size:,} parameters")
+        raise ValueError(f"the smallest one has {size:,} parameters")
     model: PreTrainedModel = model_class(config).to(device=device, dtype=dtype)
     with torch.no_grad():
         model.eval()(input_ids=_probe(model), use_cache=False)
@@ -268,7 +268,8 @@ def _factor(part: PreTrainedConfig) -> tuple[int, int]:
 
 def _number(part: PreTrainedConfig, name: str) -> int:
     """A setting under the name that all architectures have for it; 0 where there is none."""
-    value = vars(part).get(part.attribute_map.get(name, name))
+    stored = part.attribute_map.get(name, name)
+    value = vars(part)[stored] if stored in vars(part) else getattr(part, name, None)
     return int(value) if _is_count(value) else 0
 
 
