@@ -230,7 +230,7 @@ def test_adapters_that_cannot_be_put_on(family, changed, pattern):
 
 @pytest.fixture
 def without_data(monkeypatch):
-    def read(*_):
+    def read(*_, **__):
         raise AssertionError("data were read before the adapters were checked")
 
     monkeypatch.setattr(finetune, "tokenized", read)
