@@ -9,6 +9,7 @@ through the check that trainers make (`mce_llm.lm.check_model`). It takes about 
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,7 @@ _REASONS = {  # what a refusal says → how the table says it
     "its own forward": "its own forward fails on text",
     "not a plain floating-point": "head of a class of its own",
     "no separate backbone": "no separate backbone",
+    "does not make its logits": "its head is inside its language model",
     "could not find out": "treatment of the logits unknown",
     "neither a scale nor a softcap": "treatment of the logits neither scale nor softcap",
     "encoder-decoder": "encoder-decoder",
@@ -78,7 +80,7 @@ class Row:
         verdict: right, refused or not built.
         reason: Why, where it is not right.
         packing: Whether packed examples are kept apart; None where that was not looked at.
-        seconds: What the check took.
+        seconds: CPU time of the check, with packing where it was looked at.
         problem: The whole message of a refusal.
     """
 
@@ -127,13 +129,13 @@ def _examined(model_type: str, make: Any, settings: dict[str, Any]) -> Row:
             model = make(CONFIG_MAPPING[model_type](**settings))
     except Exception as error:  # as many types as there are architectures
         return Row(model_type, name, "not built", f"its default configuration: {_cell(error)}")
-    name = type(model).__name__
+    name, begun = type(model).__name__, time.process_time()
     try:
         found = examine_model(model)
         packed = examine_model(model, packing=True) if found.problem is None else found
     except UnsupportedModelError as error:
         return Row(model_type, name, "refused", _reason(str(error)), problem=str(error))
-    seconds = packed.seconds
+    seconds = time.process_time() - begun
     if found.problem is not None:
         return Row(model_type, name, "refused", _reason(found.problem), None, seconds, found.problem)
     if found.unchecked:
@@ -163,6 +165,8 @@ def page(rows: list[Row], multimodal: list[Row]) -> str:
     own = [row for row in rows if "is_decoder" not in row.model_type]
     counts = Counter(row.verdict for row in own)
     leaks = sum(row.packing is False for row in own)
+    taken = sorted(row.seconds for row in own if row.verdict == "right")
+    median, ninety, most = (taken[int(share * (len(taken) - 1))] for share in (0.5, 0.9, 1.0))
     return f"""# Architectures
 
 Every type of model that `AutoModelForCausalLM` knows, made small from its default configuration and put through the
@@ -170,8 +174,11 @@ check that trainers make before they train ([what is checked](finetuning.md#the-
 `python benchmarks/architectures.py --output docs/architectures.md` with transformers {transformers.__version__} and
 torch {torch.__version__.partition("+")[0]}; a model's own configuration is checked again, whatever stands here.
 
-Of {len(own)} types {counts["right"]} are right, {counts["refused"]} are refused, and {counts["not built"]} could not be
-made here. In {leaks} of the {counts["right"]} packed examples would see each other, and `packing: true` is refused.
+Of {len(own)} types {counts["right"]} are right, {counts["refused"]} are refused, and {counts["not built"]} could not be made
+here. In {leaks} of the {counts["right"]} packed examples would see each other, and `packing: true` is refused.
+
+For those that are right the check took {median:.1f} s in the median, at most {ninety:.1f} s in nine of ten and {most:.1f} s
+in the slowest: CPU time on one core, packing included.
 
 - **right**: loss and gradients at weight 0 are those of the model's own loss, and no logit depends on a later token.
 - **refused**: it ends in one message that says why, before data and weights are read.

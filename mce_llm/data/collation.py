@@ -35,8 +35,8 @@ class CompletionCollator:
             token: padding is masked, so the choice does not matter).
         pad_to_multiple_of: Round the length up to a multiple of this, for tensor cores (8 or 64).
         flatten_packed: Lay the packed rows of a batch end to end, as one row of shape (1, total length).
-            FlashAttention keeps packed examples apart only in such a batch, so set it there when a
-            device gets more than one row.
+            FlashAttention keeps packed examples apart only in such a batch. `MatrixTrainer` lays them out so
+            itself, after it has counted the rows; set it for a training loop of your own.
     """
 
     pad_token_id: int | PreTrainedTokenizerBase

@@ -195,6 +195,11 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
             del part.forward
             if own_forward is not None:
                 part.forward = own_forward
+    if treated.shape != probe.shape:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not make its logits from its backbone's hidden states with its own head"
+            f"{_text_class(model)}"
+        )
     return _fit_treatment(probe.double().flatten(), treated.double().flatten(), type(model).__name__)
 
 
@@ -208,20 +213,19 @@ def _text_class(model: PreTrainedModel) -> str:
 
 def _fit_treatment(probe: Tensor, treated: Tensor, name: str) -> tuple[float, float | None]:
     """The scale and the softcap that explain `treated`, or a refusal."""
-    if treated.shape == probe.shape:
-        scale = float(treated[5] / probe[5])
-        linear = probe * scale
-        if scale > 0 and torch.allclose(treated, linear, rtol=1e-4, atol=1e-7):
-            # The slope at the largest value has the least rounding in it.
-            exact = float(treated[-1] / probe[-1])
-            return (1.0 if math.isclose(exact, 1.0, rel_tol=1e-6) else exact), None
-        cap = float(treated[-1])
-        if (
-            scale > 0
-            and cap > 0
-            and torch.allclose(treated, cap * torch.tanh(linear / cap), rtol=1e-3, atol=1e-6)
-        ):
-            return (1.0 if math.isclose(scale, 1.0, rel_tol=1e-3) else scale), cap
+    scale = float(treated[5] / probe[5])
+    linear = probe * scale
+    if scale > 0 and torch.allclose(treated, linear, rtol=1e-4, atol=1e-7):
+        # The slope at the largest value has the least rounding in it.
+        exact = float(treated[-1] / probe[-1])
+        return (1.0 if math.isclose(exact, 1.0, rel_tol=1e-6) else exact), None
+    cap = float(treated[-1])
+    if (
+        scale > 0
+        and cap > 0
+        and torch.allclose(treated, cap * torch.tanh(linear / cap), rtol=1e-3, atol=1e-6)
+    ):
+        return (1.0 if math.isclose(scale, 1.0, rel_tol=1e-3) else scale), cap
     raise UnsupportedModelError(
         f"{name} changes its logits after the head in a way that is neither a scale nor a softcap: "
         f"{probe.tolist()} became {treated.tolist()}"

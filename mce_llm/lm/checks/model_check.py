@@ -152,6 +152,10 @@ def _cannot_run(model: PreTrainedModel, error: Exception) -> ModelCheck:
     name = type(model).__name__
     if isinstance(error, ForwardError):
         return ModelCheck(name, problem=f"{name}: its own forward, given text and labels, fails: {error}")
+    try:
+        find_head(model)
+    except UnsupportedModelError as refusal:
+        return ModelCheck(name, problem=str(refusal))
     what = "that its loss is causal cross-entropy, and that no logit depends on a later token"
     return ModelCheck(name, unchecked=(f"not checked: {what}: {error}",))
 

@@ -154,8 +154,10 @@ def _divided(
 ) -> PreTrainedConfig:
     """Fewer layers, and widths and numbers of heads divided by one factor; the sizes of heads stay."""
     small = copy.deepcopy(config)
-    for part in _parts(small):
-        factor, unit = _factor(part) if narrow else (1, 1)
+    for part, own in zip(_parts(small), _parts(config), strict=True):
+        # DBRX's settings of attention and of experts are parts, and go with the whole; towers have heads of their own.
+        whole = _number(config, "hidden_size") and not _number(own, "num_attention_heads")
+        factor, unit = _factor(config if whole else own) if narrow else (1, 1)
         depth = next(
             (value for name, value in vars(part).items() if _LAYERS.match(name) and _is_count(value)), 0
         )
