@@ -103,7 +103,13 @@ def tiny_recipe(tmp_path):
     return tmp_path / "tiny.yaml"
 
 
-@pytest.mark.parametrize("launch_file", [(), ("--config_file", "cpu")], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "launch_file",
+    [
+        pytest.param((), id="one"),
+        pytest.param(("--config_file", "cpu"), id="two", marks=(pytest.mark.slow, pytest.mark.ci)),
+    ],
+)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_run_as_cleanly_with_two_processes_as_with_one(launch_file, number, code, tiny_recipe):
     """Sent to all processes of the terminal, as Ctrl-C is: one line, no traceback, the recipe's exit code."""
@@ -151,6 +157,8 @@ def test_sigterm_to_the_launcher_alone_reaches_the_recipe(tiny_recipe):
             process.kill()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_script_that_was_killed_is_said_to_be(tiny_recipe):
     folder = tiny_recipe.parent
     words = [sys.executable, "-m", "mce_llm", "finetune", str(tiny_recipe)]
