@@ -62,7 +62,7 @@ _REASONS = {  # what a refusal says → how the table says it
     "its own forward": "its own forward fails on text",
     "not a plain floating-point": "head of a class of its own",
     "no separate backbone": "no separate backbone",
-    "does not make its logits": "its head is inside its language model",
+    "does not make its logits": "logits not of its own backbone and head",
     "could not find out": "treatment of the logits unknown",
     "neither a scale nor a softcap": "treatment of the logits neither scale nor softcap",
     "encoder-decoder": "encoder-decoder",
