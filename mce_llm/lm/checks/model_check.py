@@ -125,7 +125,7 @@ def examine_model(model: nn.Module, *, packing: bool = False, attention: str | N
 def _found(key: tuple[Any, ...], check: Callable[[], ModelCheck]) -> ModelCheck:
     if key not in _FOUND:
         begun = time.perf_counter()
-        with seeded(0, torch.device("cpu")):
+        with seeded(0, _gpu() if torch.cuda.is_available() else torch.device("cpu")):
             found = check()
         _FOUND[key] = replace(found, seconds=time.perf_counter() - begun)
     return _FOUND[key]
@@ -212,13 +212,17 @@ def _described(small: PreTrainedModel) -> ModelCheck:
 
 
 def _stirred(model: PreTrainedModel, attention: str | None, *, on_gpu: bool = False) -> PreTrainedModel:
-    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    device = _gpu() if on_gpu else torch.device("cpu")
     dtype = torch.bfloat16 if is_flash(attention) else torch.float32
     small = small_model(
         model, vocabulary=_VOCABULARY, length=_POSITIONS, attention=attention, device=device, dtype=dtype
     )
     stir(small)
     return small
+
+
+def _gpu() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _tokens(model: PreTrainedModel) -> Tensor:
