@@ -24,7 +24,13 @@ from mce_llm.finetuning.merging import merge_trained
 from mce_llm.finetuning.models import check_architecture, load_model, tokenizer_of, whole_size
 from mce_llm.finetuning.next_steps import evaluation_command
 from mce_llm.finetuning.outputs import FolderCallback, compared, mark_finished, prepare_output
-from mce_llm.finetuning.resuming import check_data, facts_of_data, settings_of_recipe
+from mce_llm.finetuning.resuming import (
+    check_base,
+    check_data,
+    facts_of_base,
+    facts_of_data,
+    settings_of_recipe,
+)
 from mce_llm.finetuning.rows import tokenized
 from mce_llm.lm import GeometryError, MatrixLossConfigError, MatrixTrainer
 from mce_llm.lm.training.checkpoints import engine_of
@@ -85,6 +91,9 @@ def main(argv: list[str] | None = None) -> None:
         say(
             f"answers end in {names_of_ids(tokenizer, added)}: added to generation_config.json, where generation stops"
         )
+    base_facts = facts_of_base(base) if model_settings.lora_r else {}
+    if base_facts:
+        check_base(continuation, base_facts, model_settings.model_name_or_path)
     model = with_lora(base, model_settings) if model_settings.lora_r else base
     trained = sum(whole_size(p) for p in model.parameters() if p.requires_grad)
     # Adapters included. Hugging Face's count knows that two 4-bit weights lie in a byte, and nothing of ZeRO-3's shards.
@@ -114,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigurationError(" ".join(str(error).split())) from error
     check_engine(trainer.accelerator)
     trainer.data_records = records
-    trainer.all_settings = settings_of_recipe(recipe) | facts_of_data(train_record)
+    trainer.all_settings = settings_of_recipe(recipe) | facts_of_data(train_record) | base_facts
     trainer.continuation = continuation
     trainer.add_callback(FolderCallback(trainer, recipe.given, stale))
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -107,7 +107,7 @@ def copy_shipped(names: Sequence[str], to: Path, *, overwrite: bool = False) -> 
                 shutil.copyfile(top / name, beside)
             (to / name).chmod((to / name).stat().st_mode | (top / name).stat().st_mode & 0o111)
     except OSError as error:
-        raise OutputError(f"cannot write to {to}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write to {error.filename or to}: {error.strerror or error}") from error
     return Copied(tuple(to / name for name in (*new, *changed)), tuple(to / name for name in same))
 
 

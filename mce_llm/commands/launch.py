@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-from accelerate.commands.config.config_args import default_config_file
-from accelerate.commands.launch import launch_command_parser
-
-from mce_llm.finetuning.configuration import known_settings
 from mce_llm.running.installation import named_file, shipped_file, shipped_folder
-from mce_llm.running.messages import nearest_hint
-from mce_llm.running.settings import ConfigurationError
+from mce_llm.running.messages import ConfigurationError, nearest_hint
 
 # Not for users of a recipe: they would launch something else.
 _NOT_OURS = frozenset({"module", "no_python", "help", "h", "m"})
@@ -65,6 +59,11 @@ def split_words(words: Sequence[str]) -> Words:
     Raises:
         ConfigurationError: A word that neither knows, with the nearest name.
     """
+    # Here: they take seconds, and a recipe that does not exist is said before.
+    from accelerate.commands.launch import launch_command_parser
+
+    from mce_llm.finetuning.configuration import known_settings
+
     settings = known_settings()
     options = {
         flag.lstrip("-").replace("-", "_")
@@ -106,9 +105,10 @@ def launch_words(config: str, words: Sequence[str]) -> list[str]:
         ConfigurationError: There is no such recipe, words that nobody knows, or more processes than accelerate would
             start.
     """
+    recipe = recipe_file(config)
     told = split_words(words)
     script = str(shipped_file("recipes/finetune.py"))
-    return [*_with_defaults(list(told.launcher)), script, "--config", recipe_file(config), *told.settings]
+    return [*_with_defaults(list(told.launcher)), script, "--config", recipe, *told.settings]
 
 
 def run_launch(config: str, words: Sequence[str]) -> int:
@@ -141,6 +141,9 @@ def _with_defaults(words: list[str]) -> list[str]:
 
     Nothing is added where a launch file or `accelerate config` has the say, or on accelerators other than CUDA.
     """
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
     # What follows each option; of one without a value it is the next option, which nothing here asks for.
     given = {word[2:].replace("-", "_"): after for word, after in pairwise([*words, ""])}
     accelerator = torch.accelerator.current_accelerator()
@@ -151,7 +154,7 @@ def _with_defaults(words: list[str]) -> list[str]:
     gpus = torch.cuda.device_count()
     processes = given.get("num_processes", str(max(1, gpus)))
     several = []
-    if processes != "1" and _ENGINE_OPTIONS.isdisjoint(given):
+    if processes.isdecimal() and processes != "1" and _ENGINE_OPTIONS.isdisjoint(given):
         if gpus < 2:
             raise ConfigurationError(
                 f"--num_processes {processes} on a machine with {gpus} GPUs: accelerate would start one process and say "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -37,7 +38,10 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # as many types as there are tokenizers
         problem = loading_problem(error)
-        advice = "" if "trust_remote_code" in problem else "; save it there with save_pretrained"
+        there = Path(name).expanduser().exists()
+        advice = (
+            "; save it there with save_pretrained" if there and "trust_remote_code" not in problem else ""
+        )
         raise DataError(f"cannot load a tokenizer from {str(name)!r}: {problem}{advice}") from error
     if set(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         raise DataError(

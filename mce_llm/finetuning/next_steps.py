@@ -19,4 +19,4 @@ def evaluation_command(output: Path, data: DataArguments) -> str:
     words = ["python", named_file("eval/gsm8k.py"), "--model", str(output), "--prompt", data.prompt]
     if data.eval_dataset is not None and Path(data.eval_dataset).expanduser().exists():
         words += ["--data", data.eval_dataset]
-    return shlex.join([*words, "--output", str(output.with_name(output.name + "-gsm8k"))])
+    return shlex.join([*words, "--output", str(output / "gsm8k")])

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import nn
 
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.finetuning.settings import DataArguments, ModelArguments
@@ -30,9 +33,11 @@ from mce_llm.lm.training.resuming import (
 from mce_llm.lm.training.run_settings import RunSettings, plain
 from mce_llm.lm.training.starting import on_first
 from mce_llm.running.folder import RECIPE, CheckpointError
-from mce_llm.running.processes import say, shared
+from mce_llm.running.processes import say
 from mce_llm.running.settings import settings_of, typed
 
+# Of each weight, evenly spread: all of 7B weights would take a minute, and another model differs everywhere.
+_WEIGHTS_LOOKED_AT = 1024
 _GROUPS = (ModelArguments, DataArguments, MatrixTrainingArguments)
 
 EFFECTS: dict[str, Effect] = {
@@ -100,27 +105,73 @@ def going_on(checkpoint: Path, recipe: Recipe) -> Continuation:
 
 def facts_of_data(record: DataRecord) -> dict[str, Any]:
     """What a checkpoint keeps of the training data beside their settings."""
-    return {"train_examples": record.examples, "train_tokens": record.trained_tokens}
+    return {
+        "train_examples": record.examples,
+        "train_tokens": record.trained_tokens,
+        "train_digest": record.digest,
+    }
 
 
 def check_data(found: Continuation | None, record: DataRecord) -> None:
     """Refuse to go on where the files or the hub hold other training data than the checkpoint was trained on.
 
     Raises:
-        CheckpointError: The number of examples or of trained tokens is another one.
+        CheckpointError: The examples are others, or the same in another order.
     """
     if found is None:
         return
     now = facts_of_data(record)
     before = {name: found.before.settings.get(name, value) for name, value in now.items()}
-    if before != now:
-        problem = CheckpointError(
-            f"cannot go on from {found.checkpoint}: the data have changed, from {before['train_examples']} examples with "
-            f"{before['train_tokens']} trained tokens to {now['train_examples']} with {now['train_tokens']}, so that rows "
-            "would come twice or never; bring the earlier data back, or start anew with --resume false --overwrite true, or "
-            "in another output_dir from these weights (model_name_or_path)"
-        )
-        raise shared(problem)
+    if before == now:
+        return
+    same_size = all(before[name] == now[name] for name in ("train_examples", "train_tokens"))
+    what = (
+        "its examples are others than before, or in another order"
+        if same_size
+        else f"from {before['train_examples']} examples with {before['train_tokens']} trained tokens to "
+        f"{now['train_examples']} with {now['train_tokens']}"
+    )
+    raise CheckpointError(
+        f"cannot go on from {found.checkpoint}: the data have changed, {what}, so that rows would come twice or never; "
+        "bring the earlier data back, or start anew with --resume false --overwrite true, or in another output_dir from "
+        "these weights (model_name_or_path)"
+    )
+
+
+def facts_of_base(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint of adapters keeps of the weights under them: a digest of some of each; every process calls.
+
+    Args:
+        model: The model before it gets its adapters. Weights that an engine keeps in shards are not looked at.
+    """
+
+    def digest() -> str | None:
+        found = blake2b(digest_size=16)
+        for name, weight in model.named_parameters():
+            if weight.is_meta or not weight.numel():
+                return None
+            flat = weight.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // _WEIGHTS_LOOKED_AT)].cpu()
+            found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            found.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+    return {"base_digest": on_first(digest)}
+
+
+def check_base(found: Continuation | None, facts: Mapping[str, Any], name: str | None) -> None:
+    """Refuse to go on with adapters on other weights than those that they were trained on.
+
+    Raises:
+        CheckpointError: The weights under the same name are others.
+    """
+    before = None if found is None else found.before.settings.get("base_digest")
+    if found is None or before is None or facts["base_digest"] in (None, before):
+        return
+    raise CheckpointError(
+        f"cannot go on from {found.checkpoint}: the weights of {name} are not those that its adapters were trained on; "
+        "bring the earlier model back, or start anew with --resume false --overwrite true"
+    )
 
 
 def _by_recipe(checkpoint: Path, recipe: Recipe, settings: dict[str, Any]) -> RunSettings | None:

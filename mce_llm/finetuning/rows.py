@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +14,8 @@ from mce_llm.finetuning.settings import DataArguments
 from mce_llm.lm.training.card_facts import DataRecord
 from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError
+
+_ROWS_AT_ONCE = 10_000
 
 
 def tokenized(
@@ -57,6 +61,7 @@ def tokenized(
         say(f"{role} data: {source}\n{report}")
         if problem := position_problem(report.longest, positions, role=role):
             raise ConfigurationError(problem)
+        digest = digest_of(rows)
         if settings.packing:
             rows, packing_report = pack_examples(rows, settings.max_length)
             say(str(packing_report))
@@ -67,4 +72,20 @@ def tokenized(
         examples=report.kept,
         prompt=settings.prompt,
         trained_tokens=report.trained_tokens,
+        digest=digest,
     )
+
+
+def digest_of(rows: Dataset) -> str:
+    """A digest of tokens and labels, in the order of the rows.
+
+    Args:
+        rows: `input_ids` and `labels`, as `tokenize_examples` gives.
+    """
+    digest = blake2b(digest_size=16)
+    for batch in rows.select_columns(["input_ids", "labels"]).with_format("arrow").iter(_ROWS_AT_ONCE):
+        for name in ("input_ids", "labels"):
+            for chunk in batch[name].chunks:
+                digest.update(chunk.value_lengths().to_numpy(zero_copy_only=False).astype("int64").tobytes())
+                digest.update(chunk.flatten().to_numpy(zero_copy_only=False).astype("int64").tobytes())
+    return digest.hexdigest()

@@ -110,6 +110,33 @@ def find_head(model: PreTrainedModel) -> Head:
     return Head(module, logit_scale, softcap)
 
 
+def refuse_lost_gradients(model: PreTrainedModel) -> None:
+    """Raise if trained parameters are offloaded: accelerate gives each forward a new copy, and drops its gradient.
+
+    Raises:
+        UnsupportedModelError: There are such parameters.
+    """
+    lost = [name for name, p in model.named_parameters() if p.requires_grad and p.is_meta]
+    if lost:
+        raise UnsupportedModelError(
+            f"{len(lost)} trainable parameters are offloaded to the CPU or to disk (the first: {lost[0]}), and their "
+            "gradients would be lost; keep them on a device in device_map, or freeze them (requires_grad_(False))"
+        )
+
+
+def check_same_head(model: PreTrainedModel, head: Head) -> None:
+    """Raise if a model has another head than the one that was found before.
+
+    Raises:
+        UnsupportedModelError: It was replaced, as `resize_token_embeddings` does.
+    """
+    if output_layer(model) is not head.module:
+        raise UnsupportedModelError(
+            "the output head was replaced after the model was patched (resize_token_embeddings, set_output_embeddings); "
+            "make a new MatrixTrainer, or call remove() and patch_model again"
+        )
+
+
 def output_layer(model: PreTrainedModel) -> nn.Linear:
     """The layer that turns hidden states into logits; its weight need not be at hand.
 

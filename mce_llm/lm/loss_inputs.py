@@ -46,6 +46,23 @@ def check_labels(labels_N: Tensor, num_rows: int, token_mask: Tensor | None, ign
         )
 
 
+def check_label_shape(labels: Tensor, hidden: Tensor) -> None:
+    """Raise if a model's labels are not one a token, before they are shifted.
+
+    Args:
+        labels: As the model was given them.
+        hidden: (B, T, d) hidden states of its layers.
+
+    Raises:
+        LossInputError: They are (B, T) of another size.
+    """
+    if labels.shape != hidden.shape[:-1]:
+        raise LossInputError(
+            f"labels have shape {tuple(labels.shape)} for a sequence of shape {tuple(hidden.shape[:-1])}; there must be one "
+            "label a token (-100 where none is trained)"
+        )
+
+
 def check_inputs(
     hidden: Tensor,
     weight: Tensor,

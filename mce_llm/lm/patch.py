@@ -24,7 +24,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.dropped_inputs import refuse_dropped_inputs
-from mce_llm.lm.heads import UnsupportedModelError, backbone_of, causal_model, find_head, input_table
+from mce_llm.lm.heads import (
+    UnsupportedModelError,
+    backbone_of,
+    causal_model,
+    check_same_head,
+    find_head,
+    input_table,
+    refuse_lost_gradients,
+)
 from mce_llm.lm.instance_forward import (
     InstanceForward,
     PatchedModelError,
@@ -33,6 +41,7 @@ from mce_llm.lm.instance_forward import (
     signature_of,
 )
 from mce_llm.lm.linear_loss import linear_matrix_cross_entropy
+from mce_llm.lm.loss_inputs import check_label_shape
 from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
 from mce_llm.lm.patched_call import CallState, LossParts, LossRequest, head_forward, unpatch_copy
 from mce_llm.lm.router_loss import check_router_loss, router_term
@@ -221,7 +230,7 @@ class MatrixLossPatch:
         if not torch.compiler.is_compiling():
             refuse_dropped_inputs(self.model, kwargs)
         if self.model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self._refuse_lost_gradients()
+            refuse_lost_gradients(self.model)
         labels = kwargs.pop("labels", None)
         shift_labels = kwargs.pop("shift_labels", None)
         num_items = kwargs.pop("num_items_in_batch", None)
@@ -251,6 +260,7 @@ class MatrixLossPatch:
                 handle.remove()
         loss = request.loss
         if loss is None:
+            check_same_head(self.model, self._head)
             raise UnsupportedModelError(f"{type(self.model).__name__}.forward never called its output head")
         if request.returned is not None and not self._wants_logits:
             loss = request.returned.flatten()[0]
@@ -265,15 +275,6 @@ class MatrixLossPatch:
         result = type(outputs)(loss=loss, **fields)
         return result.to_tuple() if as_tuple else result
 
-    def _refuse_lost_gradients(self) -> None:
-        """Raise if trained parameters are offloaded: accelerate gives each forward a new copy, and drops its gradient."""
-        lost = [name for name, p in self.model.named_parameters() if p.requires_grad and p.is_meta]
-        if lost:
-            raise UnsupportedModelError(
-                f"{len(lost)} trainable parameters are offloaded to the CPU or to disk (the first: {lost[0]}), and their "
-                "gradients would be lost; keep them on a device in device_map, or freeze them (requires_grad_(False))"
-            )
-
     @property
     def _wants_logits(self) -> bool:
         return self.keep_logits and not self.model.training
@@ -286,6 +287,7 @@ class MatrixLossPatch:
         num_items = num_items.to(device) if isinstance(num_items, Tensor) else num_items
         embeddings = None if request.embeddings is None else request.embeddings.to(device)
         batch = BatchShape.of(hidden, request.attention_mask)
+        check_label_shape(labels, hidden)
         if not request.shifted:
             hidden, labels = hidden[:, :-1], labels[:, 1:]
         if self.keep_hidden and not self.model.training:

@@ -24,5 +24,5 @@ def test_the_evaluation_command_runs(folder, settings, capsys, monkeypatch):
     )
     assert result.returncode == 0, result.stderr
     output = settings["output_dir"]
-    summary = json.loads((output.with_name(output.name + "-gsm8k") / "summary.json").read_text())
+    summary = json.loads((output / "gsm8k" / "summary.json").read_text())
     assert summary["n"] == 10

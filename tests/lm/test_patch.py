@@ -12,6 +12,7 @@ from torch import nn
 from helpers.models import CONFIGS, VOCABULARY, make_batch, make_model
 from mce_llm.lm import (
     BypassedLossError,
+    LossInputError,
     MatrixLossConfig,
     TokenGeometry,
     UnsupportedModelError,
@@ -298,3 +299,26 @@ def test_training_past_the_patched_forward_is_an_error():
     model.eval().model(input_ids=batch["input_ids"])
     patch.remove()
     model.train().model(input_ids=batch["input_ids"])
+
+
+@pytest.mark.parametrize("change", ["resized", "replaced"])
+def test_a_head_that_was_replaced_after_the_patch_is_named(change):
+    model = make_model("llama")
+    patch_model(model, MatrixLossConfig())
+    if change == "resized":
+        model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
+    else:
+        head = model.get_output_embeddings()
+        model.set_output_embeddings(torch.nn.Linear(head.in_features, head.out_features, bias=False))
+    ids = torch.tensor([[1, 2, 3]])
+    with pytest.raises(
+        UnsupportedModelError, match="the output head was replaced after the model was patched"
+    ):
+        model(input_ids=ids, labels=ids)
+
+
+def test_labels_that_are_not_one_a_token():
+    model = make_model("llama")
+    patch_model(model, MatrixLossConfig())
+    with pytest.raises(LossInputError, match="there must be one label a token"):
+        model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2]]))

@@ -361,5 +361,31 @@ def test_a_data_file_that_has_grown(start, folder, tmp_path, capsys):
     assert run(words(settings, dataset=data)) == 2
     assert "the data have changed, from 60 examples with" in capsys.readouterr().err
     assert contents(output) == before
+    data.write_text("".join(f"{line}\n" for line in reversed(rows.splitlines())))
+    assert run(words(settings, dataset=data)) == 2
+    assert "its examples are others than before, or in another order" in capsys.readouterr().err
+    assert contents(output) == before
     data.write_text(rows)
     assert run(words(settings, dataset=data)) == 0
+
+
+def test_other_weights_under_the_adapters(start, folder, tmp_path, capsys):
+    """The name of the base model is the same, and its weights are not."""
+    base = tmp_path / "base"
+    shutil.copytree(folder / "model", base)
+    settings = start("adapters") | {"model_name_or_path": base}
+    checkpoint = settings["output_dir"] / "checkpoint-4"
+    record = json.loads((checkpoint / FILE).read_text())
+    record["settings"]["model_name_or_path"] = str(base)
+    (checkpoint / FILE).write_text(json.dumps(record))
+    vouch(checkpoint)
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if "mlp" in name)
+    earlier = (base / "model.safetensors").read_bytes()
+    save_file({**weights, name: weights[name] + 0.01}, base / "model.safetensors", metadata={"format": "pt"})
+    before = contents(settings["output_dir"])
+    assert run(words(settings)) == 2
+    assert "are not those that its adapters were trained on" in capsys.readouterr().err
+    assert contents(settings["output_dir"]) == before
+    (base / "model.safetensors").write_bytes(earlier)
+    assert run(words(settings)) == 0

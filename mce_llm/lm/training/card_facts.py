@@ -15,7 +15,7 @@ from mce_llm.running.installation import installed_versions
 FILE = "README.md"
 _PACKAGES = ("mce-llm", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "deepspeed")
 METRICS = {
-    "loss": "total loss, mean over batches",
+    "loss": "CE + λ·MCE, nats per label",
     "ce_loss": "cross-entropy, nats per label",
     "mce_loss": "matrix cross-entropy, nats per label",
     "entropy": "entropy of the predictions, nats",
@@ -37,6 +37,7 @@ class DataRecord:
         examples: How many examples were used, None where unknown.
         prompt: Name of the prompt that they were put into.
         trained_tokens: Labels in all, None where unknown.
+        digest: Of the tokens and labels in their order, None where unknown; the card does not show it.
     """
 
     role: str
@@ -45,6 +46,7 @@ class DataRecord:
     examples: int | None = None
     prompt: str | None = None
     trained_tokens: int | None = None
+    digest: str | None = None
 
 
 def hub_id(name: str | None) -> str | None:

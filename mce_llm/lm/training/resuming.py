@@ -270,6 +270,6 @@ def _refusal(checkpoint: Path, differences: Differences) -> str:
     then = ", ".join(f"{name} {shown(before)}" for name, (before, _) in differences.items())
     return (
         f"cannot go on from {checkpoint} with other settings than it was trained with: {listed(differences)}. Go on with "
-        f"{then}; or start anew with --resume false --overwrite true; or start a new run from these weights: another "
+        f"{then}; or start anew (a recipe: --resume false --overwrite true); or start a new run from these weights: another "
         f"output_dir, and model_name_or_path {checkpoint} (adapters merged first: mce-llm merge)"
     )

@@ -61,6 +61,8 @@ def started(trainer: Any, checkpoint: str | bool | None, trial: Any) -> Iterator
             yield None
             return
         folder = Path(checkpoint)
+        if not any(gather(folder.is_dir())):
+            raise CheckpointError(f"resume_from_checkpoint: there is no directory {folder}")
         if unsafe := next(filter(None, gather(unsafe_file(folder))), None):
             raise UnsafeCheckpointError(
                 f"{unsafe}: loading that could run code, and no checkpoint of a training run needs it; nothing was "
@@ -87,7 +89,7 @@ def started(trainer: Any, checkpoint: str | bool | None, trial: Any) -> Iterator
                 raise
             raise CheckpointError(
                 f"cannot go on from {folder}: {cause(error)}. Is it of another model, other adapters or another optimizer? "
-                "Set what it was trained with, or start anew with --resume false --overwrite true"
+                "Set what it was trained with, or start anew (a recipe: --resume false --overwrite true)"
             ) from error
         finally:
             trainer.continuation = None
