@@ -184,7 +184,8 @@ def _from_directory(path: Path, name: str | None, split: str) -> datasets.Datase
 
 def _from_hub(hub_id: str, name: str | None, split: str) -> datasets.Dataset:
     if problem := hub_problem(hub_id, "dataset"):
-        raise DataError(f"the data set {problem}")
+        hint = nearest_hint(hub_id, KNOWN_SOURCES) if "/" not in hub_id else ""
+        raise DataError(f"the hub data set {problem}{hint}")
     try:
         return datasets.load_dataset(hub_id, name, split=split)
     except Exception as error:  # network, hub and builder errors have no common type

@@ -17,6 +17,11 @@ CONVERTED = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _nobody_asks_whether_the_hub_is_there(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A data set as the hub stores it: one parquet file a split."""

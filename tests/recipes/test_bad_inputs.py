@@ -95,7 +95,7 @@ def place(folder, tmp_path):
         ({"model_name_or_path": "{place}/no_tokenizer"}, "cannot load a tokenizer from"),
         (
             {"model_name_or_path": "{place}/small"},
-            "the tokenizer has ids up to 299, the model's head only 200 rows",
+            "tokenizer: it has ids up to 299, the model 200 embeddings",
         ),
         ({"model_name_or_path": "{place}/bert"}, "BertLMHeadModel attends in both directions"),
         ({"model_name_or_path": "{place}/t5"}, "Unrecognized configuration class"),
