@@ -124,17 +124,14 @@ def refuse_lost_gradients(model: PreTrainedModel) -> None:
         )
 
 
-def check_same_head(model: PreTrainedModel, head: Head) -> None:
-    """Raise if a model has another head than the one that was found before.
-
-    Raises:
-        UnsupportedModelError: It was replaced, as `resize_token_embeddings` does.
-    """
+def head_not_called(model: PreTrainedModel, head: Head) -> UnsupportedModelError:
+    """The error for a forward that went past the head that was found before, with the reason as far as it is known."""
     if output_layer(model) is not head.module:
-        raise UnsupportedModelError(
+        return UnsupportedModelError(
             "the output head was replaced after the model was patched (resize_token_embeddings, set_output_embeddings); "
             "make a new MatrixTrainer, or call remove() and patch_model again"
         )
+    return UnsupportedModelError(f"{type(model).__name__}.forward never called its output head")
 
 
 def output_layer(model: PreTrainedModel) -> nn.Linear:

@@ -28,8 +28,8 @@ from mce_llm.lm.heads import (
     UnsupportedModelError,
     backbone_of,
     causal_model,
-    check_same_head,
     find_head,
+    head_not_called,
     input_table,
     refuse_lost_gradients,
 )
@@ -260,8 +260,7 @@ class MatrixLossPatch:
                 handle.remove()
         loss = request.loss
         if loss is None:
-            check_same_head(self.model, self._head)
-            raise UnsupportedModelError(f"{type(self.model).__name__}.forward never called its output head")
+            raise head_not_called(self.model, self._head)
         if request.returned is not None and not self._wants_logits:
             loss = request.returned.flatten()[0]
             loss = loss.clone()  # of a view, FSDP2 would lose the hook at `loss *= n`
