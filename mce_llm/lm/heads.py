@@ -128,7 +128,8 @@ def head_not_called(model: PreTrainedModel, head: Head) -> UnsupportedModelError
     """The error for a forward that went past the head that was found before, with the reason as far as it is known."""
     if output_layer(model) is not head.module:
         return UnsupportedModelError(
-            "the output head was replaced after the model was patched (resize_token_embeddings, set_output_embeddings); "
+            "the output head was replaced after the model was patched (resize_token_embeddings, an adapter that trains it "
+            "whole); "
             "make a new MatrixTrainer, or call remove() and patch_model again"
         )
     return UnsupportedModelError(f"{type(model).__name__}.forward never called its output head")
