@@ -21,7 +21,7 @@ from mce_llm.finetuning.checks import check_tokenizer, say_warnings
 from mce_llm.finetuning.configuration import parse_recipe
 from mce_llm.finetuning.ending import add_stop_ids, names_of_ids
 from mce_llm.finetuning.merging import merge_trained
-from mce_llm.finetuning.models import check_architecture, load_model, tokenizer_of, whole_size
+from mce_llm.finetuning.models import load_model, tokenizer_of, whole_size, without_weights
 from mce_llm.finetuning.next_steps import evaluation_command
 from mce_llm.finetuning.outputs import FolderCallback, compared, mark_finished, prepare_output
 from mce_llm.finetuning.resuming import (
@@ -32,7 +32,7 @@ from mce_llm.finetuning.resuming import (
     settings_of_recipe,
 )
 from mce_llm.finetuning.rows import tokenized
-from mce_llm.lm import GeometryError, MatrixLossConfigError, MatrixTrainer
+from mce_llm.lm import GeometryError, MatrixLossConfigError, MatrixTrainer, check_model
 from mce_llm.lm.training.checkpoints import engine_of
 from mce_llm.lm.training.publishing import HubError
 from mce_llm.running.launching import run_script
@@ -58,10 +58,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # 1. Tokenizer and data.
     tokenizer = tokenizer_of(model_settings)
-    positions = check_tokenizer(model_settings, tokenizer)
+    bare = without_weights(model_settings, tokenizer)
+    positions = check_tokenizer(model_settings, tokenizer, bare)
     check_adapters(model_settings, tokenizer, embeddings=training.matrix_embeddings)
-    if training.model_check:
-        check_architecture(model_settings, tokenizer, packing=data_settings.packing)
+    if training.model_check and bare is not None:  # one whose code comes with its weights, the trainer checks
+        check_model(bare, packing=data_settings.packing, attention=model_settings.attn_implementation)
     train_rows, train_record = tokenized(
         tokenizer,
         data_settings,

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from mce_llm.data import DataError, load_tokenizer
-from mce_llm.finetuning.models import whole_size, without_weights
+from mce_llm.finetuning.models import whole_size
 from mce_llm.finetuning.precision import cpu_precision_text, lost_share_of, lost_updates_text
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.checkpoints import engine_of
@@ -96,21 +96,22 @@ def few_rows_text(rows: int, per_step: int) -> str | None:
     return f"{rows:,} rows are fewer than the {per_step:,} of an optimizer step: every step sees all of them, and no more"
 
 
-def check_tokenizer(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def check_tokenizer(
+    settings: ModelArguments, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None
+) -> int | None:
     """Check that a tokenizer fits its model, before data are tokenised with it.
 
     Args:
         settings: Those of the model.
         tokenizer: The tokenizer.
+        model: From `without_weights`.
 
     Returns:
         How many positions the model knows; None without a limit, or where that is not known before it is loaded.
 
     Raises:
         ConfigurationError: The tokenizer has ids that the model has no embeddings for.
-        ModelSourceError: There is no such model.
     """
-    model = without_weights(settings, tokenizer)
     if model is not None and (problem := id_problem(tokenizer, model)):
         raise ConfigurationError(f"tokenizer: {problem}")
     if text := foreign_tokenizer_text(settings, tokenizer):

@@ -6,23 +6,10 @@ model that learns to end its turns with ``<|im_end|>`` would be saved with ``<|e
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.data.prompts import PromptTemplate
-
-
-def stop_ids(settings: Any) -> list[int]:
-    """The ids at which generation stops.
-
-    Args:
-        settings: A `GenerationConfig`, or a model's configuration; None stops nowhere.
-    """
-    ids = getattr(settings, "eos_token_id", None)
-    if ids is None:
-        return []
-    return [int(token) for token in ids] if isinstance(ids, (list, tuple)) else [int(ids)]
+from mce_llm.running.stop_ids import stop_ids
 
 
 def stored_stop_ids(model: PreTrainedModel) -> list[int]:

@@ -24,7 +24,6 @@ from transformers.integrations import deepspeed
 from mce_llm.data import load_tokenizer
 from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
-from mce_llm.lm import check_model
 from mce_llm.running.messages import cause, loading_problem, model_path_problem, nearest_hint
 from mce_llm.running.model_classes import auto_class, beside_text, built_in_class
 from mce_llm.running.processes import say
@@ -141,21 +140,6 @@ def without_weights(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase
         ) from error
 
 
-def check_architecture(
-    settings: ModelArguments, tokenizer: PreTrainedTokenizerBase, *, packing: bool
-) -> None:
-    """Refuse an architecture that the losses, or packing, would be wrong for, before data and weights are read.
-
-    A model whose code comes with its checkpoint is checked by the trainer, when it is loaded.
-
-    Raises:
-        ModelSourceError: There is no such model.
-        UnsupportedModelError: The losses, or packing, would be wrong for it.
-    """
-    if (model := without_weights(settings, tokenizer)) is not None:
-        check_model(model, packing=packing, attention=settings.attn_implementation)
-
-
 def unquantized_layers(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> list[str] | None:
     """The layers that quantisation leaves alone: the output head, and what is trained whole; None if unknown."""
     if settings.quantization is None or (model := without_weights(settings, tokenizer)) is None:
@@ -176,6 +160,8 @@ def new_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> P
         ModelSourceError: There is no such model.
     """
     config = new_config(settings, tokenizer)
+    if "vocab_size" not in settings.config_settings:
+        say(f"model_config: vocab_size {config.vocab_size}, from the tokenizer")
     try:
         with _not_in_shards():
             model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attn_implementation)
@@ -204,7 +190,6 @@ def new_config(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
     shape = dict(settings.config_settings)
     if "vocab_size" not in shape:
         shape["vocab_size"] = len(tokenizer)
-        say(f"model_config: vocab_size {len(tokenizer)}, from the tokenizer")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         shape.setdefault(name, getattr(tokenizer, name))
     model_type = shape.pop("model_type")

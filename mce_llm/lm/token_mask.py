@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.lm.heads import UnsupportedModelError
+from mce_llm.running.stop_ids import stop_ids
 
 # How much of a data set is looked at for the padding token: half a gigabyte of a column, or some rows of a list.
 _MOST_IDS = 2**27
@@ -81,11 +82,7 @@ def _end_tokens(model: PreTrainedModel | None) -> set[int]:
     if model is None:
         return set()
     configs = (model.config, model.config.get_text_config(), getattr(model, "generation_config", None))
-    found: set[int] = set()
-    for config in configs:
-        ends: int | Sequence[int] | None = getattr(config, "eos_token_id", None)
-        found.update([ends] if isinstance(ends, int) else ends or ())
-    return found
+    return {token for config in configs for token in stop_ids(config)}
 
 
 def _holds(data: Any, token: int) -> bool:

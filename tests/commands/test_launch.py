@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -103,6 +104,22 @@ def tiny_recipe(tmp_path):
     return tmp_path / "tiny.yaml"
 
 
+@contextmanager
+def stepping(recipe, *words):
+    """`mce-llm finetune` in a session of its own, once the recipe has made its second step; gone afterwards."""
+    folder = recipe.parent
+    command = [sys.executable, "-m", "mce_llm", "finetune", str(recipe), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True, env=environment)
+        try:
+            wait_until(lambda: "step 2/" in (folder / "out.txt").read_text() or process.poll() is not None)
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     "launch_file",
     [
@@ -113,64 +130,31 @@ def tiny_recipe(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_run_as_cleanly_with_two_processes_as_with_one(launch_file, number, code, tiny_recipe):
     """Sent to all processes of the terminal, as Ctrl-C is: one line, no traceback, the recipe's exit code."""
-    folder = tiny_recipe.parent
-    words = [
-        sys.executable,
-        "-m",
-        "mce_llm",
-        "finetune",
-        str(tiny_recipe),
-        *launch_file,
-        "--main_process_port",
-        "0",
-    ]
-    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
-        process = subprocess.Popen(
-            words, stdout=out, stderr=err, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        try:
-            wait_until(lambda: "step 2/" in (folder / "out.txt").read_text() or process.poll() is not None)
-            os.killpg(process.pid, number)
-            assert process.wait(HANG) == code
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    said = (folder / "err.txt").read_text()
+    with stepping(tiny_recipe, *launch_file, "--main_process_port", "0") as process:
+        os.killpg(process.pid, number)
+        assert process.wait(HANG) == code
+    said = (tiny_recipe.parent / "err.txt").read_text()
     assert "Traceback" not in said, said
     assert said.count("the same command goes on from") == 1, said
 
 
 def test_sigterm_to_the_launcher_alone_reaches_the_recipe(tiny_recipe):
     """Nothing is left running behind."""
-    folder = tiny_recipe.parent
-    words = [sys.executable, "-m", "mce_llm", "finetune", str(tiny_recipe)]
-    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
-        process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        try:
-            wait_until(lambda: "step 2/" in (folder / "out.txt").read_text() or process.poll() is not None)
-            children = psutil.Process(process.pid).children()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(HANG) == 143
-            assert children
-            assert not any(child.is_running() for child in children)
-        finally:
-            process.kill()
+    with stepping(tiny_recipe) as process:
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG) == 143
+        assert children
+        assert not any(child.is_running() for child in children)
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_script_that_was_killed_is_said_to_be(tiny_recipe):
-    folder = tiny_recipe.parent
-    words = [sys.executable, "-m", "mce_llm", "finetune", str(tiny_recipe)]
-    with (folder / "out.txt").open("w") as out, (folder / "err.txt").open("w") as err:
-        process = subprocess.Popen(words, stdout=out, stderr=err, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        try:
-            wait_until(lambda: "step 2/" in (folder / "out.txt").read_text() or process.poll() is not None)
-            psutil.Process(process.pid).children()[0].kill()
-            assert process.wait(HANG) == 128 + signal.SIGKILL
-        finally:
-            process.kill()
-    said = (folder / "err.txt").read_text()
+    with stepping(tiny_recipe) as process:
+        psutil.Process(process.pid).children()[0].kill()
+        assert process.wait(HANG) == 128 + signal.SIGKILL
+    said = (tiny_recipe.parent / "err.txt").read_text()
     assert said.strip().endswith(
         "the script was ended by SIGKILL: usually the memory of the machine was not enough"
     )

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from helpers.recipes import save_chat_model, words
 from helpers.scripts import load_script
 from mce_llm.data import get_prompt
-from mce_llm.finetuning.ending import add_stop_ids, stop_ids, stored_stop_ids
+from mce_llm.finetuning.ending import add_stop_ids, stored_stop_ids
+from mce_llm.running.stop_ids import stop_ids
 
 main = load_script("recipes/finetune.py").main
 

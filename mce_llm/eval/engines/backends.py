@@ -8,13 +8,14 @@ from typing import Any, Protocol
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.eval.engines.decoding import Decoding, Generation, own_end_token_ids
+from mce_llm.eval.engines.decoding import Decoding, Generation
 from mce_llm.eval.engines.generation import choose_batching, generate
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import model_fingerprint
 from mce_llm.eval.loading import load_model_and_tokenizer
 from mce_llm.eval.settings import EvaluationConfig
 from mce_llm.running.installation import installed_version
+from mce_llm.running.stop_ids import stop_ids
 
 
 class Backend(Protocol):
@@ -62,7 +63,7 @@ class TransformersBackend:
         self.tokenizer = tokenizer
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.batching = choose_batching(model, batching)
-        self.end_token_ids = own_end_token_ids(model.generation_config)
+        self.end_token_ids = stop_ids(model.generation_config)
 
     def fingerprint(self) -> str:
         """Return the hash of the weights."""

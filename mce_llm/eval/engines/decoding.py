@@ -252,12 +252,6 @@ class Ends:
         return self._may_complete[token]
 
 
-def own_end_token_ids(generation_config: Any) -> list[int]:
-    """Return the ids with which a checkpoint's generation config ends an answer: none, one or several."""
-    own = getattr(generation_config, "eos_token_id", None)
-    return own if isinstance(own, list) else [] if own is None else [own]
-
-
 def base_model(model: Any) -> Any:
     """Return the transformers model that an adapter is on, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -18,7 +18,6 @@ from mce_llm.eval.engines.decoding import (
     Ends,
     Generation,
     Request,
-    own_end_token_ids,
     wanted_requests,
 )
 from mce_llm.eval.errors import EvaluationError
@@ -26,6 +25,7 @@ from mce_llm.eval.fingerprints import files_fingerprint
 from mce_llm.eval.loading import adapter_config, check_path
 from mce_llm.eval.settings import EvaluationConfig
 from mce_llm.running.messages import cause
+from mce_llm.running.stop_ids import stop_ids
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM has kernels for
 _CHUNK = 512  # answers between two moments at which they are kept; enough to fill the engine
@@ -135,6 +135,6 @@ def _folder(name: str) -> Path:
 
 def _end_token_ids(name: str) -> list[int]:
     try:
-        return own_end_token_ids(GenerationConfig.from_pretrained(name))
+        return stop_ids(GenerationConfig.from_pretrained(name))
     except OSError:  # a model without generation_config.json
         return []

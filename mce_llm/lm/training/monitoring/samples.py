@@ -26,6 +26,7 @@ from mce_llm.lm.heads import causal_model
 from mce_llm.lm.training.monitoring.throughput import paused
 from mce_llm.lm.training.monitoring.trackers import add_texts
 from mce_llm.running.step_log import StepLog
+from mce_llm.running.stop_ids import stop_ids
 
 SAMPLES_FILE = "samples.jsonl"
 # Prompts taken from the data, and rows looked at to find them.
@@ -137,9 +138,8 @@ class SamplesCallback(TrainerCallback):
     @property
     def _ends(self) -> set[int]:
         """The tokens at which the model stops once it is saved: the end of a chat's turn is not always EOS."""
-        stops = getattr(causal_model(cast(Any, self._trainer.model)).generation_config, "eos_token_id", None)
-        ids = stops if isinstance(stops, (list, tuple)) else [stops]
-        return {int(token) for token in (*ids, self._tokenizer.eos_token_id) if token is not None}
+        saved = stop_ids(causal_model(cast(Any, self._trainer.model)).generation_config)
+        return {*saved, *stop_ids(self._tokenizer)}
 
     def _until_its_end(self, answer: list[int]) -> list[int]:
         place = next((at for at, token in enumerate(answer) if token in self._ends), len(answer))
