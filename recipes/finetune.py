@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import set_seed
 
-from mce_llm.data import CompletionCollator, get_prompt
+from mce_llm.data import CompletionCollator
 from mce_llm.finetuning.adapters import check_adapters, with_lora
 from mce_llm.finetuning.checks import check_tokenizer, say_warnings
 from mce_llm.finetuning.configuration import parse_recipe
@@ -63,32 +63,18 @@ def main(argv: list[str] | None = None) -> None:
     check_adapters(model_settings, tokenizer, embeddings=training.matrix_embeddings)
     if training.model_check and bare is not None:  # one whose code comes with its weights, the trainer checks
         check_model(bare, packing=data_settings.packing, attention=model_settings.attn_implementation)
-    train_rows, train_record = tokenized(
-        tokenizer,
-        data_settings,
-        data_settings.dataset,
-        data_settings.dataset_split,
-        "train",
-        positions=positions,
-    )
+    train_rows, train_record = tokenized(tokenizer, data_settings, "train", positions=positions)
     check_data(continuation, train_record)
     records, eval_rows = [train_record], None
     if data_settings.eval_dataset is not None:
-        eval_rows, eval_record = tokenized(
-            tokenizer,
-            data_settings,
-            data_settings.eval_dataset,
-            data_settings.eval_split,
-            "eval",
-            positions=positions,
-        )
+        eval_rows, eval_record = tokenized(tokenizer, data_settings, "eval", positions=positions)
         records.append(eval_record)
     elif training.eval_strategy != "no":
         raise ConfigurationError("eval_strategy needs eval_dataset")
 
     # 2. Model, and adapters on it.
     base = load_model(model_settings, tokenizer)
-    if added := add_stop_ids(base, tokenizer, get_prompt(data_settings.prompt)):
+    if added := add_stop_ids(base, tokenizer, data_settings.prompt_template):
         say(
             f"answers end in {names_of_ids(tokenizer, added)}: added to generation_config.json, where generation stops"
         )

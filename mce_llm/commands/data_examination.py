@@ -6,7 +6,8 @@ truncation are known; the limit is then applied here to the counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -17,11 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from mce_llm.data import (
     IGNORE_INDEX,
     PackingReport,
-    get_prompt,
-    load_examples,
     pack_examples,
     tokenize_examples,
 )
+from mce_llm.data.conversations import conversation_of
+from mce_llm.data.lost_text import LostText
+from mce_llm.data.sources import read_examples
+from mce_llm.finetuning.rows import source_of
 from mce_llm.finetuning.settings import DataArguments
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -34,7 +37,11 @@ class DataExamination:
 
     Attributes:
         source: Where they are from.
-        examples: How many were looked at.
+        format: What their records were read as.
+        unused: Columns of theirs that play no part.
+        lost: Texts that the chat template leaves out.
+        records: Records that were looked at.
+        examples: Examples that these make: as many, or one for each trained turn.
         limited: There may be more of them.
         duplicates: Examples that are there before, word for word.
         truncated: Kept, and cut to `max_length`.
@@ -52,6 +59,10 @@ class DataExamination:
     """
 
     source: str
+    format: str
+    unused: tuple[str, ...]
+    lost: tuple[LostText, ...]
+    records: int
     examples: int
     limited: bool
     duplicates: int
@@ -76,6 +87,7 @@ class DataExamination:
     def record(self) -> dict[str, Any]:
         """The counts, for JSON."""
         found = {name: value for name, value in vars(self).items() if name not in ("rows", "keys", "packing")}
+        found["lost"] = [asdict(text) for text in self.lost]
         return {**found, "label_share": self.label_share, "packed_rows": self.packing and self.packing.rows}
 
 
@@ -93,19 +105,15 @@ def examine_data(
     Raises:
         DataError: They cannot be loaded or used; empty questions and answers are among what cannot.
     """
-    training = role == "train"
-    source = settings.dataset if training else str(settings.eval_dataset)
-    wanted = settings.limit if training else settings.eval_limit
-    examples = load_examples(
-        source,
-        split=settings.dataset_split if training else settings.eval_split,
-        name=settings.dataset_name if training else None,
-        columns=settings.column_mapping,
-        format=settings.dataset_format,
-        limit=most if wanted is None else min(wanted, most),
+    source, request = source_of(settings, role)
+    wanted = request.limit
+    examples, reading = read_examples(
+        source, replace(request, limit=most if wanted is None else min(wanted, most))
     )
-    prompt = get_prompt(settings.prompt)
-    encoded, _ = tokenize_examples(examples, tokenizer, prompt, max_length=_NO_LIMIT)
+    prompt = settings.prompt_template
+    encoded, report = tokenize_examples(
+        examples, tokenizer, prompt, max_length=_NO_LIMIT, turns=settings.turns, place=reading.place
+    )
     lengths, trained, last = _columns(encoded, settings.max_length)
     too_long = lengths > settings.max_length
     dropped = too_long if settings.overlong == "drop" else np.zeros_like(too_long)
@@ -122,7 +130,11 @@ def examine_data(
     keys = [blake2b("\0".join(_texts(example)).encode(), digest_size=16).digest() for example in examples]
     return DataExamination(
         source=source,
-        examples=len(examples),
+        format=reading.layout.name,
+        unused=reading.unused,
+        lost=report.lost,
+        records=len(examples),
+        examples=report.examples,
         limited=len(examples) == most and (wanted is None or wanted > most),
         duplicates=len(keys) - len(set(keys)),
         truncated=int((too_long & keep).sum()),
@@ -156,6 +168,9 @@ def _texts(example: dict[str, Any]) -> tuple[str, str]:
     if "messages" not in example:
         return str(example["question"]), str(example["response"])
     sides = {True: [], False: []}  # type: dict[bool, list[str]]
-    for message in example["messages"]:
-        sides[message["role"] == "assistant"].append(str(message["content"]))
+    for message in conversation_of(example).messages:
+        said = {name: value for name, value in message.items() if name != "role" and value}
+        sides[message["role"] == "assistant"].append(
+            str(message["content"]) if list(said) == ["content"] else json.dumps(said, sort_keys=True)
+        )
     return "\n".join(sides[False]), "\n".join(sides[True])

@@ -8,10 +8,11 @@ from typing import Literal
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from mce_llm.data import KNOWN_SOURCES
+from mce_llm.data import KNOWN_SOURCES, DataError
+from mce_llm.data.files import files_of, looks_local
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.running.hub import hub_problem, is_cached
-from mce_llm.running.messages import model_path_problem, nearest_hint
+from mce_llm.running.messages import model_path_problem
 
 _WEIGHTS = (
     "model.safetensors",
@@ -75,10 +76,12 @@ def _data(role: str, name: str) -> Fetch:
     if name not in KNOWN_SOURCES and path.exists():
         kind = "directory" if path.is_dir() else f"file, {path.stat().st_size / 2**20:,.1f} MiB"
         return Fetch(role, name, "local", kind)
-    looks_local = path.suffix in (".json", ".jsonl", ".csv", ".parquet") or name.startswith((".", "/", "~"))
-    if name not in KNOWN_SOURCES and (looks_local or name.count("/") > 1):
-        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        return Fetch(role, name, "missing", f"there is no such file{nearest_hint(path.name, beside)}")
+    if name not in KNOWN_SOURCES and looks_local(name):
+        try:
+            count = sum(map(len, files_of(name).values()))
+        except DataError as error:
+            return Fetch(role, name, "missing", str(error).removeprefix(name).lstrip(": "))
+        return Fetch(role, name, "local", f"{count} file{'s' * (count != 1)}")
     hub_id = KNOWN_SOURCES.get(name, (name, None))[0]
     if is_cached(hub_id, "dataset"):
         return Fetch(role, hub_id, "cached", "hub data set, in the cache")

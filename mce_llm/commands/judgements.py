@@ -148,6 +148,12 @@ def judge_data(
     findings.ok(
         name, f"{data.kept:,} of {data.examples:,} examples, {data.label_share:.0%} of their tokens trained"
     )
+    if data.unused:
+        findings.ok(
+            name, f"read as {data.format}; columns that play no part: {', '.join(map(repr, data.unused))}"
+        )
+    for lost in data.lost:
+        (findings.warn if lost.grave else findings.ok)(name, f"the chat template leaves out {lost}")
     dropped = data.dropped_overlong + data.dropped_untrained
     limit = recipe.data.max_length
     if problem := position_problem(min(limit, data.lengths[100]), positions, role=role):
@@ -161,10 +167,8 @@ def judge_data(
         text = f"{data.truncated:,} answers ({share:.1%}) are cut at max_length {limit:,} and do not learn to end"
         (findings.warn if share > _OFTEN_CUT else findings.ok)(name, text)
     if data.duplicates:
-        text = (
-            f"{data.duplicates:,} examples are there more than once ({data.duplicates / data.examples:.1%})"
-        )
-        (findings.warn if data.duplicates > _OFTEN_TWICE * data.examples else findings.ok)(name, text)
+        text = f"{data.duplicates:,} records are there more than once ({data.duplicates / data.records:.1%})"
+        (findings.warn if data.duplicates > _OFTEN_TWICE * data.records else findings.ok)(name, text)
     whole = data.kept - data.truncated
     if whole > 0 and data.ends_trained == 0:
         findings.problem(name, "the token that ends an answer is trained in no example")

@@ -61,7 +61,8 @@ def data_table(data: DataExamination) -> Table:
     """The counts of one data set."""
     table = plain_table()
     first = "the first " if data.limited else ""
-    table.add_row("examples", f"{first}{data.examples:,}; kept {data.kept:,}, cut {data.truncated:,}")
+    made = f", one for each trained turn of {data.records:,} records" if data.records != data.examples else ""
+    table.add_row("examples", f"{first}{data.examples:,}{made}; kept {data.kept:,}, cut {data.truncated:,}")
     table.add_row(
         "left out", f"too long {data.dropped_overlong:,}, nothing to train {data.dropped_untrained:,}"
     )
@@ -73,6 +74,8 @@ def data_table(data: DataExamination) -> Table:
         f"{'longest' if q == 100 else f'{q} %'} {length:,}" for q, length in data.lengths.items()
     )
     table.add_row("lengths", f"{percentiles} (before truncation)")
+    for text in data.lost:
+        table.add_row("not in the text", Text(str(text)))
     if data.packing is not None:
         table.add_row("packed", f"{data.packing.rows:,} rows, {data.packing.efficiency:.1%} full")
     return table

@@ -1,21 +1,32 @@
 """Conversations through a tokenizer's chat template, cut into masked and trained pieces of text.
 
-The template is rendered as text and cut where each assistant turn begins, at exactly the point where
+The template is rendered as text and cut where each trained turn begins, at exactly the point where
 generation would begin (``add_generation_prompt=True``). Tokenising the pieces is left to the caller.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from mce_llm.data.conversations import REASONING_KEYS, Conversation
 from mce_llm.data.encoding import special_token_texts
 from mce_llm.data.errors import DataError, shorten
+from mce_llm.running.messages import nearest_hint
 
-Message = Mapping[str, str]
+Turns = Literal["all", "last", "each"]
+"""Which turns of a conversation are trained: all in one example, the last alone, or each in an example of its own."""
+TURNS: tuple[Turns, ...] = ("all", "last", "each")
+# What `apply_chat_template` is told by this package, or would return something other than text for.
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
+    "documents",
+    "kwargs",
+}
 
 
 class Segment(NamedTuple):
@@ -27,13 +38,53 @@ class Segment(NamedTuple):
     """The template closes this assistant turn with no special token, so EOS has to be added."""
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generate: bool) -> str:
+def check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
+    """Check that a chat template reads the arguments that it is to be given.
+
+    Args:
+        tokenizer: With the template.
+        arguments: Name → value, such as ``enable_thinking``.
+
+    Raises:
+        DataError: The template reads no such argument, or it is one that this package sets.
+    """
+    text = _template_of(tokenizer, tools=True) + _template_of(tokenizer, tools=False)
+    for name in arguments:
+        if name in _RESERVED:
+            raise DataError(
+                f"chat_template_kwargs cannot set {name!r}: it is not read by the template, but decides what is made of it"
+            )
+        if not re.search(rf"\b{re.escape(name)}\b", text):
+            words = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", text))
+            raise DataError(
+                f"chat_template_kwargs: the chat template reads no {name!r}{nearest_hint(name, words)}, so it would have no effect"
+            )
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase, *, tools: bool) -> str:
+    """The text of the template; a tokenizer may have one of its own for conversations with tools."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, Mapping):
+        template = (template.get("tool_use") if tools else None) or template.get("default")
+    return template or ""
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    generate: bool,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
     """Render messages as text with the tokenizer's chat template.
 
     Args:
         tokenizer: A tokenizer that has a chat template.
-        messages: ``{"role": ..., "content": ...}`` in order.
+        messages: ``{"role": ..., "content": ...}`` in order; at least one.
         generate: End with the header of an assistant turn, ready to be continued.
+        tools: Functions that the model may call, as JSON schemas.
+        arguments: What else the template is given, such as ``enable_thinking``.
 
     Returns:
         The rendered text; it carries its own BOS where the template writes one.
@@ -45,59 +96,78 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
         raise DataError(
             f"prompt 'chat' needs a chat template, and the tokenizer "
             f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none; use the prompt 'plain' or "
-            "'metamath' for a base model, or set tokenizer.chat_template"
+            "'metamath' for a base model, or set chat_template (in Python, tokenizer.chat_template)"
         )
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generate
+            [dict(message) for message in messages],
+            tools=None if tools is None else [dict(tool) for tool in tools],
+            tokenize=False,
+            add_generation_prompt=generate,
+            **(arguments or {}),
         )
-    except (TemplateError, KeyError, TypeError) as error:
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise DataError(
             f"the tokenizer's chat template refuses a conversation with the roles ({roles}): {error}; "
-            "change the records, or set another tokenizer.chat_template"
+            "change the records, or set another chat_template"
         ) from error
     return str(text)
 
 
-def split_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[Segment]:
-    """Cut a conversation into alternating masked and trained segments.
+def split_turns(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    arguments: Mapping[str, Any] | None = None,
+) -> list[Segment]:
+    """Cut a conversation into masked and trained segments.
 
-    Each assistant turn is one trained segment: its text as the template writes it and the end-of-turn
-    token. All else is masked: other roles, headers, and what the template writes after the end-of-turn
-    token. Messages after the last assistant turn are left out.
+    Each trained turn is one segment: its text as the template writes it and the end-of-turn token. All
+    else is masked: other roles, headers, turns that are not trained, and what the template writes after
+    the end-of-turn token. Messages after the last trained turn are left out.
 
     Args:
         tokenizer: A tokenizer that has a chat template.
-        messages: The conversation; at least one assistant turn.
+        conversation: The conversation.
+        arguments: What else the template is given; the conversation's own arguments come first.
 
     Returns:
-        The segments; the first is masked, the last is trained.
+        The segments, alternating; one masked segment where no turn is trained.
 
     Raises:
         DataError: There is no assistant turn, or the template writes a turn otherwise than it announces
             it, so that the trained text would not be what follows the prompt at generation.
     """
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
+    messages = _in_words_of(tokenizer, conversation)
+    if all(message["role"] != "assistant" for message in messages):
         raise DataError("the conversation has no assistant turn, so nothing in it can be trained")
+    options: dict[str, Any] = {
+        "tools": conversation.tools,
+        "arguments": {**(arguments or {}), **conversation.template_arguments},
+    }
+    turns = [index for index, trained in enumerate(conversation.trained) if trained]
+    if not turns:
+        return [Segment(render(tokenizer, messages, generate=False, **options), trained=False)]
     enders = special_token_texts(tokenizer)
     segments: list[Segment] = []
     done = ""
     for index in turns:
-        before = render(tokenizer, messages[:index], generate=True)
-        after = render(tokenizer, messages[: index + 1], generate=False)
+        after = render(tokenizer, messages[: index + 1], generate=False, **options)
+        if index:
+            before = render(tokenizer, messages[:index], generate=True, **options)
+        else:
+            before = _opening(tokenizer, messages[0], after, options)
         if not before.startswith(done):
             raise DataError(
                 f"the chat template rewrites earlier turns (message {index + 1}: expected the text to go on "
-                f"after {shorten(done[-40:])}), so they cannot be trained in one sequence; give one record "
-                "for each assistant turn, or set a tokenizer.chat_template that leaves earlier turns alone"
+                f"after {shorten(done[-40:])}), so they cannot be trained in one sequence; set train_turns to each (one "
+                "example a turn, as the model meets it) or to last, or set a chat_template that leaves earlier turns alone"
             )
         if not after.startswith(before):
             raise DataError(
                 f"the chat template opens generation with {shorten(before[-40:])} but does not write that "
-                "before an assistant turn, so training and generation would differ; set a "
-                "tokenizer.chat_template whose generation prompt is also how it opens a written turn"
+                "before an assistant turn, so training and generation would differ; set a chat_template whose generation "
+                "prompt is also how it opens a written turn, or chat_template_kwargs that make it so"
             )
         answer = after[len(before) :]
         closed = answer.rstrip()
@@ -107,3 +177,34 @@ def split_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
         segments.append(Segment(answer, trained=True, needs_eos=not ends_itself))
         done = before + answer
     return segments
+
+
+def _opening(
+    tokenizer: PreTrainedTokenizerBase, first: Mapping[str, Any], written: str, options: Mapping[str, Any]
+) -> str:
+    """What stands before the answer of a conversation that begins with the assistant.
+
+    Templates are not rendered without a message, so the header is what generation adds behind a user's.
+    """
+    asked = [{"role": "user", "content": "?"}]
+    whole = render(tokenizer, asked, generate=True, **options)
+    header = whole.removeprefix(render(tokenizer, asked, generate=False, **options))
+    if not header.strip() or header == whole or (place := written.find(header)) < 0:
+        raise DataError(
+            f"the conversation begins with the assistant ({shorten(first['content'], 30)}), and the chat template has no "
+            "header of its own for an answer that follows nothing; begin with a user's message or the system's, or give the "
+            "first turn weight: 0"
+        )
+    return written[: place + len(header)]
+
+
+def _in_words_of(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[dict[str, Any]]:
+    """The messages with their reasoning under the name that the template reads."""
+    text = _template_of(tokenizer, tools=bool(conversation.tools))
+    read = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", text)]
+    if len(read) != 1:
+        return conversation.messages
+    return [
+        {read[0] if key in REASONING_KEYS else key: value for key, value in message.items()}
+        for message in conversation.messages
+    ]

@@ -1,4 +1,4 @@
-"""Record formats: recognising GSM8K, MATH, MetaMathQA, conversations and plain pairs, and converting them.
+"""Record formats: which columns play which role, and how a record becomes an example.
 
 Every format becomes either ``question``/``response`` (and ``answer``, the gold final answer, where it is
 known) or ``messages``. A record that does not fit is reported, never dropped or repaired.
@@ -6,82 +6,161 @@ known) or ``messages``. A record that does not fit is reported, never dropped or
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Features, Value
 
 from mce_llm.data.boxed import boxed_contents
+from mce_llm.data.conversations import question_of, stored_conversation
 from mce_llm.data.errors import DataError, problem_list, shorten
+from mce_llm.data.values import BadRecord, text_of
 from mce_llm.running.messages import nearest_hint
 
 _SHOWN = 5
 
-# Role → column of each format. A `columns` mapping may point a role at another column.
-FORMATS: dict[str, dict[str, str]] = {
-    "gsm8k": {"question": "question", "answer": "answer"},
-    "math": {"question": "problem", "response": "solution"},
-    "metamath": {"question": "query", "response": "response"},
-    "plain": {"question": "question", "response": "response"},
-    "chat": {"messages": "messages"},
+# Role → columns that may play it, the first that is there; a `columns` mapping may point a role at another one.
+FORMATS: dict[str, dict[str, tuple[str, ...]]] = {
+    "gsm8k": {"question": ("question",), "answer": ("answer",)},
+    "math": {"question": ("problem",), "response": ("solution",)},
+    "metamath": {"question": ("query",), "response": ("response",)},
+    "plain": {"question": ("question",), "response": ("response",)},
+    "alpaca": {"question": ("instruction",), "response": ("output", "response")},
+    "prompt": {"prompt": ("prompt",), "completion": ("completion", "response")},
+    "chat": {"messages": ("messages", "conversations", "conversation")},
 }
-_PERHAPS_WITH_ANSWER = ("plain", "math")
-_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+# What a record of the format may have besides.
+_OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
+    "math": {"answer": ("answer",)},
+    "plain": {
+        "answer": ("answer",),
+        "input": (),
+        "system": ("system", "system_prompt"),
+        "history": ("history",),
+    },
+    "alpaca": {
+        "answer": ("answer",),
+        "input": ("input", "context"),
+        "system": ("system", "system_prompt"),
+        "history": ("history",),
+    },
+    "prompt": {
+        "answer": ("answer",),
+        "system": ("system", "system_prompt"),
+        "tools": ("tools",),
+        "chat_template_kwargs": ("chat_template_kwargs",),
+    },
+    "chat": {
+        "system": ("system", "system_prompt"),
+        "tools": ("tools", "functions"),
+        "chat_template_kwargs": ("chat_template_kwargs",),
+    },
+}
+ROLES = tuple(dict.fromkeys(role for roles in (*FORMATS.values(), *_OPTIONAL.values()) for role in roles))
+# Optional roles that make a pair a conversation, and so ask for a chat template.
+_AS_PAIR = {"prompt": "question", "completion": "response"}
+_OF_CONVERSATIONS = ("system", "history", "tools", "chat_template_kwargs")
 _CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 _GSM8K_FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _METAMATH_FINAL = re.compile(r"The answer is:?[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 
-
-class _BadRecord(Exception):
-    """Why one record cannot be used."""
+Filled = Callable[[str], bool]
+"""Whether any record has something in a column."""
 
 
 @dataclass(frozen=True)
 class RecordFormat:
-    """A recognised format: its name, and which column plays which role."""
+    """A recognised format: its name, and which column plays which role.
+
+    Attributes:
+        name: A key of `FORMATS`.
+        columns: Role → column.
+        chat: Whether it gives ``messages``.
+        table: Whether null stands for a key that is not there, as in a table.
+        asked: Roles that the caller pointed at a column, so that what is wrong with them is an error.
+    """
 
     name: str
     columns: Mapping[str, str]
+    chat: bool = False
+    table: bool = False
+    asked: frozenset[str] = frozenset()
 
-    @property
-    def features(self) -> Features:
-        """The columns that conversion gives, with their types."""
-        if self.name == "chat":
-            return Features({"messages": [{"role": Value("string"), "content": Value("string")}]})
-        columns = {"question": Value("string"), "response": Value("string")}
-        if self.name in {"gsm8k", "math", "metamath"} or "answer" in self.columns:
-            columns["answer"] = Value("string")
+    def features(self, keys: Iterable[str] = ()) -> Features:
+        """The columns that conversion gives, with their types.
+
+        Args:
+            keys: Keys that at least one converted conversation, or a message of it, has; what none has gets no column.
+        """
+        columns: dict[str, Any] = {"question": Value("string"), "response": Value("string")}
+        if not self.chat:
+            if self.name in {"gsm8k", "math", "metamath"} or "answer" in self.columns:
+                columns["answer"] = Value("string")
+            return Features(columns)
+        there = set(keys)
+        message = {"role": Value("string"), "content": Value("string")}
+        message |= {"trained": Value("bool")} if "trained" in there else {}
+        message |= {"fields": Value("string")} if "fields" in there else {}
+        columns = {"messages": [message]}
+        columns |= {name: Value("string") for name in ("tools", "chat_template_kwargs") if name in there}
         return Features(columns)
 
     def convert(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Convert one record that `check_records` has accepted; the keys are those of `features`."""
-        if self.name == "chat":
-            return {"messages": _messages(record, self.columns["messages"])}
-        converted = {"question": _text(record, self.columns["question"])}
+        """Convert one record.
+
+        Raises:
+            BadRecord: It cannot be used.
+        """
+        if self.chat:
+            return stored_conversation(record, self.columns, table=self.table)
+        columns = self.columns
+        if self.name == "prompt":
+            converted = {
+                "question": text_of(record, columns["prompt"]),
+                "response": text_of(record, columns["completion"]),
+            }
+            return converted | self._answer(record)
+        converted = {"question": question_of(record, columns)}
         if self.name == "gsm8k":
-            solution = _text(record, self.columns["answer"])
+            solution = text_of(record, columns["answer"])
             finals = _GSM8K_FINAL.findall(solution)
             if not finals:
-                raise _BadRecord(
-                    f"{self.columns['answer']!r} has no '#### <final answer>' line: {shorten(solution[-40:])}"
+                raise BadRecord(
+                    f"{columns['answer']!r} has no '#### <final answer>' line: {shorten(solution[-40:])}"
                 )
             return converted | {"response": _CALCULATOR.sub("", solution), "answer": finals[-1]}
-        response = converted["response"] = _text(record, self.columns["response"])
+        response = converted["response"] = text_of(record, columns["response"])
         if self.name == "metamath":
             finals = _METAMATH_FINAL.findall(response)
             return converted | {"answer": finals[-1] if finals else None}
-        if "answer" in self.columns:
-            converted["answer"] = _text(record, self.columns["answer"])
-        elif self.name == "math":
+        if self.name == "math" and "answer" not in columns:
             boxed = [content for content, _ in boxed_contents(response)]
             if not boxed:
-                raise _BadRecord(
-                    f"{self.columns['response']!r} has no \\boxed{{<final answer>}}: {shorten(response[-40:])}"
+                raise BadRecord(
+                    f"{columns['response']!r} has no \\boxed{{<final answer>}}: {shorten(response[-40:])}"
                 )
-            converted["answer"] = boxed[-1]
-        return converted
+            return converted | {"answer": boxed[-1]}
+        return converted | self._answer(record)
+
+    def _answer(self, record: Mapping[str, Any]) -> dict[str, str | None]:
+        """The final answer, which training does not need: as text, or null where the record has none."""
+        if "answer" not in self.columns:
+            return {}
+        column = self.columns["answer"]
+        value = record.get(column)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"answer": json.dumps(value)}
+        if "answer" in self.asked or (isinstance(value, str) and value.strip()):
+            return {"answer": text_of(record, column)}
+        return {"answer": None}
+
+
+def keys_of(example: Mapping[str, Any]) -> set[str]:
+    """The keys of a converted example and of its messages, for `RecordFormat.features`."""
+    return set(example).union(*example.get("messages", ()))
 
 
 def detect_format(
@@ -90,16 +169,20 @@ def detect_format(
     sample: Iterable[Mapping[str, Any]],
     *,
     format: str = "auto",
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    filled: Filled | None = None,
+    table: bool = False,
 ) -> RecordFormat:
     """Decide what the records are, from their columns or from what the caller says.
 
     Args:
         source: Where the records come from, for messages.
         available: The columns there are.
-        sample: A few records, to tell GSM8K's ``#### 18`` from a plain answer.
+        sample: A few records, to tell GSM8K's ``#### 18`` from a plain answer, and texts from lists of messages.
         format: ``"auto"`` or a key of `FORMATS`.
-        columns: Role (``question``, ``response``, ``answer``, ``messages``) → column.
+        columns: Role (one of `ROLES`) → column; None for a role that is to be left out.
+        filled: Whether any record has something in a column, where that is more than the sample tells.
+        table: The records come from a table, in which every record has every key.
 
     Returns:
         The format with the column of each role.
@@ -112,49 +195,86 @@ def detect_format(
             f"unknown format {format!r}{nearest_hint(format, FORMATS)}; choose 'auto' or one of "
             f"{', '.join(FORMATS)}"
         )
-    columns = dict(columns or {})
-    _check_columns(source, available, columns)
-    name = format if format != "auto" else _guess(available, sample, columns)
+    sample = list(sample)
+    given = dict(columns or {})
+    asked = {role: column for role, column in given.items() if column is not None}
+    _check_columns(source, available, given)
+    name = format if format != "auto" else _guess(available, sample, asked)
     if name is None:
         raise DataError(
             f"{source}: no known format has the columns {_listed(available)}; say which holds what, as in "
-            'columns={"question": "...", "response": "..."} or columns={"messages": "..."}'
+            "columns: {question: …, response: …} or columns: {messages: …}"
         )
-    defaults = dict(FORMATS[name])
-    if name == "chat" and "messages" not in available:
-        defaults["messages"] = "conversations"
-    if name in _PERHAPS_WITH_ANSWER and not columns and "answer" in available:
-        defaults["answer"] = "answer"
-    chosen = defaults | columns
-    foreign = sorted(
-        set(chosen) - set(FORMATS[name]) - ({"answer"} if name in _PERHAPS_WITH_ANSWER else set())
-    )
+    optional = _OPTIONAL.get(name, {})
+    foreign = sorted(set(given) - set(FORMATS[name]) - set(optional))
     if foreign:
         raise DataError(
             f"{source}: format {name!r} has no role {', '.join(foreign)}; its roles are "
-            f"{', '.join(FORMATS[name])}"
+            f"{', '.join([*FORMATS[name], *optional])}"
         )
+    chosen = {
+        role: asked.get(role) or next((c for c in candidates if c in available), candidates[0])
+        for role, candidates in FORMATS[name].items()
+    }
     for role, column in chosen.items():
         if column not in available:
             raise DataError(
                 f"{source}: format {name!r} needs the {role} in the column {column!r}"
                 f"{nearest_hint(column, available)}, and the columns are {_listed(available)}; point at it "
-                f'with columns={{"{role}": "..."}}'
+                f"with columns: {{{role}: …}}"
             )
-    return RecordFormat(name, chosen)
+    has = filled or (lambda column: any(record.get(column) for record in sample))
+    chosen |= _optional_columns(optional, chosen, available, given, has)
+    lists = name == "prompt" and any(
+        isinstance(record.get(chosen[role]), list) for record in sample for role in FORMATS[name]
+    )
+    chat = name == "chat" or lists or any(role in chosen for role in _OF_CONVERSATIONS)
+    if name == "prompt" and chat and not lists:  # two texts, with a system prompt or tools
+        chosen = {_AS_PAIR.get(role, role): column for role, column in chosen.items()}
+    if chat:
+        chosen.pop("answer", None)
+    return RecordFormat(name, chosen, chat, table, frozenset(asked))
 
 
-def _check_columns(source: str, available: Sequence[str], columns: Mapping[str, str]) -> None:
-    roles = ("question", "response", "answer", "messages")
+def _optional_columns(
+    optional: Mapping[str, Sequence[str]],
+    chosen: Mapping[str, str],
+    available: Sequence[str],
+    given: Mapping[str, str | None],
+    has: Filled,
+) -> dict[str, str]:
+    """The columns of roles that a record of the format may have besides, where there is something in them."""
+    found: dict[str, str] = {}
+    for role, usual in optional.items():
+        if role in given:
+            if (named := given[role]) is not None:
+                found[role] = named
+            continue
+        if role == "answer" and any(given.values()):
+            continue
+        # An instruction that was pointed at by hand has its input, as any other.
+        candidates = (
+            _OPTIONAL["alpaca"]["input"]
+            if role == "input" and chosen.get("question") == "instruction"
+            else usual
+        )
+        for column in candidates:
+            if column in available and column not in chosen.values() and (role == "answer" or has(column)):
+                found[role] = column
+                break
+    return found
+
+
+def _check_columns(source: str, available: Sequence[str], columns: Mapping[str, str | None]) -> None:
     problems = [
-        f"unknown role {role!r}{nearest_hint(role, roles)}; the roles are {', '.join(roles)}"
+        f"unknown role {role!r}{nearest_hint(role, ROLES)}; the roles are {', '.join(ROLES)}"
         for role in columns
-        if role not in roles
+        if role not in ROLES
     ]
     problems += [
         f"there is no column {column!r} for the {role}{nearest_hint(column, available)}"
         for role, column in columns.items()
-        if role in roles and column not in available
+        if role in ROLES and column is not None and column not in available
     ]
     if problems:
         raise DataError(
@@ -164,23 +284,22 @@ def _check_columns(source: str, available: Sequence[str], columns: Mapping[str, 
 
 
 def _guess(
-    available: Sequence[str], sample: Iterable[Mapping[str, Any]], columns: Mapping[str, str]
+    available: Sequence[str], sample: Sequence[Mapping[str, Any]], columns: Mapping[str, str]
 ) -> str | None:
     if "messages" in columns:
         return "chat"
+    if "prompt" in columns or "completion" in columns:
+        return "prompt"
     if "response" in columns:
         return "plain"
     if "answer" in columns:
         return "gsm8k"
     there = set(available)
-    if there & {"messages", "conversations"}:
+    if there & set(FORMATS["chat"]["messages"]):
         return "chat"
-    if {"question", "response"} <= there:
-        return "plain"
-    if {"problem", "solution"} <= there:
-        return "math"
-    if {"query", "response"} <= there:
-        return "metamath"
+    for name in ("plain", "math", "metamath", "alpaca", "prompt"):
+        if all(there & set(candidates) for candidates in FORMATS[name].values()):
+            return name
     if {"question", "answer"} <= there and any("####" in str(record.get("answer")) for record in sample):
         return "gsm8k"
     return None
@@ -208,7 +327,7 @@ def check_records(
         total += 1
         try:
             yield layout.convert(record)
-        except _BadRecord as error:
+        except BadRecord as error:
             bad += 1
             if len(first) < _SHOWN:
                 first.append(f"{place}: {error}")
@@ -217,40 +336,6 @@ def check_records(
             f"{source}: {bad} of {total} records cannot be used as format {layout.name!r}; correct or remove "
             f"them:{problem_list(first, bad)}"
         )
-
-
-def _text(record: Mapping[str, Any], column: str) -> str:
-    if record.get(column) is None:
-        raise _BadRecord(f"{column!r} is missing")
-    value = record[column]
-    if not isinstance(value, str):
-        raise _BadRecord(f"{column!r} is {type(value).__name__} {shorten(value)}, not a string")
-    if not value.strip():
-        raise _BadRecord(f"{column!r} is empty")
-    return value
-
-
-def _messages(record: Mapping[str, Any], column: str) -> list[dict[str, str]]:
-    turns = record.get(column)
-    if not isinstance(turns, list) or not turns:
-        raise _BadRecord(f"{column!r} is {shorten(turns)}, not a list of messages")
-    messages: list[dict[str, str]] = []
-    for number, turn in enumerate(turns, start=1):
-        if not isinstance(turn, dict):
-            raise _BadRecord(f"message {number} is {shorten(turn)}, not an object with role and content")
-        role = turn.get("role") or turn.get("from")
-        if role not in _ROLES:
-            raise _BadRecord(
-                f"message {number} has the role {shorten(role)}; known are {', '.join(sorted(_ROLES))}"
-            )
-        key = "content" if turn.get("content") is not None else "value"
-        try:
-            messages.append({"role": _ROLES[role], "content": _text(turn, key)})
-        except _BadRecord as error:
-            raise _BadRecord(f"message {number}: {error}") from None
-    if all(message["role"] != "assistant" for message in messages):
-        raise _BadRecord("no message is from the assistant, so there is nothing to train")
-    return messages
 
 
 def _listed(columns: Sequence[str]) -> str:

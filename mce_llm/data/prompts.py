@@ -6,12 +6,14 @@ begins, and where a run-on generation is cut. Reading data and judging answers a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.data.chat import Message, render, split_turns
+from mce_llm.data.chat import Turns, render, split_turns
+from mce_llm.data.conversations import Conversation, conversation_of
 from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids
 from mce_llm.data.errors import DataError
 from mce_llm.running.messages import nearest_hint
@@ -20,6 +22,14 @@ IGNORE_INDEX = -100
 """The label of a token that is not trained."""
 
 _PLACEHOLDER = "{question}"
+
+
+class Encoded(NamedTuple):
+    """An example as ids and labels, and the text that they stand for."""
+
+    input_ids: list[int]
+    labels: list[int]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,9 @@ class PromptTemplate:
             word, ``""`` where the text follows at once. Not used for chat.
         stop: Strings at which a generation is cut: each would begin another question.
         chat: Render through ``tokenizer.apply_chat_template``.
-        system: The system message of a chat prompt, or ``None`` for none.
+        system: The system message of a chat prompt, or ``None`` for none; conversations that have one of
+            their own keep it.
+        template_arguments: What a chat template is given besides, such as ``{"enable_thinking": False}``.
     """
 
     name: str
@@ -47,6 +59,7 @@ class PromptTemplate:
     stop: tuple[str, ...] = ()
     chat: bool = False
     system: str | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         found = self.prompt.count(_PLACEHOLDER)
@@ -61,7 +74,14 @@ class PromptTemplate:
         if any(not text for text in self.stop):
             raise DataError(f"prompt {self.name!r}: an empty stop string would cut every generation at once")
         if self.system is not None and not self.chat:
-            raise DataError(f"prompt {self.name!r}: a system message needs chat=True; put it in the prompt")
+            raise DataError(
+                f"a system message needs a chat template, and the prompt {self.name!r} has no place for one; use the prompt "
+                "'chat'"
+            )
+        if self.template_arguments and not self.chat:
+            raise DataError(
+                f"chat_template_kwargs are for a chat template, and the prompt {self.name!r} uses none; use the prompt 'chat'"
+            )
 
     def training_prompt(self, question: str) -> str:
         """Return the prompt that training puts before the completion (for chat: the user's turn)."""
@@ -88,7 +108,7 @@ class PromptTemplate:
             The token ids, ready to be continued by `encode_completion` or by generation.
         """
         if self.chat:
-            ids = bare_ids(tokenizer, render(tokenizer, self._messages(question), generate=True))
+            ids = bare_ids(tokenizer, self._opened(tokenizer, question))
         else:
             ids = opening_ids(tokenizer, self.training_prompt(question))
         if evaluation and self.evaluation_suffix:
@@ -118,13 +138,14 @@ class PromptTemplate:
         return [token for token, label in zip(input_ids, labels, strict=True) if label != IGNORE_INDEX]
 
     def encode_conversation(
-        self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+        self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
     ) -> tuple[list[int], list[int]]:
         """Return ids and labels of a conversation: every assistant turn trained, all else masked.
 
         Args:
             tokenizer: A tokenizer that has a chat template.
-            messages: ``{"role": ..., "content": ...}`` in order; at least one assistant turn.
+            messages: ``{"role": ..., "content": ...}`` in order, and what else the template reads; at least one
+                assistant turn. A turn with ``"trained": False`` is masked.
 
         Returns:
             ``(input_ids, labels)`` of equal length; labels are ``-100`` where nothing is trained.
@@ -133,11 +154,48 @@ class PromptTemplate:
             DataError: The prompt is not a chat prompt, there is no assistant turn, or the chat template
                 cannot be used.
         """
+        encoded = self.encode_turns(tokenizer, conversation_of({"messages": messages}))[0]
+        return encoded.input_ids, encoded.labels
+
+    def encode_turns(
+        self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation, turns: Turns = "all"
+    ) -> list[Encoded]:
+        """Return the examples that a conversation makes.
+
+        Args:
+            tokenizer: A tokenizer that has a chat template.
+            conversation: With at least one assistant turn.
+            turns: ``"all"`` trained turns in one example, the ``"last"`` alone, or ``"each"`` in an example of its own.
+
+        Returns:
+            One example; for ``"each"`` as many as there are trained turns, and one where there is none.
+
+        Raises:
+            DataError: The prompt is not a chat prompt, there is no assistant turn, or the chat template
+                cannot be used.
+        """
         if not self.chat:
-            raise DataError(f"the records are conversations; use the prompt 'chat', not {self.name!r}")
+            raise DataError(
+                f"the records are conversations (messages, or pairs with a system prompt or a history), and the prompt "
+                f"{self.name!r} is for a question and a response; use the prompt 'chat'"
+            )
+        if self.system is not None and conversation.messages[0]["role"] not in ("system", "developer"):
+            conversation = replace(
+                conversation,
+                messages=[{"role": "system", "content": self.system}, *conversation.messages],
+                trained=[False, *conversation.trained],
+            )
+        places = [place for place, trained in enumerate(conversation.trained) if trained]
+        if turns == "all" or not places:
+            return [self._encoded(tokenizer, conversation)]
+        chosen = places if turns == "each" else places[-1:]
+        return [self._encoded(tokenizer, conversation.ending_at(place)) for place in chosen]
+
+    def _encoded(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         input_ids: list[int] = []
         labels: list[int] = []
-        for segment in split_turns(tokenizer, messages):
+        segments = split_turns(tokenizer, conversation, self.template_arguments)
+        for segment in segments:
             if input_ids:
                 ids = continuation_ids(tokenizer, segment.text)
             else:
@@ -146,7 +204,7 @@ class PromptTemplate:
                 ids = [*ids, _eos_id(tokenizer)]
             input_ids += ids
             labels += ids if segment.trained else [IGNORE_INDEX] * len(ids)
-        return input_ids, labels
+        return Encoded(input_ids, labels, "".join(segment.text for segment in segments))
 
     def end_token_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the ids at which generation stops: EOS and, for chat, the end-of-turn token.
@@ -162,16 +220,25 @@ class PromptTemplate:
             ends.append(tokenizer.eos_token_id)
         return ends
 
-    def _messages(self, question: str) -> list[dict[str, str]]:
+    def pair(self, question: str, response: str) -> Conversation:
+        """Return a pair as a conversation, for a chat prompt."""
+        messages = [*self._messages(question), {"role": "assistant", "content": response}]
+        return Conversation(messages, [message["role"] == "assistant" for message in messages])
+
+    def _messages(self, question: str) -> list[dict[str, Any]]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": self.training_prompt(question)}]
+
+    def _opened(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+        return render(tokenizer, self._messages(question), generate=True, arguments=self.template_arguments)
 
 
 def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} has no EOS token, so a "
-            "model could not learn to stop; set tokenizer.eos_token"
+            "model could not learn to stop; save a tokenizer with one (in Python, set tokenizer.eos_token) and name it as "
+            "tokenizer_name_or_path"
         )
     return int(tokenizer.eos_token_id)
 

@@ -1,4 +1,4 @@
-"""Records on disk: reading .json, .jsonl and .csv files exactly, and writing .jsonl.
+"""Records on disk: reading .json, .jsonl, .csv and .tsv files exactly, compressed or not, and writing .jsonl.
 
 The files are read with Python's own parsers, so that values keep the type and the text they have in the
 file (a table loader may turn the answer "2020-01-01" into a date), and an error can name its line.
@@ -6,68 +6,123 @@ file (a table loader may turn the answer "2020-01-01" into a date), and an error
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import os
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mce_llm.data.conversations import is_message
 from mce_llm.data.errors import DataError, problem_list, shorten
 from mce_llm.running.files import whole_file
 
 _SHOWN = 5
+_COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
+TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv")
 
 Record = dict[str, Any]
+Splits = dict[str, tuple[list[Record], list[str]]]
+"""Split → its records, and for each the words that place it in the file."""
 
 
-def read_records(path: Path) -> tuple[list[Record], list[str]]:
-    """Read every record of a .json (a list of objects, or JSON lines), .jsonl or .csv file.
+def kind_of(path: Path) -> str:
+    """The ending that says what a file holds, without that of its compression: ``.jsonl`` for ``a.jsonl.gz``."""
+    inner = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    return inner.suffix.lower()
+
+
+def read_records(path: Path) -> Splits:
+    """Read every record of a .json, .jsonl, .csv or .tsv file, perhaps compressed as .gz, .bz2 or .xz.
+
+    A .json file holds a list of objects, JSON lines, or one object with the list under a name, such as ``data``; where
+    it has several lists, each is a split.
 
     Args:
         path: The file, in UTF-8.
 
     Returns:
-        The records, and for each the words that place it in the file: ``"line 3"`` for JSON lines,
-        ``"record 3"`` otherwise (both counted from 1).
+        The records by split: one called ``train``, but for a file of several lists. Each has the words that place it in
+        the file: ``"line 3"`` for JSON lines, ``"record 3"`` otherwise (both counted from 1).
 
     Raises:
-        DataError: The file is empty, is not UTF-8, or holds something other than records.
+        DataError: The file is empty, is not UTF-8, is damaged, or holds something other than records.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if (decompress := _COMPRESSED.get(path.suffix.lower())) is not None:
+        try:
+            content = decompress(content)
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{path}: not a whole {path.suffix} file ({error}); copy it again") from error
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8"
         ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not text.strip():
         raise DataError(f"{path}: the file is empty; expected one record a line")
+    if kind_of(path) == ".json":
+        return _read_json(path, text)
     readers: dict[str, Callable[[Path, str], tuple[list[Record], list[str]]]] = {
-        ".json": _read_json,
         ".jsonl": _read_json_lines,
         ".csv": _read_csv,
+        ".tsv": _read_csv,
     }
-    return readers[path.suffix.lower()](path, text)
+    return {"train": readers[kind_of(path)](path, text)}
 
 
-def _read_json(path: Path, text: str) -> tuple[list[Record], list[str]]:
-    if text.lstrip()[0] != "[":
-        return _read_json_lines(path, text)
+def _read_json(path: Path, text: str) -> Splits:
     try:
-        records = json.loads(text)
+        found = json.loads(text)
     except json.JSONDecodeError as error:
+        if text.lstrip()[0] != "[":
+            return {"train": _read_json_lines(path, text)}
         raise DataError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}; "
             "expected a list of objects"
         ) from error
-    if not records:
+    if isinstance(found, dict):
+        lists = {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+        }
+        if not lists or any(
+            is_message(value[0]) for value in lists.values()
+        ):  # one record, of one conversation perhaps
+            return {
+                "train": _read_json_lines(path, text) if "\n" not in text.strip() else ([found], ["record 1"])
+            }
+        if len(lists) == 1:
+            ((name, records),) = lists.items()
+            return {"train": (records, [f"{name}, record {n}" for n in range(1, len(records) + 1)])}
+        return {
+            name: (records, [f"{name}, record {n}" for n in range(1, len(records) + 1)])
+            for name, records in lists.items()
+        }
+    if not found:
         raise DataError(f"{path}: the file is an empty list; expected records")
-    places = [f"record {number}" for number in range(1, len(records) + 1)]
-    _check_objects(path, list(zip(places, records, strict=True)))
-    return records, places
+    if not isinstance(found, list):
+        found = [found]
+    places = [f"record {number}" for number in range(1, len(found) + 1)]
+    _check_objects(path, list(zip(places, found, strict=True)))
+    return {"train": (found, places)}
 
 
 def _read_json_lines(path: Path, text: str) -> tuple[list[Record], list[str]]:
@@ -91,19 +146,28 @@ def _read_json_lines(path: Path, text: str) -> tuple[list[Record], list[str]]:
 
 
 def _read_csv(path: Path, text: str) -> tuple[list[Record], list[str]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="")
-    try:
-        rows: list[Record] = list(reader)
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from error
+    # A row that is too long or too short gets None, as a key or as values.
+    with _fields_of_any_length():
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(path, text))
+        try:
+            rows: list[Record] = list(reader)
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {reader.line_num}: not valid {kind_of(path)[1:].upper()}: {error}"
+            ) from error
     if not rows:
         raise DataError(f"{path}: there is a header but no record below it")
+    header = list(reader.fieldnames or ())
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise DataError(
+            f"{path}: the header has {twice[0]!r} more than once; give every column a name of its own"
+        )
     places = [f"record {number}" for number in range(1, len(rows) + 1)]
-    fields = len(reader.fieldnames or ())
     ragged = [
-        f"{place}: not the {fields} fields of the header; quote fields that hold a comma"
+        f"{place}: not the {len(header)} fields of the header; quote fields that hold a "
+        f"{'tab' if kind_of(path) == '.tsv' else 'comma'}"
         for place, row in zip(places, rows, strict=True)
-        if "" in row or None in row.values()
+        if None in row or None in row.values()
     ]
     if ragged:
         raise DataError(
@@ -111,6 +175,28 @@ def _read_csv(path: Path, text: str) -> tuple[list[Record], list[str]]:
             f"{problem_list(ragged[:_SHOWN], len(ragged))}"
         )
     return rows, places
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """A tab for .tsv; for .csv a comma, but for a header that has none and semicolons or tabs, as some programs write."""
+    if kind_of(path) == ".tsv":
+        return "\t"
+    header = next(csv.reader(io.StringIO(text, newline="")), [])
+    if len(header) == 1:
+        for other in (";", "\t"):
+            if other in header[0]:
+                return other
+    return ","
+
+
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """Lift the limit of Python's parser, 131,072 characters; a whole chat or a proof is longer at times."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _check_objects(path: Path, placed: list[tuple[str, Any]]) -> None:

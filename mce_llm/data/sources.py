@@ -1,4 +1,4 @@
-"""Where examples come from: a known data set, a hub id, a saved data set, or a local file.
+"""Where examples come from: a known data set, a hub id, a saved data set, or local files.
 
 `load_examples` gives the same columns whatever the source; what the records look like is known in
 `mce_llm.data.formats`. Nothing is tokenised here.
@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mce_llm.data.errors import DataError
-from mce_llm.data.formats import RecordFormat, check_records, detect_format
-from mce_llm.data.records import read_records
+from mce_llm.data.files import ENDINGS, TABLES, files_of, is_pattern, looks_local
+from mce_llm.data.formats import RecordFormat, check_records, detect_format, keys_of
+from mce_llm.data.records import Record, kind_of, read_records
+from mce_llm.data.splits import chosen_rows
 from mce_llm.running.hub import hub_problem
 from mce_llm.running.messages import cause, nearest_hint
 
@@ -29,17 +32,47 @@ KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
 }
 """Alias → (hub id, configuration name)."""
 
-_TEXT_FILES = (".json", ".jsonl", ".csv")
-_FILES = (*_TEXT_FILES, ".parquet")
 _SAMPLE = 100
+_ONLY = "train"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was made of a source.
+
+    Attributes:
+        layout: The format, and which column plays which role.
+        unused: Columns that play none.
+        place: Where the example of a number (from 0) is from: ``"a.jsonl, line 3"``.
+    """
+
+    layout: RecordFormat
+    unused: tuple[str, ...]
+    place: Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a source; the attributes are the arguments of `load_examples`."""
+
+    split: str | None = None
+    default_split: str = _ONLY
+    name: str | None = None
+    revision: str | None = None
+    columns: Mapping[str, str | None] | None = None
+    format: str = "auto"
+    limit: int | None = None
+    seed: int | None = None
 
 
 def load_examples(
     source: str,
     *,
-    split: str = "train",
+    split: str | None = None,
+    default_split: str = _ONLY,
     name: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    revision: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
     format: str = "auto",
     limit: int | None = None,
     seed: int | None = None,
@@ -50,16 +83,25 @@ def load_examples(
     ``<<…>>`` calculator notes and keeps the ``####`` line, ``answer`` is X), MATH (``problem``, ``solution``;
     ``answer`` is the column of that name, or what the last ``\boxed{}`` holds), MetaMathQA (``query``,
     ``response``; ``answer`` is what follows the last "The answer is:", or null), pairs (``question``,
-    ``response``, perhaps ``answer``) and conversations (``messages``, or ``conversations`` with from and value).
+    ``response``, perhaps ``answer``), Alpaca (``instruction``, ``output``; a filled ``input`` follows the instruction on
+    a line of its own), prompts (``prompt``, ``completion``) and conversations (``messages``, or ``conversations`` with from
+    and value; ``tools``, a ``system`` prompt and ``chat_template_kwargs`` beside them). Alpaca's ``system`` and
+    ``history`` make a conversation of the pair, and so do prompts and completions that are lists of messages.
+
+    Conversations have ``messages``, each with ``role`` and ``content`` and, where any message needs them, ``trained`` and
+    ``fields`` (JSON of what else the chat template may read); beside them ``tools`` and ``chat_template_kwargs`` as JSON.
 
     Args:
         source: ``"gsm8k"``, ``"math"``, ``"metamathqa"``, a hub id, a directory (from ``save_to_disk``, or with data
-            files), or a .json, .jsonl, .csv or .parquet file. Write ``./gsm8k`` for a directory that has the
-            name of a known data set.
-        split: The split. A single file is one split, whatever it is called.
+            files), a .json, .jsonl, .csv, .tsv (each perhaps .gz, .bz2 or .xz), .parquet or .arrow file, or a pattern such
+            as ``data/*.jsonl``. Write ``./gsm8k`` for a directory that has the name of a known data set.
+        split: The split or a slice of it, ``train[:75%]``. A file has one split, ``train``.
+        default_split: The split where none is given and there are several.
         name: The configuration of a hub data set.
-        columns: Role (``question``, ``response``, ``answer``, ``messages``) → column, for other records.
-        format: ``"auto"``, or ``"gsm8k"``, ``"math"``, ``"metamath"``, ``"plain"``, ``"chat"`` to say it outright.
+        revision: Branch, tag or commit of a hub data set.
+        columns: Role (of `mce_llm.data.formats`) → column, for other records; None leaves a role out.
+        format: ``"auto"``, or ``"gsm8k"``, ``"math"``, ``"metamath"``, ``"plain"``, ``"alpaca"``, ``"prompt"``, ``"chat"``
+            to say it outright.
         limit: Take this many examples at most, after shuffling.
         seed: Shuffle with this seed; ``None`` keeps the order.
 
@@ -69,129 +111,179 @@ def load_examples(
     Raises:
         DataError: The source cannot be found, reached or read, or some records cannot be used.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"limit must be at least 1, got {limit}; use None for all examples")
+    request = Request(split, default_split, name, revision, columns, format, limit, seed)
+    return read_examples(source, request)[0]
+
+
+def read_examples(source: str, asked: Request) -> tuple[datasets.Dataset, Reading]:
+    """As `load_examples`, and what was made of the source's records.
+
+    Args:
+        source: Where the examples are.
+        asked: What is wanted of it.
+
+    Raises:
+        DataError: The source cannot be found, reached or read, or some records cannot be used.
+    """
+    if asked.limit is not None and asked.limit < 1:
+        raise DataError(f"limit must be at least 1, got {asked.limit}; leave it out for all examples")
     path = Path(source).expanduser()
     if source in KNOWN_SOURCES:
         hub_id, default_name = KNOWN_SOURCES[source]
-        return _from_dataset(
-            source, _from_hub(hub_id, name or default_name, split), columns, format, limit, seed
-        )
-    if path.is_dir():
-        return _from_dataset(source, _from_directory(path, name, split), columns, format, limit, seed)
-    if path.exists() or _looks_local(source):
-        return _from_file(path, columns, format, limit, seed)
-    return _from_dataset(source, _from_hub(source, name, split), columns, format, limit, seed)
+        return _from_dataset(source, _from_hub(hub_id, asked.name or default_name, asked), asked)
+    if path.is_dir() and any((path / file).exists() for file in ("dataset_info.json", "dataset_dict.json")):
+        if asked.name is not None or asked.revision is not None:
+            raise DataError(f"{path}: a saved data set has neither configurations nor revisions")
+        return _from_dataset(source, _saved(path, asked), asked)
+    if path.exists() or is_pattern(source) or looks_local(source):
+        return _from_files(source, files_of(source, asked.name, asked.revision), asked)
+    return _from_dataset(source, _from_hub(source, asked.name, asked), asked)
 
 
-def _looks_local(source: str) -> bool:
-    return (
-        Path(source).suffix.lower() in _FILES or source.startswith((".", "/", "~")) or source.count("/") > 1
+def _chosen(count: int, asked: Request) -> Sequence[int]:
+    order: Sequence[int] = range(count)
+    if asked.seed is not None:
+        order = np.random.default_rng(asked.seed).permutation(count).tolist()
+    return order[: asked.limit]
+
+
+def _split_of(asked: Request, sizes: Mapping[str, int]) -> str:
+    """The split that is meant; without a name, the only one, or the default among several."""
+    return asked.split or (next(iter(sizes)) if len(sizes) == 1 else asked.default_split)
+
+
+def _from_files(
+    source: str, files: dict[str, list[Path]], asked: Request
+) -> tuple[datasets.Dataset, Reading]:
+    kinds = {kind_of(path) for paths in files.values() for path in paths}
+    if kinds & set(TABLES):
+        tables = {name: _table(source, paths) for name, paths in files.items()}
+        return _from_dataset(source, _select(source, tables, asked), asked)
+    # A folder's other splits are not read, but for the names of one file's own.
+    wanted = {part.partition("[")[0].strip() for part in (asked.split or asked.default_split).split("+")}
+    if len(files) > 1 and wanted <= set(files):
+        files = {name: paths for name, paths in files.items() if name in wanted}
+    found: dict[str, list[tuple[Record, str]]] = {}
+    several = sum(map(len, files.values())) > 1
+    for name, paths in files.items():
+        for path in paths:
+            for inner, (records, places) in read_records(path).items():
+                key = inner if name == _ONLY and len(files) == 1 else name
+                if inner != _ONLY and key != inner:
+                    raise DataError(
+                        f"{path}: it holds several lists ({inner}, …), which would be splits, and is one of several files; "
+                        "give it by itself"
+                    )
+                placed = (f"{path}, {place}" if several else place for place in places)
+                found.setdefault(key, []).extend(zip(records, placed, strict=True))
+    sizes = {name: len(rows) for name, rows in found.items()}
+    spec = _split_of(asked, sizes)
+    taken = [found[name][n] for name, places in chosen_rows(source, spec, sizes) for n in places]
+    records = [record for record, _ in taken]
+    available = list(dict.fromkeys(key for record in records for key in record))
+    layout = detect_format(
+        source,
+        available,
+        records[:_SAMPLE],
+        format=asked.format,
+        columns=asked.columns,
+        filled=lambda column: any(record.get(column) for record in records),
+    )
+    indices = _chosen(len(taken), asked)
+    places = [taken[index][1] for index in indices]
+    converted = list(check_records(source, ((taken[i][1], taken[i][0]) for i in indices), layout))
+    features = layout.features(set().union(*map(keys_of, converted)))
+    rows = [{name: example.get(name) for name in features} for example in converted]
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    inside = "" if several else f"{source}, "
+    return dataset, _reading(layout, available, lambda number: f"{inside}{places[number]}")
+
+
+def _reading(layout: RecordFormat, available: Sequence[str], place: Callable[[int], str]) -> Reading:
+    used = set(layout.columns.values())
+    return Reading(layout, tuple(column for column in available if column not in used), place)
+
+
+def _table(source: str, paths: list[Path]) -> datasets.Dataset:
+    kind = kind_of(paths[0])
+    try:
+        if kind == ".parquet" and not sum(pq.read_metadata(path).num_rows for path in paths):
+            raise DataError(f"{source}: the data set has no record")
+        return datasets.load_dataset(kind[1:], data_files=[str(path) for path in paths], split=_ONLY)
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow and datasets raise many types for a broken file
+        raise DataError(f"{source}: not a readable {kind[1:]} file: {cause(error)}") from error
+
+
+def _select(source: str, splits: Mapping[str, datasets.Dataset], asked: Request) -> datasets.Dataset:
+    sizes = {name: len(dataset) for name, dataset in splits.items()}
+    spec = _split_of(asked, sizes)
+    if spec in splits:
+        return splits[spec]
+    return datasets.concatenate_datasets(
+        [splits[name].select(places) for name, places in chosen_rows(source, spec, sizes)]
     )
 
 
-def _chosen(count: int, limit: int | None, seed: int | None) -> Sequence[int]:
-    order: Sequence[int] = range(count)
-    if seed is not None:
-        order = np.random.default_rng(seed).permutation(count).tolist()
-    return order[:limit]
-
-
-def _from_file(
-    path: Path, columns: Mapping[str, str] | None, format: str, limit: int | None, seed: int | None
-) -> datasets.Dataset:
-    if not path.exists():
-        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        where = "" if path.parent.is_dir() else f"; the directory {path.parent} does not exist either"
-        raise DataError(f"{path}: no such file{nearest_hint(path.name, beside)}{where}")
-    suffix = path.suffix.lower()
-    if suffix not in _FILES:
-        raise DataError(
-            f"{path}: cannot read {suffix or 'a file without an extension'}; use {', '.join(_FILES)}"
-        )
-    if suffix == ".parquet":
-        try:
-            if pq.read_metadata(path).num_rows == 0:
-                raise DataError(f"{path}: the data set has no record")
-            dataset = datasets.load_dataset("parquet", data_files=str(path), split="train")
-        except DataError:
-            raise
-        except Exception as error:  # pyarrow and datasets raise many types for a broken file
-            raise DataError(f"{path}: not a readable parquet file: {cause(error)}") from error
-        return _from_dataset(str(path), dataset, columns, format, limit, seed)
-    records, places = read_records(path)
-    indices = _chosen(len(records), limit, seed)
-    available = list(dict.fromkeys(key for record in records for key in record))
-    layout = detect_format(str(path), available, records[:_SAMPLE], format=format, columns=columns)
-    placed = ((places[index], records[index]) for index in indices)
-    converted = list(check_records(str(path), placed, layout))
-    return datasets.Dataset.from_list(converted, features=layout.features)
-
-
-def _from_dataset(
-    source: str,
-    dataset: datasets.Dataset,
-    columns: Mapping[str, str] | None,
-    format: str,
-    limit: int | None,
-    seed: int | None,
-) -> datasets.Dataset:
+def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tuple[datasets.Dataset, Reading]:
     if len(dataset) == 0:
         raise DataError(f"{source}: the data set has no record")
-    sample = itertools.islice(dataset, _SAMPLE)
-    layout = detect_format(source, dataset.column_names, sample, format=format, columns=columns)
+    available = dataset.column_names
+    layout = detect_format(
+        source,
+        available,
+        itertools.islice(dataset, _SAMPLE),
+        format=asked.format,
+        columns=asked.columns,
+        filled=lambda column: any(dataset.select_columns([column])[column]),
+        table=True,
+    )
     dataset = dataset.select_columns(sorted(set(layout.columns.values())))
-    indices = _chosen(len(dataset), limit, seed)
-    if len(indices) < len(dataset) or seed is not None:
+    indices = _chosen(len(dataset), asked)
+    if len(indices) < len(dataset) or asked.seed is not None:
         dataset = dataset.select(indices)
     placed = ((f"record {index + 1}", record) for index, record in zip(indices, dataset, strict=True))
-    for _ in check_records(source, placed, layout):
-        pass  # the converted records are made again below, on disk and from the cache where there is one
-    return dataset.map(
+    keys: set[str] = set()
+    for example in check_records(source, placed, layout):
+        keys |= keys_of(example)  # made again below, on disk and from the cache where there is one
+    features = layout.features(keys)
+    converted = dataset.map(
         _convert,
-        fn_kwargs={"layout": layout},
+        fn_kwargs={"layout": layout, "names": list(features)},
         remove_columns=dataset.column_names,
-        features=layout.features,
+        features=features,
         desc=f"Reading {source}",
     )
+    return converted, _reading(layout, available, lambda number: f"{source}, record {indices[number] + 1}")
 
 
-def _convert(record: dict[str, Any], layout: RecordFormat) -> dict[str, Any]:
-    return layout.convert(record)
+def _convert(record: dict[str, Any], layout: RecordFormat, names: list[str]) -> dict[str, Any]:
+    converted = layout.convert(record)
+    return {name: converted.get(name) for name in names}
 
 
-def _from_directory(path: Path, name: str | None, split: str) -> datasets.Dataset:
-    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        try:
-            saved = datasets.load_from_disk(str(path))
-        except Exception as error:  # a half-copied directory fails in many ways
-            raise DataError(f"{path}: a saved data set that cannot be loaded: {cause(error)}") from error
-        if isinstance(saved, datasets.DatasetDict):
-            if split not in saved:
-                raise DataError(
-                    f"{path}: no split {split!r}{nearest_hint(split, saved)}; there are {', '.join(saved)}"
-                )
-            return saved[split]
-        return saved
+def _saved(path: Path, asked: Request) -> datasets.Dataset:
     try:
-        return datasets.load_dataset(str(path), name, split=split)
-    except Exception as error:
-        raise DataError(
-            f"{path}: no data set can be loaded from this directory: {cause(error)}; expected one written by "
-            f"save_to_disk, or data files ({', '.join(_FILES)})"
-        ) from error
+        saved = datasets.load_from_disk(str(path))
+    except Exception as error:  # a half-copied directory fails in many ways
+        raise DataError(f"{path}: a saved data set that cannot be loaded: {cause(error)}") from error
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {_ONLY: saved}
+    return _select(str(path), splits, asked)
 
 
-def _from_hub(hub_id: str, name: str | None, split: str) -> datasets.Dataset:
+def _from_hub(hub_id: str, name: str | None, asked: Request) -> datasets.Dataset:
     if problem := hub_problem(hub_id, "dataset"):
         hint = nearest_hint(hub_id, KNOWN_SOURCES) if "/" not in hub_id else ""
         raise DataError(f"the hub data set {problem}{hint}")
+    split = asked.split or asked.default_split
     try:
-        return datasets.load_dataset(hub_id, name, split=split)
+        return datasets.load_dataset(hub_id, name, split=split, revision=asked.revision)
     except Exception as error:  # network, hub and builder errors have no common type
         shown = hub_id if name is None else f"{hub_id} ({name})"
+        at = "" if asked.revision is None else f", revision {asked.revision!r}"
         raise DataError(
-            f"the hub data set {shown!r}, split {split!r}, cannot be loaded: {cause(error)}"
+            f"the hub data set {shown!r}, split {split!r}{at}, cannot be loaded: {cause(error)}"
             f"{nearest_hint(hub_id, KNOWN_SOURCES) if '/' not in hub_id else ''}; check the id, the split "
-            f"and the network, or give the path of a local copy ({', '.join(_FILES)}, or a save_to_disk directory)"
+            f"and the network, or give the path of a local copy ({ENDINGS}; or a save_to_disk directory)"
         ) from error

@@ -6,6 +6,8 @@ limited, and a report says what that cost.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,11 +15,17 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from mce_llm.data.chat import TURNS, Turns, check_arguments
+from mce_llm.data.conversations import conversation_of
 from mce_llm.data.errors import DataError
-from mce_llm.data.prompts import IGNORE_INDEX, PromptTemplate
+from mce_llm.data.lost_text import LostText, counted, lost_texts
+from mce_llm.data.prompts import IGNORE_INDEX, Encoded, PromptTemplate
+from mce_llm.running.messages import nearest_hint
 
+_BATCH = 1000
+_ROW = ("input_ids", "labels", "given_length", "trained", "record", "lost")
 # Part of the cache key: raise it when the same inputs would give other tokens.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class TokenizationReport:
     """What tokenisation kept and what it cut. Lengths are in tokens, after truncation.
 
     Attributes:
-        examples: Examples given.
+        examples: Examples given; of conversations that make one for each turn, what they make.
         kept: Examples in the result.
         truncated: Examples cut to ``max_length`` and kept; they do not end in EOS.
         dropped_overlong: Examples longer than ``max_length`` that were dropped (``overlong="drop"``).
@@ -36,6 +44,8 @@ class TokenizationReport:
         mean_length: Mean length in the result.
         longest_given: Length of the longest example before truncation.
         max_length: The limit.
+        records: Records that the examples were made of.
+        lost: Texts that the chat template leaves out.
     """
 
     examples: int
@@ -49,11 +59,18 @@ class TokenizationReport:
     mean_length: float
     longest_given: int
     max_length: int
+    records: int
+    lost: tuple[LostText, ...] = ()
 
     def __str__(self) -> str:
         trained = self.trained_tokens / self.tokens if self.tokens else 0.0
+        made = (
+            f", one for each trained turn of {self.records:,} records"
+            if self.examples != self.records
+            else ""
+        )
         rows = [
-            ("examples", f"{self.kept:,} of {self.examples:,}"),
+            ("examples", f"{self.kept:,} of {self.examples:,}{made}"),
             ("tokens", f"{self.tokens:,}"),
             ("trained tokens", f"{self.trained_tokens:,} ({trained:.1%})"),
             ("truncated", f"{self.truncated:,} (limit {self.max_length:,})"),
@@ -61,6 +78,7 @@ class TokenizationReport:
             ("dropped, nothing to train", f"{self.dropped_untrained:,}"),
             ("longest", f"{self.longest:,} (before truncation {self.longest_given:,})"),
             ("mean length", f"{self.mean_length:.1f}"),
+            *(("left out by the chat template", str(text)) for text in self.lost),
         ]
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
@@ -74,11 +92,14 @@ def tokenize_examples(
     max_length: int,
     num_proc: int | None = None,
     overlong: Literal["truncate", "drop"] = "truncate",
+    turns: Turns = "all",
+    place: Callable[[int], str] | None = None,
 ) -> tuple[datasets.Dataset, TokenizationReport]:
     """Tokenise examples for completion-only training.
 
     The labels are -100 on the prompt and equal ``input_ids`` on the completion, whose end (EOS, or for
-    chat the end-of-turn token) is trained exactly once. Conversations train every assistant turn.
+    chat the end-of-turn token) is trained exactly once. Conversations train every assistant turn that is not marked as
+    untrained.
 
     Args:
         dataset: From `load_examples`: ``question`` and ``response``, or ``messages``.
@@ -87,6 +108,9 @@ def tokenize_examples(
         max_length: The most tokens an example may have.
         num_proc: Processes to use; ``None`` for one.
         overlong: ``"truncate"`` cuts a longer example at the end, ``"drop"`` leaves it out.
+        turns: What a conversation trains: ``"all"`` its assistant turns in one example, the ``"last"`` alone, or ``"each"``
+            in an example of its own, which ends there.
+        place: Where the record of a number (from 0) is from, for messages; by default "record 1".
 
     Returns:
         The data set with ``input_ids`` and ``labels`` (lists of equal length), in the order given, and
@@ -107,60 +131,105 @@ def tokenize_examples(
             f"expected the columns question and response, or messages, found {', '.join(sorted(columns))}; "
             "load the data with load_examples"
         )
-    # Also settles the tokenizer's internal state, which is part of the cache key, and finds a tokenizer
-    # without EOS or without a chat template before any process is started.
-    _encode(dataset[0], 0, tokenizer, prompt, max_length, _CACHE_VERSION)
-    encoded = dataset.map(
-        _encode,
-        with_indices=True,
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "prompt": prompt,
-            "max_length": max_length,
-            "cache_version": _CACHE_VERSION,
-        },
-        remove_columns=dataset.column_names,
-        features=datasets.Features(
-            {
-                "input_ids": datasets.Sequence(datasets.Value("int32")),
-                "labels": datasets.Sequence(datasets.Value("int32")),
-                "given_length": datasets.Value("int64"),
-                "trained": datasets.Value("int64"),
-            }
-        ),
-        num_proc=num_proc,
-        desc="Tokenising",
-    )
-    return _keep_usable(encoded, max_length, overlong)
+    if turns not in TURNS:
+        raise DataError(f"turns must be one of {', '.join(TURNS)}, got {turns!r}{nearest_hint(turns, TURNS)}")
+    if prompt.chat and prompt.template_arguments:
+        check_arguments(tokenizer, prompt.template_arguments)
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "prompt": prompt,
+        "max_length": max_length,
+        "turns": turns,
+        "cache_version": _CACHE_VERSION,
+    }
+    named = place or (lambda number: f"record {number + 1}")
+    try:
+        # Also settles the tokenizer's internal state, which is part of the cache key, and finds a tokenizer
+        # without EOS or without a chat template before any process is started.
+        _encode(dataset[:1], [0], **options)
+        encoded = dataset.map(
+            _encode,
+            batched=True,
+            batch_size=_BATCH,
+            with_indices=True,
+            fn_kwargs=options,
+            remove_columns=dataset.column_names,
+            features=datasets.Features(
+                {
+                    "input_ids": datasets.Sequence(datasets.Value("int32")),
+                    "labels": datasets.Sequence(datasets.Value("int32")),
+                    "given_length": datasets.Value("int64"),
+                    "trained": datasets.Value("int64"),
+                    "record": datasets.Value("int64"),
+                    "lost": datasets.Value("string"),
+                }
+            ),
+            num_proc=num_proc,
+            desc="Tokenising",
+        )
+    except _RecordError as error:
+        raise DataError(f"{named(error.record)}: {error.reason}") from error
+    return _keep_usable(encoded, max_length, overlong, len(dataset), named)
+
+
+class _RecordError(DataError):
+    """What is wrong with the record of a number (from 0)."""
+
+    def __init__(self, record: int, reason: str) -> None:
+        super().__init__(record, reason)  # both, so that it can be sent from another process
+        self.record, self.reason = record, reason
 
 
 def _encode(
-    example: dict[str, Any],
-    index: int,
+    batch: dict[str, list[Any]],
+    indices: list[int],
     tokenizer: PreTrainedTokenizerBase,
     prompt: PromptTemplate,
     max_length: int,
+    turns: Turns,
     cache_version: int,
-) -> dict[str, Any]:
+) -> dict[str, list[Any]]:
+    """The rows that a batch of examples makes: as many, or more where each turn makes one."""
     del cache_version  # only there to be hashed
-    try:
-        if "messages" in example:
-            input_ids, labels = prompt.encode_conversation(tokenizer, example["messages"])
-        else:
-            before = prompt.encode_prompt(tokenizer, example["question"])
-            after = prompt.encode_completion(tokenizer, example["response"])
-            input_ids, labels = before + after, [IGNORE_INDEX] * len(before) + after
-    except DataError as error:
-        raise DataError(f"record {index + 1}: {error}") from error
-    given_length = len(input_ids)
-    input_ids, labels = input_ids[:max_length], labels[:max_length]
-    # The model predicts token t from the tokens before it, so the first label is never used.
-    trained = sum(label != IGNORE_INDEX for label in labels[1:])
-    return {"input_ids": input_ids, "labels": labels, "given_length": given_length, "trained": trained}
+    rows: dict[str, list[Any]] = {name: [] for name in _ROW}
+    for number, index in enumerate(indices):
+        example = {name: values[number] for name, values in batch.items()}
+        try:
+            made, lost = _encode_one(example, tokenizer, prompt, turns)
+        except DataError as error:
+            raise _RecordError(index, str(error)) from error
+        for place, row in enumerate(made):
+            labels = row.labels[:max_length]
+            rows["input_ids"].append(row.input_ids[:max_length])
+            rows["labels"].append(labels)
+            rows["given_length"].append(len(row.input_ids))
+            # The model predicts token t from the tokens before it, so the first label is never used.
+            rows["trained"].append(sum(label != IGNORE_INDEX for label in labels[1:]))
+            rows["record"].append(index)
+            rows["lost"].append(json.dumps(lost) if lost and not place else None)
+    return rows
+
+
+def _encode_one(
+    example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt: PromptTemplate, turns: Turns
+) -> tuple[list[Encoded], list[tuple[str, str]]]:
+    """The rows of an example, and the texts of it that are in none of them."""
+    if "messages" not in example and not prompt.chat:
+        before = prompt.encode_prompt(tokenizer, example["question"])
+        after = prompt.encode_completion(tokenizer, example["response"])
+        return [Encoded(before + after, [IGNORE_INDEX] * len(before) + after, "")], []
+    if "messages" in example:
+        conversation = conversation_of(example)
+    else:
+        conversation = prompt.pair(example["question"], example["response"])
+    made = prompt.encode_turns(tokenizer, conversation, turns)
+    trained = [place for place, flag in enumerate(conversation.trained) if flag]
+    last = trained[-1] if trained else len(conversation.messages)
+    return made, lost_texts(conversation, [row.text for row in made], last)
 
 
 def _keep_usable(
-    encoded: datasets.Dataset, max_length: int, overlong: str
+    encoded: datasets.Dataset, max_length: int, overlong: str, records: int, place: Callable[[int], str]
 ) -> tuple[datasets.Dataset, TokenizationReport]:
     given = np.asarray(encoded["given_length"][:], dtype=np.int64)
     trained = np.asarray(encoded["trained"][:], dtype=np.int64)
@@ -187,8 +256,18 @@ def _keep_usable(
         mean_length=float(lengths.mean()),
         longest_given=int(given.max()),
         max_length=max_length,
+        records=records,
+        lost=_counted(encoded, place),
     )
     result = encoded.select_columns(["input_ids", "labels"])
     if not keep.all():
         result = result.select(np.flatnonzero(keep))
     return result, report
+
+
+def _counted(encoded: datasets.Dataset, place: Callable[[int], str]) -> tuple[LostText, ...]:
+    lost = encoded["lost"][:]
+    if not any(lost):
+        return ()
+    records = encoded["record"][:]
+    return counted(lost, lambda number: place(records[number]))

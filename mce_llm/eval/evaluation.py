@@ -26,7 +26,7 @@ from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import fingerprint
 from mce_llm.eval.items import Item
 from mce_llm.eval.output_directory import OutputDirectory
-from mce_llm.eval.presets import preset_template, prompt_identity
+from mce_llm.eval.presets import prompt_identity
 from mce_llm.eval.results import PACKAGES, Summary, print_summary, summarize
 from mce_llm.eval.settings import EvaluationConfig
 from mce_llm.eval.shots import load_shots
@@ -74,7 +74,7 @@ def evaluate_task(
     if not config.overwrite:
         output.check_same(known)  # before the model is loaded, as far as it goes
     examples = task.load(config.data, config.split, config.limit)
-    template = preset_template(config.prompt, task.name, load_shots(config.shots) if config.shots else None)
+    template = config.template(task.name, load_shots(config.shots) if config.shots else None)
     if model is None or tokenizer is None:
         backend = open_backend(config, state)
     else:
@@ -96,8 +96,9 @@ def evaluate_task(
         state.wait_for_everyone()
         settings = {
             key: getattr(config, key)
-            for key in ("model", "data", "split", "prompt", "max_new_tokens", "backend", "batch_size")
+            for key in ("model", "data", "prompt", "max_new_tokens", "backend", "batch_size")
         } | {
+            "split": config.split_name,
             "dtype": backend.dtype,
             "batching": backend.batching,
             "processes": state.num_processes,

@@ -29,6 +29,8 @@ PRESETS = {
     "plain": "Question: ... Answer:",
 }
 """Name → what it is."""
+CHAT_PRESETS = ("chat", "chat-cot")
+"""Those that go through the tokenizer's chat template."""
 
 
 def preset_template(name: str, task: str, shots: Sequence[Shot] | None = None) -> PromptTemplate:
@@ -73,5 +75,7 @@ def prompt_identity(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase
         "prompt": template.prompt,
         "evaluation_suffix": template.evaluation_suffix,
         "system": template.system,
+        # Absent without any, so that results of before there were some go on.
+        **({"template_arguments": dict(template.template_arguments)} if template.template_arguments else {}),
         "chat_template": tokenizer.chat_template if template.chat else None,
     }

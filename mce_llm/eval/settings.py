@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mce_llm.data import PromptTemplate
 from mce_llm.eval.engines.decoding import Decoding, decoding_problems
 from mce_llm.eval.engines.generation import BATCHINGS
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.loading import DTYPES
-from mce_llm.eval.presets import PRESETS
+from mce_llm.eval.presets import CHAT_PRESETS, PRESETS, preset_template
+from mce_llm.eval.shots import Shot
+from mce_llm.eval.tasks import DEFAULT_SPLIT
 from mce_llm.running.messages import nearest_hint, raise_all
+from mce_llm.running.settings import mapping_of
 
 BACKENDS = ("hf", "vllm")
 _SPEED_ONLY = ("output", "overwrite", "batch_size", "batching", "tensor_parallel_size")
@@ -29,12 +34,26 @@ class EvaluationConfig:
             "help": "The questions: gsm8k, math, a hub id, a directory or a .jsonl, .json, .csv or .parquet file."
         },
     )
-    split: str = field(default="test", metadata={"help": "The split of the data; a file is one split."})
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split of the data, or a slice of it: test[:100]; by default test, or all where there is one split."
+        },
+    )
     limit: int | None = field(default=None, metadata={"help": "Only the first questions; all by default."})
     prompt: str = field(
         default="metamath",
         metadata={
             "help": "The prompt: " + "; ".join(f"{name}, {text}" for name, text in PRESETS.items()) + "."
+        },
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "A system message in front of the question, for the chat prompts."}
+    )
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the chat template is given besides, as a mapping: '{enable_thinking: false}'."
         },
     )
     shots: str | None = field(
@@ -104,6 +123,10 @@ class EvaluationConfig:
                 problems.append(
                     f"{name} must be one of {', '.join(known)}, got {value!r}{nearest_hint(value, known)}"
                 )
+        mapping_of("chat_template_kwargs", self.chat_template_kwargs, problems)
+        for name in ("system_prompt", "chat_template_kwargs"):
+            if getattr(self, name) is not None and self.prompt not in CHAT_PRESETS:
+                problems.append(f"{name} has no effect without a chat prompt: {', '.join(CHAT_PRESETS)}")
         if self.shots is not None and self.prompt != "cot-8shot":
             problems.append("shots has no effect without prompt cot-8shot")
         if self.tensor_parallel_size > 1 and self.backend != "vllm":
@@ -128,4 +151,24 @@ class EvaluationConfig:
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that the answers depend on."""
-        return {key: value for key, value in asdict(self).items() if key not in _SPEED_ONLY}
+        kept = {key: value for key, value in asdict(self).items() if key not in _SPEED_ONLY}
+        unset = [key for key in ("system_prompt", "chat_template_kwargs") if kept[key] is None]
+        for key in unset:  # results of before these options were there go on
+            del kept[key]
+        return kept | {"split": self.split_name}
+
+    @property
+    def split_name(self) -> str:
+        """The split as results name it."""
+        return self.split or DEFAULT_SPLIT
+
+    def template(self, task: str, shots: Sequence[Shot] | None) -> PromptTemplate:
+        """Return how questions are put to the model.
+
+        Args:
+            task: Whose worked examples `cot-8shot` shows.
+            shots: Show these instead.
+        """
+        arguments = mapping_of("chat_template_kwargs", self.chat_template_kwargs, [])
+        template = preset_template(self.prompt, task, shots)
+        return replace(template, system=self.system_prompt, template_arguments=arguments)

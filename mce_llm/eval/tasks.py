@@ -19,6 +19,8 @@ from mce_llm.eval.items import TASK_TITLES, Item
 from mce_llm.eval.judging.answer import expression_answer
 from mce_llm.eval.judging.symbolic import check_math_verify
 
+DEFAULT_SPLIT = "test"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -43,12 +45,12 @@ class Task:
         """The name as in tables."""
         return TASK_TITLES[self.name]
 
-    def load(self, source: str, split: str, limit: int | None) -> Dataset:
+    def load(self, source: str, split: str | None, limit: int | None) -> Dataset:
         """Load the questions and make sure that each can be judged.
 
         Args:
             source: As for `load_examples`.
-            split: The split.
+            split: The split; by default `DEFAULT_SPLIT`, or the only one.
             limit: Only so many.
 
         Returns:
@@ -57,7 +59,7 @@ class Task:
         Raises:
             DataError: If the data cannot be read, or questions have no usable answer.
         """
-        examples = load_examples(source, split=split, limit=limit)
+        examples = load_examples(source, split=split, default_split=DEFAULT_SPLIT, limit=limit)
         if not {"question", "answer"} <= set(examples.column_names):
             raise DataError(
                 f"{source}: there are no reference answers, only {', '.join(examples.column_names)}; evaluation "

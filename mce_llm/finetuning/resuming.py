@@ -46,13 +46,13 @@ EFFECTS: dict[str, Effect] = {
         for effect, names in {
             Effect.TRAINED: "lora_alpha lora_dropout use_rslora",
             Effect.BATCH: "total_batch_size",
-            Effect.MEASURE: "eval_dataset eval_split eval_limit",
+            Effect.MEASURE: "eval_dataset eval_split eval_dataset_name eval_dataset_revision eval_limit",
             Effect.REPORTED: "merge_adapters",
-            Effect.NONE: "attn_implementation trust_remote_code resume overwrite",
+            Effect.NONE: "attn_implementation trust_remote_code dataset_num_proc resume overwrite",
             Effect.REFUSED: (
                 "model_name_or_path model_config tokenizer_name_or_path dtype quantization lora_r lora_target_modules "
-                "lora_modules_to_save use_dora dataset dataset_split dataset_name dataset_format columns limit prompt "
-                "max_length overlong packing"
+                "lora_modules_to_save use_dora dataset dataset_split dataset_name dataset_revision dataset_format columns "
+                "limit prompt system_prompt chat_template_kwargs train_turns max_length overlong packing"
             ),
         }.items()
         for name in names.split()

@@ -8,7 +8,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.data import KNOWN_SOURCES, get_prompt, load_examples, pack_examples, tokenize_examples
+from mce_llm.data import KNOWN_SOURCES, pack_examples, tokenize_examples
+from mce_llm.data.sources import Reading, Request, read_examples
 from mce_llm.finetuning.checks import position_problem
 from mce_llm.finetuning.settings import DataArguments
 from mce_llm.lm.training.card_facts import DataRecord
@@ -18,11 +19,44 @@ from mce_llm.running.settings import ConfigurationError
 _ROWS_AT_ONCE = 10_000
 
 
+def source_of(settings: DataArguments, role: str) -> tuple[str, Request]:
+    """One of the two sources of a recipe, and what is wanted of it.
+
+    Args:
+        settings: Those of the data.
+        role: train or eval.
+    """
+    name, revision = settings.dataset_name, settings.dataset_revision
+    source: str
+    split: str | None
+    if role == "train":
+        source, split, limit = settings.dataset, settings.dataset_split, settings.limit
+    else:
+        source, split, limit = str(settings.eval_dataset), settings.eval_split, settings.eval_limit
+        same = source == settings.dataset
+        name = settings.eval_dataset_name or (name if same else None)
+        revision = settings.eval_dataset_revision or (revision if same else None)
+    return source, Request(
+        split=split,
+        default_split="train" if role == "train" else "test",
+        name=name,
+        revision=revision,
+        columns=settings.column_mapping,
+        format=settings.dataset_format,
+        limit=limit,
+    )
+
+
+def unused_text(reading: Reading) -> str | None:
+    """Which columns of a source play no part in training, in words; None where all do."""
+    if not reading.unused:
+        return None
+    return f"read as {reading.layout.name}, without the columns {', '.join(map(repr, reading.unused))}"
+
+
 def tokenized(
     tokenizer: PreTrainedTokenizerBase,
     settings: DataArguments,
-    source: str,
-    split: str,
     role: str,
     *,
     positions: int | None = None,
@@ -32,8 +66,6 @@ def tokenized(
     Args:
         tokenizer: The model's.
         settings: Those of the data.
-        source: One of its two sources.
-        split: The source's split.
         role: train or eval.
         positions: How many positions the model knows; None without a limit.
 
@@ -41,24 +73,25 @@ def tokenized(
         DataError: The source cannot be read or used.
         ConfigurationError: Examples are longer than the model's positions.
     """
+    source, request = source_of(settings, role)
     # The main process of each machine fills the cache of `datasets`; the others then read it.
     with PartialState().local_main_process_first():
-        examples = load_examples(
-            source,
-            split=split,
-            name=settings.dataset_name if role == "train" else None,
-            columns=settings.column_mapping,
-            format=settings.dataset_format,
-            limit=settings.limit if role == "train" else settings.eval_limit,
-        )
+        examples, reading = read_examples(source, request)
         rows, report = tokenize_examples(
             examples,
             tokenizer,
-            get_prompt(settings.prompt),
+            settings.prompt_template,
             max_length=settings.max_length,
+            num_proc=settings.dataset_num_proc,
             overlong="drop" if settings.overlong == "drop" else "truncate",
+            turns=settings.turns,
+            place=reading.place,
         )
-        say(f"{role} data: {source}\n{report}")
+        unused = unused_text(reading)
+        say(f"{role} data: {source}{f', {unused}' if unused else ''}\n{report}")
+        for text in report.lost:
+            if text.grave:
+                say(f"warning: the chat template leaves out {text}")
         if problem := position_problem(report.longest, positions, role=role):
             raise ConfigurationError(problem)
         digest = digest_of(rows)
@@ -68,7 +101,7 @@ def tokenized(
     return rows, DataRecord(
         role=role,
         source=KNOWN_SOURCES.get(source, (source, None))[0],
-        split=split,
+        split=request.split or request.default_split,
         examples=report.kept,
         prompt=settings.prompt,
         trained_tokens=report.trained_tokens,

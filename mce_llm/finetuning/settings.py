@@ -6,12 +6,15 @@ How a file and a command line are read into them is in `mce_llm.running.settings
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import cast
 
-from mce_llm.data import PROMPTS
+from mce_llm.data import PROMPTS, DataError, get_prompt
+from mce_llm.data.chat import TURNS, Turns
+from mce_llm.data.formats import FORMATS, ROLES
 from mce_llm.errors import MceLlmError
 from mce_llm.running.messages import nearest_hint
-from mce_llm.running.settings import mapping_of, raise_all
+from mce_llm.running.settings import ConfigurationError, mapping_of, raise_all
 
 
 class ModelSourceError(MceLlmError, RuntimeError):
@@ -157,26 +160,68 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "gsm8k, metamathqa, math, a hub id, or a local json, jsonl, csv or parquet file or directory."
+            "help": "gsm8k, metamathqa, math, a hub id, a directory, a local json, jsonl, csv, tsv (or these as gz, bz2, xz), "
+            "parquet or arrow file, or a pattern such as data/*.jsonl."
         }
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_split: str = field(
+        default="train",
+        metadata={"help": "Split to train on, or a slice of it: train[:75%]; a file is train."},
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a hub data set."}
+    )
     dataset_format: str = field(
         default="auto",
-        metadata={"help": "auto, gsm8k, metamath, math, plain or chat: what the records look like."},
+        metadata={"help": f"auto, or what the records look like: {', '.join(FORMATS)}."},
     )
     columns: str | None = field(
         default=None,
-        metadata={"help": "Mapping role → column for other records: {question: …, response: …}."},
+        metadata={
+            "help": "Mapping role → column for other records: {question: …, response: …}; null leaves a role out. Roles: "
+            f"{', '.join(ROLES)}."
+        },
     )
     limit: int | None = field(default=None, metadata={"help": "Train on this many examples at most."})
     eval_dataset: str | None = field(
         default=None, metadata={"help": "Data for the held-out loss, read like the training data."}
     )
-    eval_split: str = field(default="test", metadata={"help": "Split of eval_dataset."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split of eval_dataset, or a slice of it: train[75%:]; by default test, or all where there is one split."
+        },
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of eval_dataset; that of dataset where both are the same."},
+    )
+    eval_dataset_revision: str | None = field(
+        default=None, metadata={"help": "Revision of eval_dataset; that of dataset where both are the same."}
+    )
     eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on this many examples at most."})
     prompt: str = field(default="metamath", metadata={"help": f"Prompt template: {', '.join(PROMPTS)}."})
+    system_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "System message of the prompt chat, for conversations that have none of their own, and for pairs."
+        },
+    )
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={"help": "Mapping of what the chat template is given besides: {enable_thinking: false}."},
+    )
+    train_turns: str = field(
+        default="all",
+        metadata={
+            "help": "What a conversation trains: all assistant turns in one example, the last alone, or each in an example of "
+            "its own (for templates that rewrite earlier turns)."
+        },
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that tokenise; one by default."}
+    )
     max_length: int = field(default=512, metadata={"help": "The most tokens an example may have."})
     overlong: str = field(
         default="truncate", metadata={"help": "What happens to longer examples: truncate or drop."}
@@ -211,9 +256,29 @@ class DataArguments:
             problems.append(f"unknown prompt {self.prompt!r}{nearest_hint(self.prompt, PROMPTS)}")
         if self.overlong not in ("truncate", "drop"):
             problems.append(f"overlong must be truncate or drop, got {self.overlong!r}")
-        for name in ("max_length", "limit", "eval_limit", "total_batch_size"):
+        if self.dataset_format not in ("auto", *FORMATS):
+            problems.append(
+                f"dataset_format must be auto or one of {', '.join(FORMATS)}, got {self.dataset_format!r}"
+                f"{nearest_hint(self.dataset_format, FORMATS)}"
+            )
+        if self.train_turns not in TURNS:
+            problems.append(f"train_turns must be one of {', '.join(TURNS)}, got {self.train_turns!r}")
+        if self.eval_dataset is None:
+            dependent = ("eval_split", "eval_dataset_name", "eval_dataset_revision", "eval_limit")
+            problems += [
+                f"{name} without eval_dataset" for name in dependent if getattr(self, name) is not None
+            ]
+        for name in ("max_length", "limit", "eval_limit", "total_batch_size", "dataset_num_proc"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} must be at least 1, got {value}")
         self.column_mapping = mapping_of("columns", self.columns, problems) or None
+        template_arguments = mapping_of("chat_template_kwargs", self.chat_template_kwargs, problems)
         raise_all(problems)
+        self.turns = cast(Turns, self.train_turns)
+        try:
+            self.prompt_template = replace(
+                get_prompt(self.prompt), system=self.system_prompt, template_arguments=template_arguments
+            )
+        except DataError as error:
+            raise ConfigurationError(str(error)) from error

@@ -132,7 +132,7 @@ def test_warnings_do_not_stop_a_run(command, recipe, place):
     found = validated(command, path)
     assert texts(found, "problem") == []
     warnings = "\n".join(texts(found, "warning"))
-    assert "5 examples are there more than once" in warnings
+    assert "5 records are there more than once" in warnings
     assert "2 of its examples are in the training data too" in warnings
 
 

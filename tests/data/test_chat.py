@@ -149,9 +149,9 @@ REFUSING = "{{ raise_exception('System role not supported') }}"
         (
             REFUSING,
             TALK,
-            r"refuses a conversation with the roles \(system, user\): System role not supported",
+            r"refuses a conversation with the roles \(system, user, assistant\): System role not supported",
         ),
-        (REWRITING, TALK, "rewrites earlier turns.*one record for each assistant turn"),
+        (REWRITING, TALK, "rewrites earlier turns.*set train_turns to each"),
         (ANNOUNCING, TALK, "opens generation with .*<think>.*training and generation would differ"),
         ("ok", TALK[:2], "no assistant turn"),
     ],

@@ -1,9 +1,10 @@
+import json
 import re
 
 import pytest
 
 from mce_llm.data.errors import DataError
-from mce_llm.data.formats import check_records, detect_format
+from mce_llm.data.formats import check_records, detect_format, keys_of
 
 
 def convert(records, **options):
@@ -11,7 +12,8 @@ def convert(records, **options):
     layout = detect_format("data", list(records[0]), records, **options)
     placed = [(f"record {n}", record) for n, record in enumerate(records, start=1)]
     converted = list(check_records("data", placed, layout))
-    assert all(set(item) == set(layout.features) for item in converted)
+    features = layout.features(set().union(*map(keys_of, converted)))
+    assert all(set(item) == set(features) for item in converted)
     return converted[0]
 
 
@@ -61,7 +63,6 @@ def test_pairs():
 
 def test_conversations_of_both_spellings():
     expected = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "R"}]}
-    assert convert({"messages": [m | {"extra": 1} for m in expected["messages"]]}) == expected
     assert convert({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "R"}]}) == (
         expected
     )
@@ -69,6 +70,9 @@ def test_conversations_of_both_spellings():
     both = [{"role": None, "content": None, "from": "human", "value": "Q"}]
     both += [{"role": None, "content": None, "from": "gpt", "value": "R"}]
     assert convert({"conversations": both}) == expected
+    # A field that is not known here may be known to the chat template.
+    more = convert({"messages": [m | {"extra": 1} for m in expected["messages"]]})
+    assert [json.loads(message["fields"]) for message in more["messages"]] == [{"extra": 1}] * 2
 
 
 def test_columns_by_name():
@@ -114,7 +118,11 @@ GOOD = {"question": "Q", "response": "R"}
         ([GOOD, GOOD | {"response": " \n"}], {}, "record 2: 'response' is empty"),
         ([GOOD, GOOD | {"question": 5}], {}, "record 2: 'question' is int 5, not a string"),
         ([GOOD, GOOD | {"question": ["x"]}], {}, "record 2: 'question' is list ['x'], not a string"),
-        ([GOOD | {"answer": 5}], {}, "record 1: 'answer' is int 5, not a string"),
+        (
+            [GOOD | {"answer": [5]}],
+            {"columns": {"question": "question", "response": "response", "answer": "answer"}},
+            "record 1: 'answer' is list [5], not a string",
+        ),
         (
             [{"question": "Q", "answer": "#### 5"}, {"question": "Q", "answer": "It is 5."}],
             {},
@@ -133,15 +141,14 @@ GOOD = {"question": "Q", "response": "R"}
             {},
             r"record 1: 'solution' has no \boxed{<final answer>}",
         ),
-        ({"problem": "Q", "solution": "S", "answer": ""}, {}, "record 1: 'answer' is empty"),
         ({"problem": "", "solution": r"\boxed{1}"}, {}, "record 1: 'problem' is empty"),
         (GOOD, {"format": "math"}, "needs the question in the column 'problem', and the columns are"),
         ({"messages": "hello"}, {}, "record 1: 'messages' is 'hello', not a list of messages"),
         ({"messages": []}, {}, "not a list of messages"),
         ({"messages": ["hi"]}, {}, "message 1 is 'hi', not an object with role and content"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, {}, "message 1 has the role 'bot'; known are"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, {}, "message 1: the role is 'robot'; known are"),
         ({"messages": [{"role": "assistant", "content": ""}]}, {}, "message 1: 'content' is empty"),
-        ({"messages": [{"role": "assistant"}]}, {}, "message 1: 'value' is missing"),
+        ({"messages": [{"role": "assistant"}]}, {}, "message 1: 'content' is missing"),
         ({"messages": [{"role": "user", "content": "x"}]}, {}, "no message is from the assistant"),
     ],
 )
@@ -157,3 +164,77 @@ def test_all_bad_records_are_counted_and_the_first_shown():
     assert "record 4" in str(caught.value)
     assert "record 9" not in str(caught.value)
     assert "and 4 more" in str(caught.value)
+
+
+ALPACA = {"instruction": "Add them.", "input": "2, 3", "output": "5"}
+
+
+@pytest.mark.parametrize(
+    ("record", "options", "expected"),
+    [
+        (ALPACA, {}, ("Add them.\n2, 3", "5")),
+        (ALPACA | {"input": ""}, {}, ("Add them.", "5")),
+        (ALPACA | {"input": None}, {}, ("Add them.", "5")),
+        (ALPACA, {"columns": {"question": "instruction", "response": "output"}}, ("Add them.\n2, 3", "5")),
+        (
+            ALPACA,
+            {"columns": {"question": "instruction", "response": "output", "input": None}},
+            ("Add them.", "5"),
+        ),
+        (ALPACA | {"system": "", "history": []}, {}, ("Add them.\n2, 3", "5")),
+        ({"instruction": "Q", "context": "C", "response": "R", "category": "qa"}, {}, ("Q\nC", "R")),
+        ({"prompt": "Q", "completion": "R"}, {}, ("Q", "R")),
+        ({"prompt": "Q", "response": "R"}, {}, ("Q", "R")),
+        ({"a": "Q", "b": "R"}, {"columns": {"prompt": "a", "completion": "b"}}, ("Q", "R")),
+        (
+            {"q": "Q", "more": "C", "r": "R"},
+            {"columns": {"question": "q", "input": "more", "response": "r"}},
+            ("Q\nC", "R"),
+        ),
+    ],
+)
+def test_pairs_of_other_tools(record, options, expected):
+    assert convert(record, **options) == dict(zip(("question", "response"), expected, strict=True))
+
+
+def test_a_system_prompt_or_a_history_makes_a_conversation_of_a_pair():
+    record = ALPACA | {"system": "Be brief.", "history": [["1+1?", "2"]]}
+    said = [
+        ("system", "Be brief."),
+        ("user", "1+1?"),
+        ("assistant", "2"),
+        ("user", "Add them.\n2, 3"),
+        ("assistant", "5"),
+    ]
+    assert convert(record) == {"messages": [{"role": role, "content": content} for role, content in said]}
+    # One record of many suffices.
+    first = convert([ALPACA | {"system": None, "history": None}, record])
+    assert first["messages"][0] == {"role": "user", "content": "Add them.\n2, 3"}
+    assert set(convert(record, columns={"system": None, "history": None}, format="alpaca")) == {
+        "question",
+        "response",
+    }
+    prompt = {"prompt": "Q", "completion": "R", "system": "Be brief."}
+    assert [message["role"] for message in convert(prompt)["messages"]] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(42, "42"), (0.5, "0.5"), (None, None), ("", None), ("18", "18"), ([1], None), (True, None)],
+)
+def test_an_answer_that_training_does_not_need_refuses_nothing(answer, text):
+    assert convert(GOOD | {"answer": answer}) == GOOD | {"answer": text}
+
+
+@pytest.mark.parametrize("value", ["Q\ud83d", "\udc00"])
+@pytest.mark.parametrize("column", ["question", "response"])
+def test_half_a_surrogate_pair_is_refused_and_named(column, value):
+    with pytest.raises(DataError, match=rf"record 1: '{column}' holds half of a surrogate pair"):
+        convert(GOOD | {column: value})
+
+
+def test_a_history_that_is_none():
+    with pytest.raises(
+        DataError, match=r"turn 1 of the history is \['1\+1\?'\], not a question and an answer"
+    ):
+        convert(ALPACA | {"history": [["1+1?"]]})

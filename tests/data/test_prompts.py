@@ -89,7 +89,10 @@ def test_templates_are_equal_by_value_and_hashable():
         (lambda: PromptTemplate("x", "{question}{question}"), "found 2 times"),
         (lambda: PromptTemplate("x", "{question}", stop="\n"), "must be a tuple of strings"),
         (lambda: PromptTemplate("x", "{question}", stop=("",)), "cut every generation at once"),
-        (lambda: PromptTemplate("x", "{question}", system="Be brief."), "needs chat=True"),
+        (
+            lambda: PromptTemplate("x", "{question}", system="Be brief."),
+            "a system message needs a chat template",
+        ),
     ],
 )
 def test_bad_input(make, message):
@@ -104,5 +107,7 @@ def test_tokenizer_without_eos(byte_level):
 
 
 def test_conversations_need_the_chat_prompt(chat_tokenizer):
-    with pytest.raises(DataError, match="use the prompt 'chat', not 'plain'"):
+    with pytest.raises(
+        DataError, match="the prompt 'plain' is for a question and a response; use the prompt 'chat'"
+    ):
         get_prompt("plain").encode_conversation(chat_tokenizer, [{"role": "assistant", "content": "x"}])

@@ -96,8 +96,9 @@ def test_hub_sources(folder, monkeypatch, source, options, asked):
     # The hub's answer is played by the same files in a local folder.
     load_dataset, calls = datasets.load_dataset, []
 
-    def from_folder(hub_id, name=None, *, split):
+    def from_folder(hub_id, name=None, *, split, revision):
         calls.append((hub_id, name))
+        assert revision is None
         return load_dataset(str(folder), split=split)
 
     monkeypatch.setattr(sources.datasets, "load_dataset", from_folder)
@@ -149,7 +150,7 @@ def test_record_numbers_are_those_of_the_file_even_when_shuffled(tmp_path):
     [
         ("{tmp}/trian.jsonl", {}, "no such file (did you mean 'train.jsonl'?)"),
         ("{tmp}/nowhere/a.jsonl", {}, "the directory {tmp}/nowhere does not exist either"),
-        ("{tmp}/notes.txt", {}, "cannot read .txt; use .json, .jsonl, .csv, .parquet"),
+        ("{tmp}/notes.txt", {}, "cannot read .txt; use .json, .jsonl, .csv, .tsv, .parquet"),
         ("{tmp}/broken.parquet", {}, "not a readable parquet file"),
         ("{tmp}/empty", {}, "no data set can be loaded from this directory"),
         ("{tmp}/halfsaved", {}, "a saved data set that cannot be loaded"),
@@ -176,7 +177,7 @@ def test_bad_sources(tmp_path, source, options, message):
 
 
 def test_unknown_split_of_a_directory(folder):
-    with pytest.raises(DataError, match='Unknown split "dev"'):
+    with pytest.raises(DataError, match="no split 'dev'; there are train, test"):
         load_examples(str(folder), split="dev")
 
 

@@ -119,7 +119,7 @@ def test_the_result_is_cached_and_a_change_of_settings_is_noticed(byte_level, tm
             [{"messages": [{"role": "assistant", "content": "x"}]}],
             "plain",
             {},
-            "record 1: the records are conversations; use the prompt 'chat', not 'plain'",
+            "record 1: the records are conversations (messages, or pairs with a system prompt or a history)",
         ),
     ],
 )
