@@ -166,7 +166,7 @@ class DataArguments:
     )
     dataset_split: str = field(
         default="train",
-        metadata={"help": "Split to train on, or a slice of it: train[:75%]; a file is train."},
+        metadata={"help": "Split to train on, or a slice of it: train[:75%%]; a file is train."},
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     dataset_revision: str | None = field(
@@ -190,7 +190,7 @@ class DataArguments:
     eval_split: str | None = field(
         default=None,
         metadata={
-            "help": "Split of eval_dataset, or a slice of it: train[75%:]; by default test, or all where there is one split."
+            "help": "Split of eval_dataset, or a slice of it: train[75%%:]; by default test, or all where there is one split."
         },
     )
     eval_dataset_name: str | None = field(

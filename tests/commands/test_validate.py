@@ -86,7 +86,7 @@ def test_all_problems_at_once(command, recipe, place):
     [
         ({"model_name_or_path": "{place}/nowhere"}, "model: {place}/nowhere: there is no such directory"),
         ({"model_name_or_path": "some/model"}, "model: some/model: not in the hub's cache"),
-        ({"dataset": "{place}/dta.jsonl"}, "there is no such file (did you mean 'data.jsonl'?)"),
+        ({"dataset": "{place}/dta.jsonl"}, "no such file (did you mean 'data.jsonl'?)"),
         ({"dataset": "some/data"}, "dataset: some/data: not in the hub's cache"),
         ({"tokenizer_name_or_path": "{place}/nowhere"}, "tokenizer: {place}/nowhere: there is no such"),
         ({"max_length": 8}, "none of 40 examples can be trained on; raise max_length"),

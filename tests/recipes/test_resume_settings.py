@@ -255,10 +255,14 @@ OTHERS = {
     "dataset": "other.jsonl",
     "dataset_split": "train[:50%]",
     "dataset_name": "main",
+    "dataset_revision": "main",
     "dataset_format": "gsm8k",
     "columns": "{question: q}",
     "limit": 8,
     "prompt": "metamath",
+    "system_prompt": {"system_prompt": "Be brief.", "prompt": "chat"},
+    "chat_template_kwargs": {"chat_template_kwargs": "{enable_thinking: false}", "prompt": "chat"},
+    "train_turns": "last",
     "max_length": 64,
     "overlong": "drop",
     "packing": "true",
@@ -304,7 +308,8 @@ def test_what_cannot_change_on_the_way_is_refused_and_nothing_in_the_folder_chan
     settings = start(kind)
     output = settings["output_dir"]
     before = contents(output)
-    assert run(words(settings, **{name: OTHERS[name]})) == 2
+    changed = OTHERS[name]
+    assert run(words(settings, **(changed if isinstance(changed, dict) else {name: changed}))) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: cannot go on from {output / 'checkpoint-4'} with other settings")
     named = "rows of an optimizer step" if EFFECTS[name] is Effect.BATCH else f"{name} "
