@@ -384,3 +384,13 @@ def test_no_permission_is_said(tmp_path, model_directory, questions, monkeypatch
 
 def test_generation_errors_are_evaluation_errors():
     assert issubclass(GenerationError, EvaluationError)
+
+
+def test_a_file_is_one_split_and_has_slices(model_directory, questions, question_rows, tmp_path):
+    given = options(model_directory, questions, tmp_path / "part", split="train[1:3]")
+    assert evaluate_gsm8k(Gsm8kConfig(**given)).n == 2
+    assert [item["question"] for item in read_items(tmp_path / "part")] == [
+        row["question"] for row in question_rows[1:3]
+    ]
+    with pytest.raises(DataError, match="no split 'test'; there are train"):
+        evaluate_gsm8k(Gsm8kConfig(**options(model_directory, questions, tmp_path / "none", split="test")))

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from mce_llm.data import DataError
 from mce_llm.eval.answers import extract_answer, is_correct
 from mce_llm.eval.errors import EvaluationError
+from mce_llm.eval.gsm8k import Gsm8kConfig
 from mce_llm.eval.presets import PRESETS, preset_template, prompt_identity
 from mce_llm.eval.shots import SHOTS, load_shots
 
@@ -124,3 +125,29 @@ def test_chat_asks_for_the_box(chat_tokenizer):
 def test_bad_presets(arguments, message):
     with pytest.raises(EvaluationError, match=message):
         preset_template(*arguments)
+
+
+THINKING = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% if not think %}<think></think>{% endif %}{% endif %}"
+
+
+def test_a_system_prompt_and_arguments_of_the_template(chat_tokenizer):
+    chat_tokenizer.chat_template = THINKING
+    config = Gsm8kConfig(
+        model="m", output="o", prompt="chat", system_prompt="Be brief.", chat_template_kwargs="{think: true}"
+    )
+    template = config.template("gsm8k", None)
+    text = chat_tokenizer.decode(template.encode_prompt(chat_tokenizer, "Why?", evaluation=True))
+    assert text == "<system>Be brief.</system><user>Why?</user><assistant>"
+    identity = prompt_identity(template, chat_tokenizer)
+    assert (identity["system"], identity["template_arguments"]) == ("Be brief.", {"think": True})
+    plain = preset_template("chat", "gsm8k")
+    assert chat_tokenizer.decode(plain.encode_prompt(chat_tokenizer, "Why?")).endswith(
+        "<assistant><think></think>"
+    )
+    assert "template_arguments" not in prompt_identity(plain, chat_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["system_prompt", "chat_template_kwargs"])
+def test_options_of_chat_templates_need_one(name):
+    with pytest.raises(EvaluationError, match=f"{name} has no effect without a chat prompt: chat, chat-cot"):
+        Gsm8kConfig(model="m", output="o", prompt="plain", **{name: "{x: 1}"})
