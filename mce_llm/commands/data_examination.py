@@ -39,6 +39,7 @@ class DataExamination:
         source: Where they are from.
         format: What their records were read as.
         unused: Columns of theirs that play no part.
+        ignored: Those of them that are filled, under a name that means something to training.
         lost: Texts that the chat template leaves out.
         records: Records that were looked at.
         examples: Examples that these make: as many, or one for each trained turn.
@@ -61,6 +62,7 @@ class DataExamination:
     source: str
     format: str
     unused: tuple[str, ...]
+    ignored: tuple[str, ...]
     lost: tuple[LostText, ...]
     records: int
     examples: int
@@ -132,6 +134,7 @@ def examine_data(
         source=source,
         format=reading.layout.name,
         unused=reading.unused,
+        ignored=reading.ignored,
         lost=report.lost,
         records=len(examples),
         examples=report.examples,

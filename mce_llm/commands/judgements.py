@@ -148,6 +148,11 @@ def judge_data(
     findings.ok(
         name, f"{data.kept:,} of {data.examples:,} examples, {data.label_share:.0%} of their tokens trained"
     )
+    if data.ignored:
+        names = ", ".join(map(repr, data.ignored))
+        findings.warn(
+            name, f"the format {data.format} has no place for {names}: what is there is not trained on"
+        )
     if data.unused:
         findings.ok(
             name, f"read as {data.format}; columns that play no part: {', '.join(map(repr, data.unused))}"

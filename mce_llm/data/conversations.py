@@ -44,6 +44,10 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _CALL_ROLES = ("function_call", "tool_call")
 _ROLE_KEYS = ("role", "from")
 _CONTENT_KEYS = ("content", "value", "text")
+_TURN_PAIRS = (
+    *(("input", "output"), ("human", "assistant"), ("user", "assistant")),
+    *(("prompt", "response"), ("question", "answer")),
+)
 _NOT_TEXT = ("images", "image", "videos", "video", "audios", "audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -172,7 +176,19 @@ def _messages(record: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
         turns = read_json(turns, repr(column))
     if not isinstance(turns, list) or not turns:
         raise BadRecord(f"{column!r} is {shorten(turns)}, not a list of messages")
+    turns = [message for turn in turns for message in _unpaired(turn)]
     return [_numbered(number, turn) for number, turn in enumerate(turns, start=1)]
+
+
+def _unpaired(turn: Any) -> list[Any]:
+    """The two messages of a turn that is a question with its answer, as some files keep them; others as they are."""
+    if isinstance(turn, Mapping) and not is_message(turn):
+        for asked, answered in _TURN_PAIRS:
+            if {asked, answered} <= set(turn):
+                rest = {key: value for key, value in turn.items() if key not in (asked, answered)}
+                user = {"role": "user", "content": turn[asked]}
+                return [user, {"role": "assistant", "content": turn[answered], **rest}]
+    return [turn]
 
 
 def _numbered(number: int, turn: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ known) or ``messages``. A record that does not fit is reported, never dropped or
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ FORMATS: dict[str, dict[str, tuple[str, ...]]] = {
     "gsm8k": {"question": ("question",), "answer": ("answer",)},
     "math": {"question": ("problem",), "response": ("solution",)},
     "metamath": {"question": ("query",), "response": ("response",)},
-    "plain": {"question": ("question",), "response": ("response",)},
+    "plain": {"question": ("question",), "response": ("response", "solution")},
     "alpaca": {"question": ("instruction",), "response": ("output", "response")},
     "prompt": {"prompt": ("prompt",), "completion": ("completion", "response")},
     "chat": {"messages": ("messages", "conversations", "conversation")},
@@ -63,6 +64,11 @@ ROLES = tuple(dict.fromkeys(role for roles in (*FORMATS.values(), *_OPTIONAL.val
 # Optional roles that make a pair a conversation, and so ask for a chat template.
 _AS_PAIR = {"prompt": "question", "completion": "response"}
 _OF_CONVERSATIONS = ("system", "history", "tools", "chat_template_kwargs")
+# Columns whose content would change what is trained, where the format has no place for them.
+MEANINGFUL = (
+    *("tools", "functions", "system", "system_prompt", "history", "input", "context"),
+    *("weight", "loss_weight", "loss_mask", "rejected", "images", "image", "audio", "videos"),
+)
 _CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 _GSM8K_FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _METAMATH_FINAL = re.compile(r"The answer is:?[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
@@ -151,7 +157,7 @@ class RecordFormat:
             return {}
         column = self.columns["answer"]
         value = record.get(column)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return {"answer": json.dumps(value)}
         if "answer" in self.asked or (isinstance(value, str) and value.strip()):
             return {"answer": text_of(record, column)}

@@ -77,7 +77,10 @@ def read_records(path: Path) -> Splits:
         ) from error
     if not text.strip():
         raise DataError(f"{path}: the file is empty; expected one record a line")
-    if kind_of(path) == ".json":
+    # A list is none of JSON lines, whatever the file is called.
+    if kind_of(path) == ".json" or (
+        kind_of(path) == ".jsonl" and text.lstrip()[0] == "[" and "\n[" not in text.strip()
+    ):
         return _read_json(path, text)
     readers: dict[str, Callable[[Path, str], tuple[list[Record], list[str]]]] = {
         ".jsonl": _read_json_lines,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from mce_llm.data.errors import DataError
 from mce_llm.data.files import ENDINGS, TABLES, files_of, is_pattern, looks_local
-from mce_llm.data.formats import RecordFormat, check_records, detect_format, keys_of
+from mce_llm.data.formats import MEANINGFUL, Filled, RecordFormat, check_records, detect_format, keys_of
 from mce_llm.data.records import Record, kind_of, read_records
 from mce_llm.data.splits import chosen_rows
 from mce_llm.running.hub import hub_problem
@@ -43,11 +43,13 @@ class Reading:
     Attributes:
         layout: The format, and which column plays which role.
         unused: Columns that play none.
+        ignored: Those of them that have something in them, under a name that means something to training.
         place: Where the example of a number (from 0) is from: ``"a.jsonl, line 3"``.
     """
 
     layout: RecordFormat
     unused: tuple[str, ...]
+    ignored: tuple[str, ...]
     place: Callable[[int], str]
 
 
@@ -181,13 +183,17 @@ def _from_files(
     taken = [found[name][n] for name, places in chosen_rows(source, spec, sizes) for n in places]
     records = [record for record, _ in taken]
     available = list(dict.fromkeys(key for record in records for key in record))
+
+    def filled(column: str) -> bool:
+        return any(record.get(column) for record in records)
+
     layout = detect_format(
         source,
         available,
         records[:_SAMPLE],
         format=asked.format,
         columns=asked.columns,
-        filled=lambda column: any(record.get(column) for record in records),
+        filled=filled,
     )
     indices = _chosen(len(taken), asked)
     places = [taken[index][1] for index in indices]
@@ -196,12 +202,21 @@ def _from_files(
     rows = [{name: example.get(name) for name in features} for example in converted]
     dataset = datasets.Dataset.from_list(rows, features=features)
     inside = "" if several else f"{source}, "
-    return dataset, _reading(layout, available, lambda number: f"{inside}{places[number]}")
+    unused = _unused(layout, available)
+    ignored = _ignored(unused, asked, filled)
+    return dataset, Reading(layout, unused, ignored, lambda number: f"{inside}{places[number]}")
 
 
-def _reading(layout: RecordFormat, available: Sequence[str], place: Callable[[int], str]) -> Reading:
+def _unused(layout: RecordFormat, available: Sequence[str]) -> tuple[str, ...]:
     used = set(layout.columns.values())
-    return Reading(layout, tuple(column for column in available if column not in used), place)
+    return tuple(column for column in available if column not in used)
+
+
+def _ignored(unused: Sequence[str], asked: Request, filled: Filled) -> tuple[str, ...]:
+    meant = {role for role, column in (asked.columns or {}).items() if column is None}  # left out on purpose
+    return tuple(
+        column for column in unused if column in MEANINGFUL and column not in meant and filled(column)
+    )
 
 
 def _table(source: str, paths: list[Path]) -> datasets.Dataset:
@@ -229,16 +244,22 @@ def _select(source: str, splits: Mapping[str, datasets.Dataset], asked: Request)
 def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tuple[datasets.Dataset, Reading]:
     if len(dataset) == 0:
         raise DataError(f"{source}: the data set has no record")
-    available = dataset.column_names
+    available, whole = dataset.column_names, dataset
+
+    def filled(column: str) -> bool:
+        return any(whole[column])
+
     layout = detect_format(
         source,
         available,
         itertools.islice(dataset, _SAMPLE),
         format=asked.format,
         columns=asked.columns,
-        filled=lambda column: any(dataset.select_columns([column])[column]),
+        filled=filled,
         table=True,
     )
+    unused = _unused(layout, available)
+    ignored = _ignored(unused, asked, filled)
     dataset = dataset.select_columns(sorted(set(layout.columns.values())))
     indices = _chosen(len(dataset), asked)
     if len(indices) < len(dataset) or asked.seed is not None:
@@ -255,7 +276,9 @@ def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tup
         features=features,
         desc=f"Reading {source}",
     )
-    return converted, _reading(layout, available, lambda number: f"{source}, record {indices[number] + 1}")
+    return converted, Reading(
+        layout, unused, ignored, lambda number: f"{source}, record {indices[number] + 1}"
+    )
 
 
 def _convert(record: dict[str, Any], layout: RecordFormat, names: list[str]) -> dict[str, Any]:

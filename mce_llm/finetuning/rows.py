@@ -54,6 +54,12 @@ def unused_text(reading: Reading) -> str | None:
     return f"read as {reading.layout.name}, without the columns {', '.join(map(repr, reading.unused))}"
 
 
+def ignored_text(reading: Reading) -> str:
+    """Which columns that mean something have no place in the format, in words."""
+    names = ", ".join(map(repr, reading.ignored))
+    return f"the format {reading.layout.name} has no place for {names}: what is there is not trained on"
+
+
 def tokenized(
     tokenizer: PreTrainedTokenizerBase,
     settings: DataArguments,
@@ -89,6 +95,8 @@ def tokenized(
         )
         unused = unused_text(reading)
         say(f"{role} data: {source}{f', {unused}' if unused else ''}\n{report}")
+        if reading.ignored:
+            say(f"warning: {ignored_text(reading)}")
         for text in report.lost:
             if text.grave:
                 say(f"warning: the chat template leaves out {text}")

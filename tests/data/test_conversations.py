@@ -123,6 +123,22 @@ def test_arguments_of_the_template():
     }
 
 
+@pytest.mark.parametrize(
+    "keys", [("input", "output"), ("human", "assistant"), ("user", "assistant"), ("prompt", "response")]
+)
+def test_turns_that_are_a_question_with_its_answer(keys):
+    turns = [dict(zip(keys, pair, strict=True)) for pair in (("Q1", "A1"), ("Q2", "A2"))]
+    turns[0]["weight"] = 0
+    found = read(turns)
+    assert [(message["role"], message["content"]) for message in found.messages] == [
+        ("user", "Q1"),
+        ("assistant", "A1"),
+        ("user", "Q2"),
+        ("assistant", "A2"),
+    ]
+    assert found.trained == [False, False, False, True]
+
+
 def test_prompt_and_completion_as_messages_train_the_completion_alone(tmp_path):
     prompt = [
         {"role": "user", "content": "Q1"},

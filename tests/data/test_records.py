@@ -142,6 +142,12 @@ def test_several_lists_are_splits(tmp_path):
 
 
 @pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_is_read_as_one_whatever_the_file_is_called(tmp_path, indent):
+    (tmp_path / "a.jsonl").write_text(json.dumps(RECORDS, indent=indent))
+    assert records_of(tmp_path / "a.jsonl") == (RECORDS, ["record 1", "record 2"])
+
+
+@pytest.mark.parametrize("indent", [None, 1])
 def test_one_object_is_one_record_even_with_a_list_of_messages(tmp_path, indent):
     record = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "R"}], "id": 1}
     (tmp_path / "a.json").write_text(json.dumps(record, indent=indent))

@@ -292,6 +292,16 @@ def test_what_a_template_leaves_out_is_said_at_the_start(chat_model, rows, setti
     assert f"({path}, line 1: 'add')" in said
 
 
+def test_a_column_that_means_something_and_has_no_place_is_said(rows, settings, tmp_path, capsys):
+    path = write_jsonl(
+        [pair | {"tools": [TOOL], "images": [], "id": 1} for pair in pairs(rows)], tmp_path / "a.jsonl"
+    )
+    recipe.main(words(settings, dataset=path, max_steps=1))
+    said = capsys.readouterr().out
+    assert "warning: the format plain has no place for 'tools': what is there is not trained on" in said
+    assert "read as plain, without the columns 'tools', 'images', 'id'" in said
+
+
 def test_a_record_that_the_template_refuses_is_named_by_file_and_line(
     chat_model, rows, settings, tmp_path, capsys
 ):
