@@ -101,31 +101,31 @@ def _read_json(path: Path, text: str) -> Splits:
             "expected a list of objects"
         ) from error
     if isinstance(found, dict):
-        lists = {
-            name: value
-            for name, value in found.items()
-            if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
-        }
-        if not lists or any(
-            is_message(value[0]) for value in lists.values()
-        ):  # one record, of one conversation perhaps
-            return {
-                "train": _read_json_lines(path, text) if "\n" not in text.strip() else ([found], ["record 1"])
-            }
-        if len(lists) == 1:
-            ((name, records),) = lists.items()
-            return {"train": (records, [f"{name}, record {n}" for n in range(1, len(records) + 1)])}
-        return {
-            name: (records, [f"{name}, record {n}" for n in range(1, len(records) + 1)])
-            for name, records in lists.items()
-        }
+        if lists := _lists_of_records(found):
+            placed = {name: _placed(path, records, f"{name}, ") for name, records in lists.items()}
+            return placed if len(placed) > 1 else {"train": next(iter(placed.values()))}
+        # One record, of one conversation perhaps, on one line or on many.
+        on_one_line = "\n" not in text.strip()
+        return {"train": _read_json_lines(path, text) if on_one_line else ([found], ["record 1"])}
     if not found:
         raise DataError(f"{path}: the file is an empty list; expected records")
-    if not isinstance(found, list):
-        found = [found]
-    places = [f"record {number}" for number in range(1, len(found) + 1)]
-    _check_objects(path, list(zip(places, found, strict=True)))
-    return {"train": (found, places)}
+    return {"train": _placed(path, found if isinstance(found, list) else [found])}
+
+
+def _lists_of_records(found: dict[str, Any]) -> dict[str, list[Record]]:
+    """The lists of an object that holds records in place of being one: a conversation's messages are none."""
+    lists = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    }
+    return {} if any(is_message(value[0]) for value in lists.values()) else lists
+
+
+def _placed(path: Path, records: list[Any], inside: str = "") -> tuple[list[Record], list[str]]:
+    places = [f"{inside}record {number}" for number in range(1, len(records) + 1)]
+    _check_objects(path, list(zip(places, records, strict=True)))
+    return records, places
 
 
 def _read_json_lines(path: Path, text: str) -> tuple[list[Record], list[str]]:
