@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.data.chat import Turns, render, split_turns
+from mce_llm.data.chat import Turns, check_arguments, render, split_turns
 from mce_llm.data.conversations import Conversation, conversation_of
 from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids
 from mce_llm.data.errors import DataError
@@ -179,12 +179,7 @@ class PromptTemplate:
                 f"the records are conversations (messages, or pairs with a system prompt or a history), and the prompt "
                 f"{self.name!r} is for a question and a response; use the prompt 'chat'"
             )
-        if self.system is not None and conversation.messages[0]["role"] not in ("system", "developer"):
-            conversation = replace(
-                conversation,
-                messages=[{"role": "system", "content": self.system}, *conversation.messages],
-                trained=[False, *conversation.trained],
-            )
+        conversation = self.with_system(conversation)
         places = [place for place, trained in enumerate(conversation.trained) if trained]
         if turns == "all" or not places:
             return [self._encoded(tokenizer, conversation)]
@@ -219,6 +214,33 @@ class PromptTemplate:
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
             ends.append(tokenizer.eos_token_id)
         return ends
+
+    def with_system(self, conversation: Conversation) -> Conversation:
+        """Return the conversation with the system message of this prompt, unless it has one of its own."""
+        if self.system is None or conversation.messages[0]["role"] in ("system", "developer"):
+            return conversation
+        return replace(
+            conversation,
+            messages=[{"role": "system", "content": self.system}, *conversation.messages],
+            trained=[False, *conversation.trained],
+        )
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check that a chat template has a place for the system message and the arguments.
+
+        Args:
+            tokenizer: With the template.
+
+        Raises:
+            DataError: It leaves the system message out, or reads no argument of that name.
+        """
+        if self.template_arguments:
+            check_arguments(tokenizer, self.template_arguments)
+        if self.system and self.system.strip() not in self._opened(tokenizer, "?"):
+            raise DataError(
+                "system_prompt: the chat template leaves a system message out, so it would have no effect; set another "
+                "chat_template, or put the text into the questions"
+            )
 
     def pair(self, question: str, response: str) -> Conversation:
         """Return a pair as a conversation, for a chat prompt."""

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.data.chat import TURNS, Turns, check_arguments
+from mce_llm.data.chat import TURNS, Turns
 from mce_llm.data.conversations import conversation_of
 from mce_llm.data.errors import DataError
 from mce_llm.data.lost_text import LostText, counted, lost_texts
@@ -133,8 +133,7 @@ def tokenize_examples(
         )
     if turns not in TURNS:
         raise DataError(f"turns must be one of {', '.join(TURNS)}, got {turns!r}{nearest_hint(turns, TURNS)}")
-    if prompt.chat and prompt.template_arguments:
-        check_arguments(tokenizer, prompt.template_arguments)
+    prompt.check(tokenizer)
     options: dict[str, Any] = {
         "tokenizer": tokenizer,
         "prompt": prompt,
@@ -219,7 +218,7 @@ def _encode_one(
         after = prompt.encode_completion(tokenizer, example["response"])
         return [Encoded(before + after, [IGNORE_INDEX] * len(before) + after, "")], []
     if "messages" in example:
-        conversation = conversation_of(example)
+        conversation = prompt.with_system(conversation_of(example))
     else:
         conversation = prompt.pair(example["question"], example["response"])
     made = prompt.encode_turns(tokenizer, conversation, turns)

@@ -79,6 +79,7 @@ def evaluate_task(
         backend = open_backend(config, state)
     else:
         backend = TransformersBackend(model, tokenizer, config.batching)
+    template.check(backend.tokenizer)
     ends = list(dict.fromkeys([*template.end_token_ids(backend.tokenizer), *backend.end_token_ids]))
     record = known | _identity(config, template, backend, examples, ends, state)
     goes_on = not config.overwrite and output.check_same(record)

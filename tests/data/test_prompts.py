@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -93,6 +94,10 @@ def test_templates_are_equal_by_value_and_hashable():
             lambda: PromptTemplate("x", "{question}", system="Be brief."),
             "a system message needs a chat template",
         ),
+        (
+            lambda: PromptTemplate("x", "{question}", template_arguments={"think": True}),
+            "chat_template_kwargs are for a chat template",
+        ),
     ],
 )
 def test_bad_input(make, message):
@@ -111,3 +116,22 @@ def test_conversations_need_the_chat_prompt(chat_tokenizer):
         DataError, match="the prompt 'plain' is for a question and a response; use the prompt 'chat'"
     ):
         get_prompt("plain").encode_conversation(chat_tokenizer, [{"role": "assistant", "content": "x"}])
+
+
+SYSTEMLESS = (
+    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if think %}<think>{% endif %}{% endif %}"
+)
+
+
+def test_what_a_template_has_no_place_for_is_refused(chat_tokenizer):
+    chat = get_prompt("chat")
+    replace(chat, system="Be brief.").check(chat_tokenizer)
+    chat_tokenizer.chat_template = SYSTEMLESS
+    replace(chat, template_arguments={"think": True}).check(chat_tokenizer)
+    with pytest.raises(DataError, match="system_prompt: the chat template leaves a system message out"):
+        replace(chat, system="Be brief.").check(chat_tokenizer)
+    with pytest.raises(DataError, match=r"reads no 'thnk'"):
+        replace(chat, template_arguments={"thnk": True}).check(chat_tokenizer)
+    with pytest.raises(DataError, match="cannot set 'add_generation_prompt'"):
+        replace(chat, template_arguments={"add_generation_prompt": True}).check(chat_tokenizer)
