@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.data.conversations import REASONING_KEYS, Conversation
+from mce_llm.data.conversations import Conversation
+from mce_llm.data.dialects import dialect_of, template_of
 from mce_llm.data.encoding import special_token_texts
 from mce_llm.data.errors import DataError, shorten
 from mce_llm.running.messages import nearest_hint
@@ -48,7 +49,7 @@ def check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, 
     Raises:
         DataError: The template reads no such argument, or it is one that this package sets.
     """
-    text = _template_of(tokenizer, tools=True) + _template_of(tokenizer, tools=False)
+    text = template_of(tokenizer, tools=True) + template_of(tokenizer)
     for name in arguments:
         if name in _RESERVED:
             raise DataError(
@@ -59,14 +60,6 @@ def check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, 
             raise DataError(
                 f"chat_template_kwargs: the chat template reads no {name!r}{nearest_hint(name, words)}, so it would have no effect"
             )
-
-
-def _template_of(tokenizer: PreTrainedTokenizerBase, *, tools: bool) -> str:
-    """The text of the template; a tokenizer may have one of its own for conversations with tools."""
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, Mapping):
-        template = (template.get("tool_use") if tools else None) or template.get("default")
-    return template or ""
 
 
 def render(
@@ -100,7 +93,7 @@ def render(
         )
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            dialect_of(tokenizer, tools=bool(tools)).put(messages),
             tools=None if tools is None else [dict(tool) for tool in tools],
             tokenize=False,
             add_generation_prompt=generate,
@@ -138,7 +131,7 @@ def split_turns(
         DataError: There is no assistant turn, or the template writes a turn otherwise than it announces
             it, so that the trained text would not be what follows the prompt at generation.
     """
-    messages = _in_words_of(tokenizer, conversation)
+    messages = conversation.messages
     if all(message["role"] != "assistant" for message in messages):
         raise DataError("the conversation has no assistant turn, so nothing in it can be trained")
     options: dict[str, Any] = {
@@ -166,17 +159,31 @@ def split_turns(
         if not after.startswith(before):
             raise DataError(
                 f"the chat template opens generation with {shorten(before[-40:])} but does not write that "
-                "before an assistant turn, so training and generation would differ; set a chat_template whose generation "
-                "prompt is also how it opens a written turn, or chat_template_kwargs that make it so"
+                "before an assistant turn, so training and generation would differ; where that is the beginning of reasoning, give "
+                "the records reasoning_content, or the template chat_template_kwargs such as {enable_thinking: false}; or set a "
+                "chat_template whose generation prompt is also how it opens a written turn"
             )
         answer = after[len(before) :]
         closed = answer.rstrip()
-        ends_itself = any(ender and closed.endswith(ender) for ender in enders)
-        answer = closed if ends_itself else answer
+        ends_itself = _ender(closed, enders) is not None
+        if ends_itself:
+            answer = closed
+            shorter = closed.removesuffix(str(_ender(closed, enders))).rstrip()
+            if _ender(shorter, enders) is not None:
+                # The last one may close the text and not the turn (Phi 3 ends a turn, and behind the last one the text).
+                going_on = [*messages[: index + 1], {"role": "user", "content": "?"}]
+                written = render(tokenizer, going_on, generate=False, **options)
+                if not written.startswith(before + closed) and written.startswith(before + shorter):
+                    answer = shorter
         segments.append(Segment(before[len(done) :], trained=False))
         segments.append(Segment(answer, trained=True, needs_eos=not ends_itself))
         done = before + answer
     return segments
+
+
+def _ender(text: str, enders: set[str]) -> str | None:
+    """The special token that a text ends in; None where it ends in none."""
+    return next((ender for ender in enders if ender and text.endswith(ender)), None)
 
 
 def _opening(
@@ -188,7 +195,9 @@ def _opening(
     """
     asked = [{"role": "user", "content": "?"}]
     whole = render(tokenizer, asked, generate=True, **options)
-    header = whole.removeprefix(render(tokenizer, asked, generate=False, **options))
+    closed = render(tokenizer, asked, generate=False, **options)
+    shared = next((n for n, (a, b) in enumerate(zip(whole, closed, strict=False)) if a != b), len(closed))
+    header = whole[shared:]
     if not header.strip() or header == whole or (place := written.find(header)) < 0:
         raise DataError(
             f"the conversation begins with the assistant ({shorten(first['content'], 30)}), and the chat template has no "
@@ -196,15 +205,3 @@ def _opening(
             "first turn weight: 0"
         )
     return written[: place + len(header)]
-
-
-def _in_words_of(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> list[dict[str, Any]]:
-    """The messages with their reasoning under the name that the template reads."""
-    text = _template_of(tokenizer, tools=bool(conversation.tools))
-    read = [key for key in REASONING_KEYS if re.search(rf"\b{key}\b", text)]
-    if len(read) != 1:
-        return conversation.messages
-    return [
-        {read[0] if key in REASONING_KEYS else key: value for key, value in message.items()}
-        for message in conversation.messages
-    ]

@@ -103,7 +103,7 @@ def counted(lost: Sequence[str | None], place: Callable[[int], str]) -> tuple[Lo
 
 def _texts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in message.items():
-        if key == "role":
+        if key in ("role", "tool_call_id"):  # a reference to a call, and no text
             continue
         if key == "content":
             yield f"{message['role']} message", value
