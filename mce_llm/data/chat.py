@@ -175,6 +175,11 @@ def split_turns(
                 written = render(tokenizer, going_on, generate=False, **options)
                 if not written.startswith(before + closed) and written.startswith(before + shorter):
                     answer = shorter
+        if not _without(answer, enders):
+            raise DataError(
+                f"the chat template writes nothing of message {index + 1} ({_told(messages[index])}), so an empty answer would be "
+                "trained; set a chat_template that writes it, or give the turn weight: 0"
+            )
         segments.append(Segment(before[len(done) :], trained=False))
         segments.append(Segment(answer, trained=True, needs_eos=not ends_itself))
         done = before + answer
@@ -184,6 +189,19 @@ def split_turns(
 def _ender(text: str, enders: set[str]) -> str | None:
     """The special token that a text ends in; None where it ends in none."""
     return next((ender for ender in enders if ender and text.endswith(ender)), None)
+
+
+def _without(text: str, enders: set[str]) -> str:
+    """What is left of an answer without the special tokens at its end."""
+    text = text.strip()
+    while (ender := _ender(text, enders)) is not None:
+        text = text.removesuffix(ender).rstrip()
+    return text
+
+
+def _told(message: Mapping[str, Any]) -> str:
+    names = [call["function"]["name"] for call in message.get("tool_calls") or ()]
+    return f"a call of {', '.join(names)}" if names else shorten(message.get("content"), 30)
 
 
 def _opening(

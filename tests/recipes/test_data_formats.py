@@ -275,17 +275,23 @@ def test_what_a_template_leaves_out_is_said_at_the_start(chat_model, rows, setti
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     tokenizer.save_pretrained(target)
-    path = write_jsonl(map(CHATS["tools"][0], rows), tmp_path / "a.jsonl")
-    recipe.main(
-        words(
-            settings,
-            model_name_or_path=chat_model,
-            tokenizer_name_or_path=target,
-            dataset=path,
-            prompt="chat",
-            max_steps=1,
-        )
+    records = [CHATS["tools"][0](row) for row in rows]
+    path = write_jsonl(records, tmp_path / "a.jsonl")
+    given = words(
+        settings,
+        model_name_or_path=chat_model,
+        tokenizer_name_or_path=target,
+        dataset=path,
+        prompt="chat",
+        max_steps=1,
     )
+    assert recipe.run(given) == 2
+    error = capsys.readouterr().err
+    assert f"{path}, line 1: the chat template writes nothing of message 2 (a call of add)" in error
+    for record in records:
+        record["messages"][1]["content"] = "I sum them up."
+    write_jsonl(records, path)
+    assert recipe.run(given) == 0
     said = capsys.readouterr().out
     assert "warning: the chat template leaves out description of a tool: 24 in 12 examples" in said
     assert "warning: the chat template leaves out call of a tool: 12 in 12 examples" in said
