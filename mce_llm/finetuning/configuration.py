@@ -60,6 +60,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             argv,
             adjust=_adjusted,
             comma_lists=("lora_target_modules", "lora_modules_to_save"),
+            assignments=("optim_args",),
         )
     except (ConfigurationError, MatrixLossConfigError):
         raise

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from mce_llm.finetuning.configuration import Recipe
@@ -34,7 +33,8 @@ from mce_llm.lm.training.run_settings import RunSettings, plain
 from mce_llm.lm.training.starting import on_first
 from mce_llm.running.folder import RECIPE, CheckpointError
 from mce_llm.running.processes import say
-from mce_llm.running.settings import settings_of, typed
+from mce_llm.running.settings import ConfigurationError, settings_of, typed
+from mce_llm.running.yaml_text import load_record
 
 # Of each weight, evenly spread: all of 7B weights would take a minute, and another model differs everywhere.
 _WEIGHTS_LOOKED_AT = 1024
@@ -178,10 +178,8 @@ def _by_recipe(checkpoint: Path, recipe: Recipe, settings: dict[str, Any]) -> Ru
     """What a checkpoint without a record was trained with, by the recipe.yaml beside it; None where that says nothing."""
     path = checkpoint.parent / RECIPE
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        given = None
-    if not isinstance(given, dict):
+        given = load_record(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ConfigurationError):
         return None
     say(f"{checkpoint} has no record of the settings that it was trained with; compared with {path}")
     processes = (read_manifest(checkpoint) or {}).get("world_size") or recipe.training.world_size
