@@ -27,6 +27,7 @@ from mce_llm.finetuning.checks import (
 )
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.finetuning.ending import names_of_ids, stored_stop_ids
+from mce_llm.finetuning.optimization import optimization_problems
 from mce_llm.finetuning.outputs import finished_results
 from mce_llm.finetuning.precision import lost_updates_text, usual_lost_share
 from mce_llm.finetuning.settings import ModelArguments
@@ -222,6 +223,19 @@ def judge_step(findings: Findings, step: TrialStep) -> None:
             f"loss {step.loss:.3f} (CE {step.cross_entropy:.3f}{matrix}), finite gradients for all {step.trained} trained "
             f"tensors of a {step.parameters:,}-parameter model of the same type",
         )
+
+
+def judge_optimization(findings: Findings, recipe: Recipe, model: PreTrainedModel | None) -> None:
+    """Can the optimizer and the schedule be made?"""
+    training = recipe.training
+    problems = optimization_problems(training, model)
+    for problem in problems:
+        findings.problem("optimizer", problem)
+    if not problems:
+        names = [
+            str(getattr(choice, "value", choice)) for choice in (training.optim, training.lr_scheduler_type)
+        ]
+        findings.ok("optimizer", f"{names[0]} with the schedule {names[1]} can be made")
 
 
 def judge_memory(findings: Findings, plan: MemoryPlan) -> None:
