@@ -208,6 +208,12 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="Base model, where it is not the one that the adapter names.")
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of the base model; default: the one that it was trained on."
+        ),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -225,7 +231,14 @@ def merge(
     from mce_llm.finetuning.merging import merge_adapters
 
     with _problems():
-        merged = merge_adapters(adapter, output, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+        merged = merge_adapters(
+            adapter,
+            output,
+            base=base,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
     typer.echo(str(merged))
 
 

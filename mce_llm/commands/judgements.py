@@ -18,7 +18,6 @@ from mce_llm.commands.findings import Findings
 from mce_llm.commands.trial_step import TrialStep
 from mce_llm.finetuning.adapters import check_adapters
 from mce_llm.finetuning.checks import (
-    embedding_rows,
     foreign_tokenizer_text,
     id_problem,
     keeps_low_precision,
@@ -36,6 +35,7 @@ from mce_llm.lm.heads import output_layer
 from mce_llm.lm.training.checkpoints import list_checkpoints
 from mce_llm.planning import GIB, MemoryPlan
 from mce_llm.running.installation import install_hint
+from mce_llm.running.vocabulary import embedding_rows
 
 _FEW_LABELS = 0.05
 _OFTEN_CUT = 0.05

@@ -23,6 +23,9 @@ class EvaluationConfig:
 
     model: str = field(metadata={"help": "A model or PEFT adapter: a directory or a hub id."})
     output: str = field(metadata={"help": "The directory for items.jsonl, summary.json and config.json."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a model from the hub; default: main."}
+    )
     data: str = field(
         default="gsm8k",
         metadata={
@@ -128,4 +131,7 @@ class EvaluationConfig:
 
     def recorded(self) -> dict[str, Any]:
         """Return the options that the answers depend on."""
-        return {key: value for key, value in asdict(self).items() if key not in _SPEED_ONLY}
+        options = {key: value for key, value in asdict(self).items() if key not in _SPEED_ONLY}
+        if self.revision is None:  # as in what earlier versions recorded
+            del options["revision"]
+        return options

@@ -6,7 +6,6 @@ Each function looks at one assumption, and returns a text where it does not hold
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -18,6 +17,7 @@ from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.checkpoints import engine_of
 from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError
+from mce_llm.running.vocabulary import embedding_rows
 
 # Parameters from which the products take most of the time of a step.
 _LARGE_FOR_A_CPU = 20_000_000
@@ -53,13 +53,10 @@ def id_problem(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> st
     rows = embedding_rows(model)
     if largest < rows:
         return None
-    return f"it has ids up to {largest:,}, the model {rows:,} embeddings; use the model's own tokenizer"
-
-
-def embedding_rows(model: PreTrainedModel) -> int:
-    """Rows of the input embeddings."""
-    embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
+    return (
+        f"it has ids up to {largest:,}, the model {rows:,} embeddings; set resize_embeddings: true, which gives it rows that "
+        "have to be learnt, or use the model's own tokenizer"
+    )
 
 
 def foreign_tokenizer_text(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.data.prompts import PromptTemplate
+from mce_llm.running.hub import revision_option
 from mce_llm.running.stop_ids import stop_ids
 
 
@@ -21,7 +22,11 @@ def stored_stop_ids(model: PreTrainedModel) -> list[int]:
     source = model.config.name_or_path
     if source:
         try:
-            return stop_ids(GenerationConfig.from_pretrained(source, local_files_only=True))
+            commit = getattr(
+                model.config, "_commit_hash", None
+            )  # of the hub, whatever revision was asked for
+            found = GenerationConfig.from_pretrained(source, local_files_only=True, **revision_option(commit))
+            return stop_ids(found)
         except OSError:  # it has none, and generation goes by the model's configuration
             pass
     return stop_ids(model.config.get_text_config())

@@ -50,7 +50,8 @@ EFFECTS: dict[str, Effect] = {
             Effect.REPORTED: "merge_adapters",
             Effect.NONE: "attn_implementation trust_remote_code resume overwrite",
             Effect.REFUSED: (
-                "model_name_or_path model_config tokenizer_name_or_path dtype quantization lora_r lora_target_modules "
+                "model_name_or_path model_revision model_config tokenizer_name_or_path tokenizer_revision "
+                "chat_template resize_embeddings dtype quantization lora_r lora_target_modules "
                 "lora_modules_to_save use_dora dataset dataset_split dataset_name dataset_format columns limit prompt "
                 "max_length overlong packing"
             ),

@@ -91,19 +91,25 @@ def base_name(trainer: Any) -> str | None:
     return getattr(trainer.model.config, "_name_or_path", None) or None
 
 
+def base_commit(trainer: Any) -> str | None:
+    """The commit of the hub that the base model was loaded from; None for one from a folder."""
+    found = getattr(trainer.model.config, "_commit_hash", None)
+    return found if isinstance(found, str) and hub_id(base_name(trainer)) is not None else None
+
+
 def data_id(source: str) -> str | None:
     """The source, if it is a hub id OWNER/NAME; a name without an owner is more likely that of a local file."""
     return hub_id(source) if source.count("/") == 1 else None
 
 
-def license_of(base: str | None) -> str | None:
-    """The licence in the base model's card, if the card is in a local folder or in the hub cache."""
+def license_of(base: str | None, commit: str | None = None) -> str | None:
+    """The licence in the base model's card, if the card is in a local folder or, of that commit, in the hub cache."""
     if base is None:
         return None
     if hub_id(base) is None:
         path: Any = Path(base).expanduser() / FILE
     else:
-        path = try_to_load_from_cache(base, FILE)
+        path = try_to_load_from_cache(base, FILE, revision=commit)
     if not isinstance(path, (str, Path)) or not Path(path).is_file():
         return None
     try:
