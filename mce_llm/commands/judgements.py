@@ -123,10 +123,14 @@ def judge_tokenizer(
 
 
 def judge_ends(
-    findings: Findings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, data: DataExamination
+    findings: Findings,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    data: DataExamination,
+    revision: str | None,
 ) -> None:
     """Will generation stop where training ends an answer?"""
-    stored = stored_stop_ids(model)
+    stored = stored_stop_ids(model, revision)
     taught = names_of_ids(tokenizer, data.ends[:1])
     if data.ends[0] in stored:
         findings.ok("end of answers", f"{taught}, at which generation stops already")

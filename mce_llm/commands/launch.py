@@ -63,6 +63,7 @@ def split_words(words: Sequence[str]) -> Words:
     from accelerate.commands.launch import launch_command_parser
 
     from mce_llm.finetuning.configuration import known_settings
+    from mce_llm.finetuning.foreign_names import FOREIGN
 
     settings = known_settings()
     options = {
@@ -83,7 +84,11 @@ def split_words(words: Sequence[str]) -> Words:
                 current = told[True]
             else:
                 hint = nearest_hint(option, {*settings, *options})
-                problems.append(f"unknown setting or launcher option {name!r}{hint}")
+                problems.append(
+                    f"{option} is no setting here: {FOREIGN[option]}"
+                    if option in FOREIGN
+                    else f"unknown setting or launcher option {name!r}{hint}"
+                )
                 current = []
         elif current is None:
             problems.append(f"unexpected word {word!r} on the command line")

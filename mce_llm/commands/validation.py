@@ -125,7 +125,7 @@ def validate_recipe(
         with findings.part("samples"):
             outcome.samples = _samples(tokenizer, outcome.data.get("train"), num_samples)
         if model is not None and "train" in outcome.data:
-            judge_ends(findings, tokenizer, model, outcome.data["train"])
+            judge_ends(findings, tokenizer, model, outcome.data["train"], recipe.model.model_revision)
         if len(outcome.data) == 2:
             judge_overlap(findings, outcome.data)
     if tokenizer is not None and model is not None:

@@ -19,7 +19,7 @@ from mce_llm.finetuning.models import unquantized_layers, without_weights
 from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.heads import UnsupportedModelError, output_layer
-from mce_llm.running.hub import revision_of
+from mce_llm.running.hub import commit_of
 from mce_llm.running.messages import cause, nearest_hint, raise_all
 from mce_llm.running.model_classes import text_prefix
 from mce_llm.running.settings import names_of
@@ -105,13 +105,21 @@ def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
     # peft's prepare_model_for_kbit_training is left out: it makes every unquantised weight float32, gigabytes at a large
     # vocabulary, where only what is trained needs that.
     try:
-        adapted = get_peft_model(model, config, revision=revision_of(model, settings.model_revision))
+        adapted = get_peft_model(model, config, revision=_revision_of_base(settings))
     except ValueError as error:
         raise ModelSourceError(f"{_targets(settings)}: {cause(error)}") from error
     inner = cast(PreTrainedModel, adapted.get_base_model())
     _check_ends(inner, settings, tied)
     _train_copies_in_float32(inner)
     return adapted
+
+
+def _revision_of_base(settings: ModelArguments) -> str | None:
+    """What the adapter names beside its base model: the commit, since a branch moves on."""
+    name, revision = settings.model_name_or_path, settings.model_revision
+    if name is None or revision is None:
+        return None
+    return commit_of(name, revision) or revision
 
 
 def tied_embeddings(model: PreTrainedModel) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mce_llm.finetuning.foreign_names import FOREIGN
 from mce_llm.finetuning.settings import DataArguments, ModelArguments
 from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
 from mce_llm.running.settings import ConfigurationError, parse_settings, raise_all, settings_of
@@ -61,6 +62,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
             adjust=_adjusted,
             comma_lists=("lora_target_modules", "lora_modules_to_save"),
             assignments=("optim_args",),
+            refused=FOREIGN,
         )
     except (ConfigurationError, MatrixLossConfigError):
         raise

@@ -13,19 +13,19 @@ from mce_llm.running.hub import revision_option
 from mce_llm.running.stop_ids import stop_ids
 
 
-def stored_stop_ids(model: PreTrainedModel) -> list[int]:
+def stored_stop_ids(model: PreTrainedModel, revision: str | None = None) -> list[int]:
     """The ids at which a model stops as it was stored: of its generation_config, or of its configuration without one.
 
     Args:
         model: With or without weights. One that was made from a configuration alone has read no generation_config.json.
+        revision: A branch, tag or commit of the hub id that it was loaded from.
     """
     source = model.config.name_or_path
     if source:
         try:
-            commit = getattr(
-                model.config, "_commit_hash", None
-            )  # of the hub, whatever revision was asked for
-            found = GenerationConfig.from_pretrained(source, local_files_only=True, **revision_option(commit))
+            found = GenerationConfig.from_pretrained(
+                source, local_files_only=True, **revision_option(revision)
+            )
             return stop_ids(found)
         except OSError:  # it has none, and generation goes by the model's configuration
             pass

@@ -92,14 +92,20 @@ def revision_option(revision: str | None) -> dict[str, Any]:
     return {} if revision is None else {"revision": revision}
 
 
-def revision_of(model: Any, asked: str | None) -> str | None:
-    """The commit of the hub that a model was loaded from, where a revision was asked for: a branch moves on.
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a model in the hub's cache that a branch or tag stands for; None where it is not there.
 
     Args:
-        model: A model of transformers.
-        asked: The branch, tag or commit; None for the main branch, of which nothing is kept.
+        name: The hub id.
+        revision: A branch, tag or commit; None for the main branch.
     """
-    return None if asked is None else getattr(model.config, "_commit_hash", None) or asked
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in _MODEL_FILES:
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str) and "snapshots" in (parts := Path(found).parts):
+            return parts[parts.index("snapshots") + 1]
+    return None
 
 
 def at_revision(revision: str | None) -> str:

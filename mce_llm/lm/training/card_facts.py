@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from mce_llm.running.hub import commit_of
 from mce_llm.running.installation import installed_versions
 
 FILE = "README.md"
@@ -92,9 +93,14 @@ def base_name(trainer: Any) -> str | None:
 
 
 def base_commit(trainer: Any) -> str | None:
-    """The commit of the hub that the base model was loaded from; None for one from a folder."""
-    found = getattr(trainer.model.config, "_commit_hash", None)
-    return found if isinstance(found, str) and hub_id(base_name(trainer)) is not None else None
+    """The commit of the hub that the base model was loaded from; None for one from a folder, or where none is known."""
+    base = hub_id(base_name(trainer))
+    adapters = getattr(trainer.model, "peft_config", {}).values()
+    asked = [adapter.revision for adapter in adapters if adapter.revision]
+    settings = trainer.all_settings or {}
+    if base is None or not (asked or "model_revision" in settings):
+        return None
+    return commit_of(base, asked[0] if asked else settings["model_revision"])
 
 
 def data_id(source: str) -> str | None:
