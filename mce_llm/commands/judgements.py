@@ -35,6 +35,7 @@ from mce_llm.lm.heads import output_layer
 from mce_llm.lm.training.checkpoints import list_checkpoints
 from mce_llm.planning import GIB, MemoryPlan
 from mce_llm.running.installation import install_hint
+from mce_llm.running.messages import counted
 from mce_llm.running.vocabulary import embedding_rows
 
 _FEW_LABELS = 0.05
@@ -100,7 +101,9 @@ def judge_tokenizer(
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if eos is None:
         findings.problem(
-            "tokenizer", "it has no end-of-text token; set tokenizer.eos_token, or no answer ever ends"
+            "tokenizer",
+            "it has no end-of-text token, so that no answer would ever end; save one that has with save_pretrained, and give "
+            "it as tokenizer_name_or_path",
         )
     elif pad == eos:
         findings.ok(
@@ -215,7 +218,8 @@ def judge_step(findings: Findings, step: TrialStep) -> None:
     if step.without_gradient:
         names = ", ".join(step.without_gradient[:3])
         findings.problem(
-            "trial step", f"no gradient reaches {len(step.without_gradient)} trained parameters: {names}"
+            "trial step",
+            f"no gradient reaches {counted(len(step.without_gradient), 'trained parameter')}: {names}",
         )
     if step.not_finite or step.loss != step.loss:
         names = ", ".join(step.not_finite[:3])

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mce_llm.running.installation import named_file, shipped_file, shipped_folder
-from mce_llm.running.messages import ConfigurationError, nearest_hint
+from mce_llm.running.messages import ConfigurationError, counted, nearest_hint
 
 # Not for users of a recipe: they would launch something else.
 _NOT_OURS = frozenset({"module", "no_python", "help", "h", "m"})
@@ -162,7 +162,7 @@ def _with_defaults(words: list[str]) -> list[str]:
     if processes.isdecimal() and processes != "1" and _ENGINE_OPTIONS.isdisjoint(given):
         if gpus < 2:
             raise ConfigurationError(
-                f"--num_processes {processes} on a machine with {gpus} GPUs: accelerate would start one process and say "
+                f"--num_processes {processes} on a machine with {counted(gpus, 'GPU')}: accelerate would start one process and say "
                 "nothing; --config_file cpu starts several on the CPU"
             )
         several = ["--multi_gpu"]

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from mce_llm.data import load_tokenizer
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.running.hub import at_revision, revision_option
-from mce_llm.running.messages import cause, model_path_problem
+from mce_llm.running.messages import cause, counted, model_path_problem
 from mce_llm.running.model_classes import auto_class
 from mce_llm.running.vocabulary import with_rows_for
 
@@ -130,7 +130,7 @@ def _load_causal(name: str, dtype: str, revision: str | None) -> Any:
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise EvaluationError(
-            f"the checkpoint {name} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
+            f"the checkpoint {name} lacks {counted(len(missing), 'weight')} of a {type(model).__name__} (first: {missing[0]}); "
             "they would be random numbers, and so would the answers"
         )
     return model

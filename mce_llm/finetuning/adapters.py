@@ -20,7 +20,7 @@ from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.heads import UnsupportedModelError, output_layer
 from mce_llm.running.hub import commit_of
-from mce_llm.running.messages import cause, nearest_hint, raise_all
+from mce_llm.running.messages import cause, counted, nearest_hint, raise_all
 from mce_llm.running.model_classes import text_prefix
 from mce_llm.running.settings import names_of
 from mce_llm.running.vocabulary import embedding_rows
@@ -78,8 +78,9 @@ def _check_new_rows(
         return
     names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in needed]
     wanted = ", ".join(names[:1] if tied_embeddings(model) else names)
+    added = counted(embedding_rows(model) - embedding_rows(before), "row")
     raise ModelSourceError(
-        f"resize_embeddings gives the model {embedding_rows(model) - embedding_rows(before):,} rows, which lora_r would leave "
+        f"resize_embeddings gives the model {added}, which lora_r would leave "
         f"frozen as they were drawn; train embeddings and head whole: lora_modules_to_save: [{wanted}]"
     )
 

@@ -46,7 +46,7 @@ def _text_of(given: str, named: dict[str, str]) -> tuple[str, str]:
     if "{{" in given or "{%" in given:
         return given, "the text"
     path = Path(given).expanduser()
-    if path.is_file():
+    if _is_file(path):
         try:
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
@@ -59,3 +59,10 @@ def _text_of(given: str, named: dict[str, str]) -> tuple[str, str]:
         f"chat_template {given!r} is no file, no text of a template (which has {{{{ … }}}}), and no name: "
         f"{names}{nearest_hint(given, named)}"
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # longer than a name may be
+        return False

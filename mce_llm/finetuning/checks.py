@@ -15,6 +15,7 @@ from mce_llm.finetuning.models import whole_size
 from mce_llm.finetuning.precision import cpu_precision_text, lost_share_of, lost_updates_text
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.checkpoints import engine_of
+from mce_llm.running.messages import counted
 from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError
 from mce_llm.running.vocabulary import embedding_rows
@@ -90,7 +91,7 @@ def few_rows_text(rows: int, per_step: int) -> str | None:
     """Are there enough rows for one optimizer step?"""
     if rows >= per_step:
         return None
-    return f"{rows:,} rows are fewer than the {per_step:,} of an optimizer step: every step sees all of them, and no more"
+    return f"{counted(rows, 'row')} {'is' if rows == 1 else 'are'} fewer than the {per_step:,} of an optimizer step: every step sees all of them, and no more"
 
 
 def check_tokenizer(

@@ -19,6 +19,8 @@ from mce_llm.running.settings import ConfigurationError, parse_settings, raise_a
 # Each is a number of rows or steps, and none of them can be zero.
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
+GROUPS = (ModelArguments, DataArguments, MatrixTrainingArguments)
+
 
 @dataclass
 class Recipe:
@@ -39,7 +41,7 @@ class Recipe:
 
 def known_settings() -> frozenset[str]:
     """Return the name of every setting that a recipe has."""
-    return frozenset(settings_of((ModelArguments, DataArguments, MatrixTrainingArguments)))
+    return frozenset(settings_of(GROUPS))
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
@@ -57,7 +59,7 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     """
     try:
         (model, data, training), given = parse_settings(
-            (ModelArguments, DataArguments, MatrixTrainingArguments),
+            GROUPS,
             argv,
             adjust=_adjusted,
             comma_lists=("lora_target_modules", "lora_modules_to_save"),

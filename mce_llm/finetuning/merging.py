@@ -28,7 +28,7 @@ from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.card_facts import FILE as CARD
 from mce_llm.running.folder import LOCK, RECIPE, VERSIONS, folder_held
 from mce_llm.running.hub import at_revision, revision_option
-from mce_llm.running.messages import cause, model_path_problem, nearest_hint, raise_all
+from mce_llm.running.messages import cause, counted, model_path_problem, nearest_hint, raise_all
 from mce_llm.running.model_classes import auto_class
 from mce_llm.running.processes import say
 from mce_llm.running.vocabulary import embedding_rows, with_rows_for
@@ -254,7 +254,9 @@ def _load_base(base: str, revision: str | None, dtype: str, trust_remote_code: b
         ) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise MergeError(f"the base model {base} lacks {len(missing)} weights (first: {missing[0]})")
+        raise MergeError(
+            f"the base model {base} lacks {counted(len(missing), 'weight')} (first: {missing[0]})"
+        )
     return model.eval()
 
 

@@ -27,7 +27,7 @@ from mce_llm.finetuning.chat_templates import set_chat_template
 from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.running.hub import at_revision, revision_option
-from mce_llm.running.messages import cause, loading_problem, model_path_problem, nearest_hint
+from mce_llm.running.messages import cause, counted, loading_problem, model_path_problem, nearest_hint
 from mce_llm.running.model_classes import auto_class, beside_text, built_in_class
 from mce_llm.running.processes import say
 from mce_llm.running.settings import names_of
@@ -96,15 +96,15 @@ def load_model(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> 
     model, loading = loaded
     if missing := sorted(loading["missing_keys"]):
         raise ModelSourceError(
-            f"the checkpoint {source!r} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
-            "they would be random numbers"
+            f"the checkpoint {source!r} lacks {counted(len(missing), 'weight')} of a {type(model).__name__} (first: {missing[0]}), "
+            "which would be random numbers"
         )
     # What an engine keeps elsewhere (ZeRO-3 in shards, FSDP2 on the first process alone) is not looked at here.
     at_hand = [(name, p) for name, p in model.named_parameters() if p.numel() and not p.is_meta]
     broken = [name for name, p in at_hand if not torch.isfinite(p).all()]
     if broken:
         raise ModelSourceError(
-            f"{len(broken)} weights of {source!r} are not finite (first: {broken[0]}); the checkpoint is damaged "
+            f"{counted(len(broken), 'weight')} of {source!r} {'is' if len(broken) == 1 else 'are'} not finite (first: {broken[0]}); the checkpoint is damaged "
             "or its training diverged"
         )
     if settings.resize_embeddings:
@@ -122,7 +122,7 @@ def _resized_text(added: int, rows: int) -> str:
     if not added:
         return f"resize_embeddings: nothing to do, the model has {rows:,} embeddings, one for every id of the tokenizer"
     return (
-        f"resize_embeddings: {added:,} rows added to embeddings and head, {rows:,} in all; the new ones begin at the mean of "
+        f"resize_embeddings: {counted(added, 'row')} added to embeddings and head, {rows:,} in all; the new ones begin at the mean of "
         "the others"
     )
 

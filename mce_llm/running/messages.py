@@ -41,6 +41,11 @@ def nearest_hint(name: str, options: Iterable[str]) -> str:
     return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what is counted, in the singular for one: `1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def cause(error: BaseException) -> str:
     """Return type and text of another library's error on one line: of the innermost, where errors are chained."""
     error = _innermost(error)
