@@ -32,12 +32,39 @@ def hub(folder, tmp_path):
     return {"HF_HOME": str(home)}
 
 
+# Each a script of the package with its command line, in one process: what it costs is to start them.
+CHAIN = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from helpers.scripts import load_script
+from typer.testing import CliRunner
+from mce_llm.cli import app
+
+for script, arguments in json.loads(sys.argv[2]):
+    if script == "merge":
+        result = CliRunner().invoke(app, ["merge", *arguments])
+        assert result.exit_code == 0, result.output
+    else:
+        assert load_script(script).run(arguments) == 0, script
+"""
+
+
 def test_a_branch_from_training_to_evaluation(hub, folder, settings, tmp_path):
     branch = {"model_name_or_path": "acme/tiny", "model_revision": "v2"}
     adapters = {"lora_r": 2, "merge_adapters": "true", "learning_rate": 1e-9}
-    result = run_script(words(settings, **branch, **adapters), **hub)
-    assert result.returncode == 0, result.stderr
     out = settings["output_dir"]
+    evaluation = {"limit": 2, "prompt": "plain", "max_new_tokens": 2, "data": folder / "held_out.jsonl"}
+    chain = [
+        ("recipes/finetune.py", words(settings, **branch, **adapters)),
+        ("merge", [str(out), str(tmp_path / "later")]),
+        ("eval/gsm8k.py", words(evaluation, model=out, output=tmp_path / "adapter")),
+        ("eval/gsm8k.py", words(evaluation, model="acme/tiny", revision="v2", output=tmp_path / "v2")),
+    ]
+    script = tmp_path / "chain.py"
+    script.write_text(CHAIN)
+    result = run_script([str(RECIPES.parent / "tests"), json.dumps(chain)], script=script, **hub)
+    assert result.returncode == 0, result.stderr
+
     assert json.loads((out / "adapter_config.json").read_text())["revision"] == COMMITS["v2"]
     assert AutoTokenizer.from_pretrained(out).chat_template == "{{ messages[0].content }}"
     card = (out / "README.md").read_text()
@@ -46,27 +73,14 @@ def test_a_branch_from_training_to_evaluation(hub, folder, settings, tmp_path):
     assert f'from_pretrained("acme/tiny", revision="{COMMITS["v2"]}")' in card
     name = "model.layers.0.mlp.up_proj.weight"
     expected = 2 * load_file(folder / "model" / "model.safetensors")[name]
-    torch.testing.assert_close(load_file(out / "merged" / "model.safetensors")[name], expected)
-
-    script = tmp_path / "merge.py"
-    script.write_text("import sys\nfrom mce_llm.cli import app\nsys.argv[1:1] = ['merge']\napp()\n")
-    result = run_script([str(out), str(tmp_path / "later")], script=script, **hub)
-    assert result.returncode == 0, result.stderr
-    torch.testing.assert_close(load_file(tmp_path / "later" / "model.safetensors")[name], expected)
-
-    evaluation = {"limit": 2, "prompt": "plain", "max_new_tokens": 2, "data": folder / "held_out.jsonl"}
-    hashes = {}
-    for which, options in {"adapter": {"model": out}, "v2": {"model": "acme/tiny", "revision": "v2"}}.items():
-        target = tmp_path / which
-        result = run_script(
-            words({**evaluation, **options, "output": target}),
-            script=RECIPES.parent / "eval" / "gsm8k.py",
-            **hub,
-        )
-        assert result.returncode == 0, result.stderr
-        hashes[which] = json.loads((target / "config.json").read_text())
-    assert hashes["v2"]["settings"]["revision"] == "v2"
-    assert "revision" not in hashes["adapter"]["settings"]
+    for merged in (out / "merged", tmp_path / "later"):
+        torch.testing.assert_close(load_file(merged / "model.safetensors")[name], expected)
+    recorded = {
+        which: json.loads((tmp_path / which / "config.json").read_text())["settings"]
+        for which in ("adapter", "v2")
+    }
+    assert recorded["v2"]["revision"] == "v2"
+    assert "revision" not in recorded["adapter"]
 
 
 def test_a_branch_that_is_not_there(hub, settings):
