@@ -32,6 +32,16 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _print_settings(wanted: bool) -> None:
+    if wanted:
+        from mce_llm.commands.settings_list import (
+            settings_list,  # here: it brings transformers, which takes seconds
+        )
+
+        typer.echo(settings_list())
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[
@@ -85,12 +95,23 @@ def finetune(
             help="A recipe's YAML file, or the name of one that comes along: llemma7b_metamath_mce …"
         ),
     ],
+    settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings",
+            callback=_print_settings,
+            is_eager=True,
+            help="List every setting of a recipe with its default, and launch nothing.",
+        ),
+    ] = False,
 ) -> None:
     """Run a fine-tuning recipe: accelerate launch recipes/finetune.py --config CONFIG.
 
     Options of accelerate launch and settings of the recipe may follow, in any order:
 
         mce-llm finetune llemma7b_metamath_mce --config_file zero3 --num_processes 4 --output_dir runs/mine
+
+    mce-llm finetune --settings lists the settings; accelerate launch --help lists the launcher's options.
 
     --config_file names a launch file, or one that comes along: ddp, zero2, zero3, zero3_offload, fsdp2, cpu. The exit
     code is the recipe's: 2 for a problem that its message explains, 130 after Ctrl-C, 143 for "the same command goes on".
@@ -147,7 +168,7 @@ def validate(
 
     All problems are listed at once. Nothing is written into output_dir, no weights are loaded. The exit code is 0 where
     the recipe can run, 1 where something has to change, 2 where the settings cannot be parsed. Settings of the recipe
-    may follow, as on its own command line.
+    may follow, as on its own command line; mce-llm finetune --settings lists them.
     """
     from mce_llm.commands.launch import recipe_file
     from mce_llm.commands.validate import run_validate
@@ -208,6 +229,12 @@ def merge(
     base: Annotated[
         str | None, typer.Option(help="Base model, where it is not the one that the adapter names.")
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of the base model; default: the one that it was trained on."
+        ),
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -225,7 +252,14 @@ def merge(
     from mce_llm.finetuning.merging import merge_adapters
 
     with _problems():
-        merged = merge_adapters(adapter, output, base=base, dtype=dtype, trust_remote_code=trust_remote_code)
+        merged = merge_adapters(
+            adapter,
+            output,
+            base=base,
+            revision=revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
     typer.echo(str(merged))
 
 

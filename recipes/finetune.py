@@ -23,6 +23,7 @@ from mce_llm.finetuning.ending import add_stop_ids, names_of_ids
 from mce_llm.finetuning.merging import merge_trained
 from mce_llm.finetuning.models import load_model, tokenizer_of, whole_size, without_weights
 from mce_llm.finetuning.next_steps import evaluation_command
+from mce_llm.finetuning.optimization import check_optimization
 from mce_llm.finetuning.outputs import FolderCallback, compared, mark_finished, prepare_output
 from mce_llm.finetuning.resuming import (
     check_base,
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     bare = without_weights(model_settings, tokenizer)
     positions = check_tokenizer(model_settings, tokenizer, bare)
     check_adapters(model_settings, tokenizer, embeddings=training.matrix_embeddings)
+    check_optimization(training, bare)
     if training.model_check and bare is not None:  # one whose code comes with its weights, the trainer checks
         check_model(bare, packing=data_settings.packing, attention=model_settings.attn_implementation)
     train_rows, train_record = tokenized(tokenizer, data_settings, "train", positions=positions)

@@ -11,7 +11,7 @@ from pathlib import Path
 from mce_llm.running.files import whole_file
 from mce_llm.running.folder import OutputError, check_place
 from mce_llm.running.installation import FOLDERS, InstallationError, shipped_folder
-from mce_llm.running.messages import nearest_hint
+from mce_llm.running.messages import counted, nearest_hint
 
 _LEFT_OUT = ("__pycache__",)
 
@@ -98,7 +98,7 @@ def copy_shipped(names: Sequence[str], to: Path, *, overwrite: bool = False) -> 
             changed.append(name)
     if changed and not overwrite:
         raise OutputError(
-            f"{len(changed)} files in {to} differ from those that mce-llm brings, {changed[0]} for one; keep them with "
+            f"{counted(len(changed), 'file')} in {to} not as mce-llm brings them, {changed[0]} for one; keep them with "
             "--to ANOTHER_FOLDER, or replace them with --overwrite"
         )
     try:
@@ -115,5 +115,5 @@ def print_copied(copied: Copied) -> None:
     """Say what was copied, and how to go on."""
     for path in copied.written:
         print(path)
-    kept = f", {len(copied.kept)} were there already" if copied.kept else ""
-    print(f"{len(copied.written)} files written{kept}")
+    kept = f", {len(copied.kept)} there already" if copied.kept else ""
+    print(f"{counted(len(copied.written), 'file')} written{kept}")

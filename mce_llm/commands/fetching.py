@@ -11,7 +11,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from mce_llm.data import KNOWN_SOURCES, DataError
 from mce_llm.data.files import files_of, looks_local
 from mce_llm.finetuning.configuration import Recipe
-from mce_llm.running.hub import hub_problem, is_cached
+from mce_llm.finetuning.rows import source_of
+from mce_llm.running.hub import at_revision, hub_problem, is_cached
 from mce_llm.running.messages import model_path_problem
 
 _WEIGHTS = (
@@ -45,16 +46,18 @@ def what_is_fetched(recipe: Recipe) -> list[Fetch]:
     model = recipe.model
     found = []
     if model.model_name_or_path is not None:
-        found.append(_model("model", model.model_name_or_path, weights=True))
+        found.append(_model("model", model.model_name_or_path, model.model_revision, weights=True))
     if model.tokenizer_name_or_path is not None:
-        found.append(_model("tokenizer", model.tokenizer_name_or_path, weights=False))
-    found.append(_data("dataset", recipe.data.dataset))
-    if recipe.data.eval_dataset is not None:
-        found.append(_data("eval_dataset", recipe.data.eval_dataset))
+        revision = model.revision_of_tokenizer()
+        found.append(_model("tokenizer", model.tokenizer_name_or_path, revision, weights=False))
+    for role, part in (("dataset", "train"), ("eval_dataset", "eval")):
+        if getattr(recipe.data, role) is not None:
+            source, request = source_of(recipe.data, part)
+            found.append(_data(role, source, request.revision))
     return found
 
 
-def _model(role: str, name: str, *, weights: bool) -> Fetch:
+def _model(role: str, name: str, revision: str | None, *, weights: bool) -> Fetch:
     path = Path(name).expanduser()
     if path.is_dir():
         files = [file for file in _WEIGHTS if (path / file).is_file()]
@@ -63,15 +66,15 @@ def _model(role: str, name: str, *, weights: bool) -> Fetch:
                 role, name, "no weights", "no model.safetensors is there, so the run could not start"
             )
         return Fetch(role, name, "local", "directory")
-    if problem := model_path_problem(name):
+    if problem := model_path_problem(name, revision):
         return Fetch(role, name, "missing", problem.removeprefix(name).lstrip(": "))
     wanted = _WEIGHTS if weights else ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    if any(isinstance(try_to_load_from_cache(name, file), str) for file in wanted):
-        return Fetch(role, name, "cached", "hub id, in the cache")
-    return _download(role, name)
+    if any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in wanted):
+        return Fetch(role, name, "cached", f"hub id{at_revision(revision)}, in the cache")
+    return _download(role, name, revision)
 
 
-def _data(role: str, name: str) -> Fetch:
+def _data(role: str, name: str, revision: str | None) -> Fetch:
     path = Path(name).expanduser()
     if name not in KNOWN_SOURCES and path.exists():
         kind = "directory" if path.is_dir() else f"file, {path.stat().st_size / 2**20:,.1f} MiB"
@@ -83,16 +86,19 @@ def _data(role: str, name: str) -> Fetch:
             return Fetch(role, name, "missing", str(error).removeprefix(name).lstrip(": "))
         return Fetch(role, name, "local", f"{count} file{'s' * (count != 1)}")
     hub_id = KNOWN_SOURCES.get(name, (name, None))[0]
-    if is_cached(hub_id, "dataset"):
-        return Fetch(role, hub_id, "cached", "hub data set, in the cache")
-    if problem := hub_problem(hub_id, "dataset"):
+    if is_cached(hub_id, "dataset", revision):
+        return Fetch(role, hub_id, "cached", f"hub data set{at_revision(revision)}, in the cache")
+    if problem := hub_problem(hub_id, "dataset", revision):
         return Fetch(role, hub_id, "missing", problem.removeprefix(hub_id).lstrip(": "))
-    return _download(role, hub_id)
+    return _download(role, hub_id, revision)
 
 
-def _download(role: str, name: str) -> Fetch:
+def _download(role: str, name: str, revision: str | None = None) -> Fetch:
     if constants.HF_HUB_OFFLINE:
         return Fetch(
-            role, name, "missing", "not in the hub's cache, and HF_HUB_OFFLINE forbids to download it"
+            role,
+            name,
+            "missing",
+            f"not in the hub's cache{at_revision(revision)}, and HF_HUB_OFFLINE forbids to download it",
         )
-    return Fetch(role, name, "download", "from the hub")
+    return Fetch(role, name, "download", f"from the hub{at_revision(revision)}")

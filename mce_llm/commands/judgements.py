@@ -18,7 +18,6 @@ from mce_llm.commands.findings import Findings
 from mce_llm.commands.trial_step import TrialStep
 from mce_llm.finetuning.adapters import check_adapters
 from mce_llm.finetuning.checks import (
-    embedding_rows,
     foreign_tokenizer_text,
     id_problem,
     keeps_low_precision,
@@ -27,6 +26,7 @@ from mce_llm.finetuning.checks import (
 )
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.finetuning.ending import names_of_ids, stored_stop_ids
+from mce_llm.finetuning.optimization import optimization_problems
 from mce_llm.finetuning.outputs import finished_results
 from mce_llm.finetuning.precision import lost_updates_text, usual_lost_share
 from mce_llm.finetuning.settings import ModelArguments
@@ -35,6 +35,8 @@ from mce_llm.lm.heads import output_layer
 from mce_llm.lm.training.checkpoints import list_checkpoints
 from mce_llm.planning import GIB, MemoryPlan
 from mce_llm.running.installation import install_hint
+from mce_llm.running.messages import counted
+from mce_llm.running.vocabulary import embedding_rows
 
 _FEW_LABELS = 0.05
 _OFTEN_CUT = 0.05
@@ -99,7 +101,9 @@ def judge_tokenizer(
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if eos is None:
         findings.problem(
-            "tokenizer", "it has no end-of-text token; set tokenizer.eos_token, or no answer ever ends"
+            "tokenizer",
+            "it has no end-of-text token, so that no answer would ever end; save one that has with save_pretrained, and give "
+            "it as tokenizer_name_or_path",
         )
     elif pad == eos:
         findings.ok(
@@ -122,10 +126,14 @@ def judge_tokenizer(
 
 
 def judge_ends(
-    findings: Findings, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, data: DataExamination
+    findings: Findings,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    data: DataExamination,
+    revision: str | None,
 ) -> None:
     """Will generation stop where training ends an answer?"""
-    stored = stored_stop_ids(model)
+    stored = stored_stop_ids(model, revision)
     taught = names_of_ids(tokenizer, data.ends[:1])
     if data.ends[0] in stored:
         findings.ok("end of answers", f"{taught}, at which generation stops already")
@@ -219,7 +227,8 @@ def judge_step(findings: Findings, step: TrialStep) -> None:
     if step.without_gradient:
         names = ", ".join(step.without_gradient[:3])
         findings.problem(
-            "trial step", f"no gradient reaches {len(step.without_gradient)} trained parameters: {names}"
+            "trial step",
+            f"no gradient reaches {counted(len(step.without_gradient), 'trained parameter')}: {names}",
         )
     if step.not_finite or step.loss != step.loss:
         names = ", ".join(step.not_finite[:3])
@@ -231,6 +240,19 @@ def judge_step(findings: Findings, step: TrialStep) -> None:
             f"loss {step.loss:.3f} (CE {step.cross_entropy:.3f}{matrix}), finite gradients for all {step.trained} trained "
             f"tensors of a {step.parameters:,}-parameter model of the same type",
         )
+
+
+def judge_optimization(findings: Findings, recipe: Recipe, model: PreTrainedModel | None) -> None:
+    """Can the optimizer and the schedule be made?"""
+    training = recipe.training
+    problems = optimization_problems(training, model)
+    for problem in problems:
+        findings.problem("optimizer", problem)
+    if not problems:
+        names = [
+            str(getattr(choice, "value", choice)) for choice in (training.optim, training.lr_scheduler_type)
+        ]
+        findings.ok("optimizer", f"{names[0]} with the schedule {names[1]} can be made")
 
 
 def judge_memory(findings: Findings, plan: MemoryPlan) -> None:

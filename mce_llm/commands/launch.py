@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mce_llm.running.installation import named_file, shipped_file, shipped_folder
-from mce_llm.running.messages import ConfigurationError, nearest_hint
+from mce_llm.running.messages import ConfigurationError, counted, nearest_hint
 
 # Not for users of a recipe: they would launch something else.
 _NOT_OURS = frozenset({"module", "no_python", "help", "h", "m"})
@@ -63,6 +63,7 @@ def split_words(words: Sequence[str]) -> Words:
     from accelerate.commands.launch import launch_command_parser
 
     from mce_llm.finetuning.configuration import known_settings
+    from mce_llm.finetuning.foreign_names import FOREIGN
 
     settings = known_settings()
     options = {
@@ -83,7 +84,11 @@ def split_words(words: Sequence[str]) -> Words:
                 current = told[True]
             else:
                 hint = nearest_hint(option, {*settings, *options})
-                problems.append(f"unknown setting or launcher option {name!r}{hint}")
+                problems.append(
+                    f"{option} is no setting here: {FOREIGN[option]}"
+                    if option in FOREIGN
+                    else f"unknown setting or launcher option {name!r}{hint}"
+                )
                 current = []
         elif current is None:
             problems.append(f"unexpected word {word!r} on the command line")
@@ -157,7 +162,7 @@ def _with_defaults(words: list[str]) -> list[str]:
     if processes.isdecimal() and processes != "1" and _ENGINE_OPTIONS.isdisjoint(given):
         if gpus < 2:
             raise ConfigurationError(
-                f"--num_processes {processes} on a machine with {gpus} GPUs: accelerate would start one process and say "
+                f"--num_processes {processes} on a machine with {counted(gpus, 'GPU')}: accelerate would start one process and say "
                 "nothing; --config_file cpu starts several on the CPU"
             )
         several = ["--multi_gpu"]

@@ -15,13 +15,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from mce_llm.commands.quickstart_report import RunResult, draw, print_table
 from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
 from mce_llm.errors import MceLlmError
 from mce_llm.running.installation import shipped_file
+from mce_llm.running.yaml_text import load_yaml
 
 LARGEST_NUMBER = 10  # in a question: small enough to be learnt in two minutes
 PROBLEMS = {"pretrain": ("train", 24000, 1), "train": ("train", 12000, 2)}
@@ -181,4 +181,4 @@ def as_flags(options: dict[str, object]) -> list[str]:
 
 def configured_steps(config: Path) -> int:
     """`max_steps` of a recipe's configuration."""
-    return int(yaml.safe_load(config.read_text(encoding="utf-8"))["max_steps"])
+    return int(load_yaml(config.read_text(encoding="utf-8"), str(config))["max_steps"])

@@ -19,6 +19,7 @@ from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.linear_loss import default_chunk_size
 from mce_llm.planning import LossShape, ModelShape, TrainingShape, shape_of
 from mce_llm.planning.shapes import Attention
+from mce_llm.running.hub import revision_option
 from mce_llm.running.messages import cause
 from mce_llm.running.model_classes import auto_class
 from mce_llm.running.settings import ConfigurationError
@@ -59,17 +60,19 @@ def model_without_weights(settings: ModelArguments) -> PreTrainedModel:
         DataError: As the former.
     """
     tokenizer: Any = None
-    if settings.model_config is not None:
+    if settings.model_config is not None or settings.resize_embeddings:
         try:
             tokenizer = tokenizer_of(settings)
         except (DataError, ModelSourceError):
-            if "vocab_size" not in settings.config_settings:
+            if settings.resize_embeddings or "vocab_size" not in settings.config_settings:
                 raise
             return _from_config(settings, AutoConfig.for_model(**settings.config_settings))
     if (model := without_weights(settings, tokenizer)) is not None:
         return model
     config = AutoConfig.from_pretrained(
-        str(settings.model_name_or_path), trust_remote_code=settings.trust_remote_code
+        str(settings.model_name_or_path),
+        trust_remote_code=settings.trust_remote_code,
+        **revision_option(settings.model_revision),
     )
     return _from_config(settings, config)
 

@@ -22,6 +22,7 @@ from mce_llm.commands.judgements import (
     judge_fetches,
     judge_memory,
     judge_model,
+    judge_optimization,
     judge_overlap,
     judge_precision,
     judge_settings,
@@ -124,7 +125,7 @@ def validate_recipe(
         with findings.part("samples"):
             outcome.samples = _samples(tokenizer, outcome.data.get("train"), num_samples)
         if model is not None and "train" in outcome.data:
-            judge_ends(findings, tokenizer, model, outcome.data["train"])
+            judge_ends(findings, tokenizer, model, outcome.data["train"], recipe.model.model_revision)
         if len(outcome.data) == 2:
             judge_overlap(findings, outcome.data)
     if tokenizer is not None and model is not None:
@@ -134,6 +135,8 @@ def validate_recipe(
             with findings.part("trial step"):
                 outcome.step = try_step(recipe, model, tokenizer, outcome.data["train"].rows)
                 judge_step(findings, outcome.step)
+    with findings.part("optimizer"):
+        judge_optimization(findings, recipe, model)
     with findings.part("batch"):
         _count_steps(outcome, num_gpus or 1)
     if model is not None:

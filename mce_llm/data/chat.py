@@ -89,7 +89,7 @@ def render(
         raise DataError(
             f"prompt 'chat' needs a chat template, and the tokenizer "
             f"{tokenizer.name_or_path or type(tokenizer).__name__!r} has none; use the prompt 'plain' or "
-            "'metamath' for a base model, or set chat_template (in Python, tokenizer.chat_template)"
+            "'metamath' for a base model, or set chat_template (in Python: tokenizer.chat_template)"
         )
     try:
         text = tokenizer.apply_chat_template(

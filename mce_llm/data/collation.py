@@ -49,7 +49,8 @@ class CompletionCollator:
             found = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
             if found is None:
                 raise DataError(
-                    "the tokenizer has neither a padding nor an EOS token; set tokenizer.pad_token"
+                    "the tokenizer has neither a padding nor an EOS token; save one that has with save_pretrained, and give it "
+                    "as tokenizer_name_or_path (in Python: set tokenizer.pad_token)"
                 )
             self.pad_token_id = int(found)
         if self.pad_token_id < 0:

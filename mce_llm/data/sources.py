@@ -296,7 +296,7 @@ def _saved(path: Path, asked: Request) -> datasets.Dataset:
 
 
 def _from_hub(hub_id: str, name: str | None, asked: Request) -> datasets.Dataset:
-    if problem := hub_problem(hub_id, "dataset"):
+    if problem := hub_problem(hub_id, "dataset", asked.revision):
         hint = nearest_hint(hub_id, KNOWN_SOURCES) if "/" not in hub_id else ""
         raise DataError(f"the hub data set {problem}{hint}")
     split = asked.split or asked.default_split

@@ -129,7 +129,7 @@ def tokenize_examples(
     if not ({"question", "response"} <= columns or "messages" in columns):
         raise DataError(
             f"expected the columns question and response, or messages, found {', '.join(sorted(columns))}; "
-            "load the data with load_examples"
+            "set columns (in Python: load the data with load_examples)"
         )
     if turns not in TURNS:
         raise DataError(f"turns must be one of {', '.join(TURNS)}, got {turns!r}{nearest_hint(turns, TURNS)}")

@@ -12,14 +12,16 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from mce_llm.data import load_tokenizer
 from mce_llm.eval.errors import EvaluationError
-from mce_llm.running.messages import cause, model_path_problem
+from mce_llm.running.hub import at_revision, revision_option
+from mce_llm.running.messages import cause, counted, model_path_problem
 from mce_llm.running.model_classes import auto_class
+from mce_llm.running.vocabulary import with_rows_for
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_model_and_tokenizer(
-    name: str, dtype: str = "auto", device: torch.device | str = "cpu"
+    name: str, dtype: str = "auto", device: torch.device | str = "cpu", *, revision: str | None = None
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load a causal language model, or a PEFT adapter on its base model, ready to generate.
 
@@ -27,6 +29,7 @@ def load_model_and_tokenizer(
         name: A directory or a hub id. A directory with an adapter_config.json is an adapter.
         dtype: The precision of the weights, one of `DTYPES`; `auto` is the one they were saved in.
         device: Where to put the model.
+        revision: A branch, tag or commit of a model from the hub; that of an adapter's base stands in the adapter.
 
     Returns:
         The model in evaluation mode, and its tokenizer (an adapter's own where it has one).
@@ -38,25 +41,25 @@ def load_model_and_tokenizer(
     """
     adapter = adapter_config(name)
     if adapter is None:
-        check_path(name)
-        tokenizer = load_tokenizer(name)
-        return _load_causal(name, dtype).to(device).eval(), tokenizer
+        check_path(name, revision)
+        tokenizer = load_tokenizer(name, revision=revision)
+        return _load_causal(name, dtype, revision).to(device).eval(), tokenizer
+    refuse_revision(name, revision)
     base = adapter.get("base_model_name_or_path")
     if not base:
         raise EvaluationError(f"the adapter {name} does not name its base model (base_model_name_or_path)")
     try:
-        check_path(base)
-        model = _load_causal(base, dtype)
+        revision = adapter.get("revision")
+        check_path(base, revision)
+        model = _load_causal(base, dtype, revision)
     except EvaluationError as error:
         raise EvaluationError(
             f"the adapter {name} needs its base model {base}, which cannot be loaded: {error}; put the base model "
             f"there, or correct base_model_name_or_path in {Path(name, 'adapter_config.json')}"
         ) from error
-    tokenizer = load_tokenizer(name if Path(name, "tokenizer_config.json").is_file() else base)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(
-            len(tokenizer), mean_resizing=False
-        )  # as training did before the adapter
+    own = Path(name, "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(name) if own else load_tokenizer(base, revision=revision)
+    with_rows_for(model, tokenizer, draw=False)  # as training did, whose values come with the adapter
     return _load_adapter(model, name).to(device).eval(), tokenizer
 
 
@@ -84,29 +87,50 @@ def adapter_config(name: str) -> dict[str, Any] | None:
     return config
 
 
-def check_path(name: str) -> None:
+def refuse_revision(name: str, revision: str | None) -> None:
+    """Refuse a revision of an adapter, which is a directory.
+
+    Args:
+        name: The adapter.
+        revision: What was asked for.
+
+    Raises:
+        EvaluationError: If anything was.
+    """
+    if revision is not None:
+        raise EvaluationError(
+            f"revision {revision!r} for the adapter {name}: that of its base model stands in its adapter_config.json, under "
+            "revision; leave --revision out"
+        )
+
+
+def check_path(name: str, revision: str | None = None) -> None:
     """Refuse a name that looks like a path and is no model.
 
     Args:
         name: A directory or a hub id.
+        revision: A branch, tag or commit of a hub id.
 
     Raises:
         EvaluationError: If it is no model.
     """
-    if problem := model_path_problem(name):
+    if problem := model_path_problem(name, revision):
         raise EvaluationError(problem)
 
 
-def _load_causal(name: str, dtype: str) -> Any:
+def _load_causal(name: str, dtype: str, revision: str | None) -> Any:
+    option = revision_option(revision)
     try:
-        model_class = auto_class(AutoConfig.from_pretrained(name))
-        loaded: Any = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model_class = auto_class(AutoConfig.from_pretrained(name, **option))
+        loaded: Any = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **option)
     except Exception as error:  # hub, safetensors, configuration and pickle errors have no common type
-        raise EvaluationError(f"the model {name} cannot be loaded: {cause(error)}") from error
+        raise EvaluationError(
+            f"the model {name}{at_revision(revision)} cannot be loaded: {cause(error)}"
+        ) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise EvaluationError(
-            f"the checkpoint {name} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]}); "
+            f"the checkpoint {name} lacks {counted(len(missing), 'weight')} of a {type(model).__name__} (first: {missing[0]}); "
             "they would be random numbers, and so would the answers"
         )
     return model

@@ -28,6 +28,9 @@ class EvaluationConfig:
 
     model: str = field(metadata={"help": "A model or PEFT adapter: a directory or a hub id."})
     output: str = field(metadata={"help": "The directory for items.jsonl, summary.json and config.json."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a model from the hub; default: main."}
+    )
     data: str = field(
         default="gsm8k",
         metadata={
@@ -152,7 +155,7 @@ class EvaluationConfig:
     def recorded(self) -> dict[str, Any]:
         """Return the options that the answers depend on."""
         kept = {key: value for key, value in asdict(self).items() if key not in _SPEED_ONLY}
-        unset = [key for key in ("system_prompt", "chat_template_kwargs") if kept[key] is None]
+        unset = [key for key in ("system_prompt", "chat_template_kwargs", "revision") if kept[key] is None]
         for key in unset:  # results of before these options were there go on
             del kept[key]
         return kept | {"split": self.split_name}

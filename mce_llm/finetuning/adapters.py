@@ -7,6 +7,7 @@ head shares; both are said before any data is read. Merging adapters into the we
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,9 +19,11 @@ from mce_llm.finetuning.models import unquantized_layers, without_weights
 from mce_llm.finetuning.quantization import quantized_loading
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.heads import UnsupportedModelError, output_layer
-from mce_llm.running.messages import cause, nearest_hint, raise_all
+from mce_llm.running.hub import commit_of
+from mce_llm.running.messages import cause, counted, nearest_hint, raise_all
 from mce_llm.running.model_classes import text_prefix
 from mce_llm.running.settings import names_of
+from mce_llm.running.vocabulary import embedding_rows
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel  # heavy, and needed for adapters alone
@@ -44,7 +47,13 @@ def check_adapters(
         return
     quantized_loading(settings, unquantized_layers(settings, tokenizer))
     if (model := without_weights(settings, tokenizer)) is None:
+        if settings.resize_embeddings:
+            raise ModelSourceError(
+                "resize_embeddings with lora_r needs a model of transformers: of one whose code comes with its checkpoint, "
+                "the layers are not known in time; leave resize_embeddings or lora_r out"
+            )
         return
+    _check_new_rows(model, settings, tokenizer)
     with torch.device("meta"):  # draws no random numbers: training starts where it would without this check
         adapted: Any = with_lora(model, settings)
     if embeddings == "input" and has_adapters(adapted.get_base_model().get_input_embeddings()):
@@ -52,6 +61,28 @@ def check_adapters(
             f"{_targets(settings)} puts an adapter on the input embeddings, whose weight matrix_embeddings: input reads "
             "without the adapter's part; take them out, or use matrix_embeddings: output"
         )
+
+
+def _check_new_rows(
+    model: PreTrainedModel, settings: ModelArguments, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse embeddings that were given rows and are then frozen: the rows would stay what they were drawn as."""
+    if not settings.resize_embeddings:
+        return
+    before = without_weights(replace(settings, resize_embeddings=False), tokenizer)
+    if before is None or embedding_rows(before) == embedding_rows(model):
+        return
+    saved = {module for name in names_of(settings.lora_modules_to_save) for module in _named(model, name)}
+    needed = _ends(model)
+    if needed <= saved or (tied_embeddings(model) and needed & saved):
+        return
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if module in needed]
+    wanted = ", ".join(names[:1] if tied_embeddings(model) else names)
+    added = counted(embedding_rows(model) - embedding_rows(before), "row")
+    raise ModelSourceError(
+        f"resize_embeddings gives the model {added}, which lora_r would leave "
+        f"frozen as they were drawn; train embeddings and head whole: lora_modules_to_save: [{wanted}]"
+    )
 
 
 def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
@@ -75,13 +106,21 @@ def with_lora(model: PreTrainedModel, settings: ModelArguments) -> PeftModel:
     # peft's prepare_model_for_kbit_training is left out: it makes every unquantised weight float32, gigabytes at a large
     # vocabulary, where only what is trained needs that.
     try:
-        adapted = get_peft_model(model, config)
+        adapted = get_peft_model(model, config, revision=_revision_of_base(settings))
     except ValueError as error:
         raise ModelSourceError(f"{_targets(settings)}: {cause(error)}") from error
     inner = cast(PreTrainedModel, adapted.get_base_model())
     _check_ends(inner, settings, tied)
     _train_copies_in_float32(inner)
     return adapted
+
+
+def _revision_of_base(settings: ModelArguments) -> str | None:
+    """What the adapter names beside its base model: the commit, since a branch moves on."""
+    name, revision = settings.model_name_or_path, settings.model_revision
+    if name is None or revision is None:
+        return None
+    return commit_of(name, revision) or revision
 
 
 def tied_embeddings(model: PreTrainedModel) -> bool:

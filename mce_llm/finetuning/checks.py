@@ -6,7 +6,6 @@ Each function looks at one assumption, and returns a text where it does not hold
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -16,8 +15,10 @@ from mce_llm.finetuning.models import whole_size
 from mce_llm.finetuning.precision import cpu_precision_text, lost_share_of, lost_updates_text
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.checkpoints import engine_of
+from mce_llm.running.messages import counted
 from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError
+from mce_llm.running.vocabulary import embedding_rows
 
 # Parameters from which the products take most of the time of a step.
 _LARGE_FOR_A_CPU = 20_000_000
@@ -53,13 +54,10 @@ def id_problem(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> st
     rows = embedding_rows(model)
     if largest < rows:
         return None
-    return f"it has ids up to {largest:,}, the model {rows:,} embeddings; use the model's own tokenizer"
-
-
-def embedding_rows(model: PreTrainedModel) -> int:
-    """Rows of the input embeddings."""
-    embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
+    return (
+        f"it has ids up to {largest:,}, the model {rows:,} embeddings; set resize_embeddings: true, which gives it rows that "
+        "have to be learnt, or use the model's own tokenizer"
+    )
 
 
 def foreign_tokenizer_text(settings: ModelArguments, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -93,7 +91,7 @@ def few_rows_text(rows: int, per_step: int) -> str | None:
     """Are there enough rows for one optimizer step?"""
     if rows >= per_step:
         return None
-    return f"{rows:,} rows are fewer than the {per_step:,} of an optimizer step: every step sees all of them, and no more"
+    return f"{counted(rows, 'row')} {'is' if rows == 1 else 'are'} fewer than the {per_step:,} of an optimizer step: every step sees all of them, and no more"
 
 
 def check_tokenizer(

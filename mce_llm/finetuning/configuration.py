@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mce_llm.finetuning.foreign_names import FOREIGN
 from mce_llm.finetuning.settings import DataArguments, ModelArguments
 from mce_llm.lm import MatrixLossConfigError, MatrixTrainingArguments
 from mce_llm.running.settings import ConfigurationError, parse_settings, raise_all, settings_of
 
 # Each is a number of rows or steps, and none of them can be zero.
 _COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+
+GROUPS = (ModelArguments, DataArguments, MatrixTrainingArguments)
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Recipe:
 
 def known_settings() -> frozenset[str]:
     """Return the name of every setting that a recipe has."""
-    return frozenset(settings_of((ModelArguments, DataArguments, MatrixTrainingArguments)))
+    return frozenset(settings_of(GROUPS))
 
 
 def parse_recipe(argv: Sequence[str]) -> Recipe:
@@ -56,10 +59,12 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
     """
     try:
         (model, data, training), given = parse_settings(
-            (ModelArguments, DataArguments, MatrixTrainingArguments),
+            GROUPS,
             argv,
             adjust=_adjusted,
             comma_lists=("lora_target_modules", "lora_modules_to_save"),
+            assignments=("optim_args",),
+            refused=FOREIGN,
         )
     except (ConfigurationError, MatrixLossConfigError):
         raise

@@ -9,19 +9,24 @@ from __future__ import annotations
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mce_llm.data.prompts import PromptTemplate
+from mce_llm.running.hub import revision_option
 from mce_llm.running.stop_ids import stop_ids
 
 
-def stored_stop_ids(model: PreTrainedModel) -> list[int]:
+def stored_stop_ids(model: PreTrainedModel, revision: str | None = None) -> list[int]:
     """The ids at which a model stops as it was stored: of its generation_config, or of its configuration without one.
 
     Args:
         model: With or without weights. One that was made from a configuration alone has read no generation_config.json.
+        revision: A branch, tag or commit of the hub id that it was loaded from.
     """
     source = model.config.name_or_path
     if source:
         try:
-            return stop_ids(GenerationConfig.from_pretrained(source, local_files_only=True))
+            found = GenerationConfig.from_pretrained(
+                source, local_files_only=True, **revision_option(revision)
+            )
+            return stop_ids(found)
         except OSError:  # it has none, and generation goes by the model's configuration
             pass
     return stop_ids(model.config.get_text_config())

@@ -27,9 +27,11 @@ from mce_llm.finetuning.merged_card import merged_card
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.card_facts import FILE as CARD
 from mce_llm.running.folder import LOCK, RECIPE, VERSIONS, folder_held
-from mce_llm.running.messages import cause, model_path_problem, nearest_hint, raise_all
+from mce_llm.running.hub import at_revision, revision_option
+from mce_llm.running.messages import cause, counted, model_path_problem, nearest_hint, raise_all
 from mce_llm.running.model_classes import auto_class
 from mce_llm.running.processes import say
+from mce_llm.running.vocabulary import embedding_rows, with_rows_for
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _WEIGHTS = "adapter_model.safetensors"
@@ -74,6 +76,7 @@ def merge_adapters(
     output: str | Path,
     *,
     base: str | None = None,
+    revision: str | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> Merged:
@@ -85,6 +88,8 @@ def merge_adapters(
         adapter: The folder with adapter_config.json and adapter_model.safetensors.
         output: A folder that does not exist yet.
         base: The base model, in place of the one that the adapter names.
+        revision: A branch, tag or commit of a base model from the hub; by default the one that the adapter was trained
+            on, where it names both.
         dtype: One of `DTYPES`; `auto` is the one that the base model is stored in.
         trust_remote_code: Run the Python code that the base model brings.
 
@@ -97,24 +102,37 @@ def merge_adapters(
     """
     adapter, output = Path(adapter).expanduser(), Path(output).expanduser()
     with _run_held(output):
-        return _merge(adapter, output, base, dtype, trust_remote_code)
+        return _merge(adapter, output, base, revision, dtype, trust_remote_code)
 
 
-def _merge(adapter: Path, output: Path, base: str | None, dtype: str, trust_remote_code: bool) -> Merged:
+def _merge(
+    adapter: Path,
+    output: Path,
+    base: str | None,
+    revision: str | None,
+    dtype: str,
+    trust_remote_code: bool,
+) -> Merged:
     config = _adapter_config(adapter)
-    base = base or config.get("base_model_name_or_path")
-    raise_all(_problems(adapter, output, base, dtype), MergeError)
+    if base in (None, config.get("base_model_name_or_path")):
+        base = config.get("base_model_name_or_path")
+        revision = revision or config.get("revision")
+    raise_all(_problems(adapter, output, base, revision, dtype), MergeError)
     base = str(base)
-    model = _load_base(base, dtype, trust_remote_code)
+    model = _load_base(base, revision, dtype, trust_remote_code)
     parameters, width = model.num_parameters(), model.dtype.itemsize
     _check_space(output, parameters * width)
-    tokenizer_source = str(adapter) if (adapter / "tokenizer_config.json").is_file() else base
+    own = (adapter / "tokenizer_config.json").is_file()
+    tokenizer_source = str(adapter) if own else base
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_source, trust_remote_code=trust_remote_code)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            tokenizer_source,
+            trust_remote_code=trust_remote_code,
+            **revision_option(None if own else revision),
+        )
     except Exception as error:  # hub and tokenizer errors have no common type
         raise MergeError(f"no usable tokenizer in {tokenizer_source}: {cause(error)}") from error
-    if len(tokenizer) > _rows(model):  # training added tokens
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with_rows_for(model, tokenizer, draw=False)  # as training did, whose values come with the adapter
     merged, deviation = _merged(model, adapter, base)
     if (adapter / GENERATION_CONFIG_NAME).is_file():  # training may have taught another end of an answer
         merged.generation_config = GenerationConfig.from_pretrained(adapter)
@@ -146,6 +164,7 @@ def merge_trained(output: Path, settings: ModelArguments) -> None:
                     output,
                     output / "merged",
                     base=settings.model_name_or_path,
+                    revision=settings.model_revision,
                     dtype=settings.dtype,
                     trust_remote_code=settings.trust_remote_code,
                 )
@@ -188,7 +207,7 @@ def _adapter_config(adapter: Path) -> dict[str, Any]:
     return config
 
 
-def _problems(adapter: Path, output: Path, base: str | None, dtype: str) -> list[str]:
+def _problems(adapter: Path, output: Path, base: str | None, revision: str | None, dtype: str) -> list[str]:
     """What can be said before anything is loaded."""
     problems = []
     if not (adapter / _WEIGHTS).is_file():
@@ -201,7 +220,7 @@ def _problems(adapter: Path, output: Path, base: str | None, dtype: str) -> list
         problems.append(f"{output} exists; name a folder that does not, or remove it")
     if not base:
         problems.append("the adapter does not name its base model; give it with --base")
-    elif problem := model_path_problem(base):
+    elif problem := model_path_problem(base, revision):
         problems.append(f"the base model: {problem}; give its place with --base")
     if dtype not in DTYPES:
         problems.append(
@@ -210,9 +229,11 @@ def _problems(adapter: Path, output: Path, base: str | None, dtype: str) -> list
     return problems
 
 
-def _load_base(base: str, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+def _load_base(base: str, revision: str | None, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            base, trust_remote_code=trust_remote_code, **revision_option(revision)
+        )
         if getattr(config, "quantization_config", None) is not None:
             raise MergeError(
                 f"the base model {base} is quantised, and merging would round the adapters away; give the model that it "
@@ -223,21 +244,20 @@ def _load_base(base: str, dtype: str, trust_remote_code: bool) -> PreTrainedMode
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **revision_option(revision),
         )
     except MergeError:
         raise
     except Exception as error:  # hub, safetensors and configuration errors have no common type
-        raise MergeError(f"the base model {base} cannot be loaded: {cause(error)}") from error
+        raise MergeError(
+            f"the base model {base}{at_revision(revision)} cannot be loaded: {cause(error)}"
+        ) from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise MergeError(f"the base model {base} lacks {len(missing)} weights (first: {missing[0]})")
+        raise MergeError(
+            f"the base model {base} lacks {counted(len(missing), 'weight')} (first: {missing[0]})"
+        )
     return model.eval()
-
-
-def _rows(model: PreTrainedModel) -> int:
-    """Ids that the model has embeddings for."""
-    embeddings: Any = model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
 
 
 def _check_space(output: Path, needed: int) -> None:
@@ -255,7 +275,7 @@ def _merged(model: PreTrainedModel, adapter: Path, base: str) -> tuple[PreTraine
     from peft import PeftModel
 
     tied = tied_embeddings(model)
-    text = torch.arange(min(16, _rows(model)))[None]
+    text = torch.arange(min(16, embedding_rows(model)))[None]
     try:
         with warnings.catch_warnings():
             # peft only warns where weights are missing, and goes on with random ones.

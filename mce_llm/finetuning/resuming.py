@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from mce_llm.finetuning.configuration import Recipe
@@ -34,7 +33,8 @@ from mce_llm.lm.training.run_settings import RunSettings, plain
 from mce_llm.lm.training.starting import on_first
 from mce_llm.running.folder import RECIPE, CheckpointError
 from mce_llm.running.processes import say
-from mce_llm.running.settings import settings_of, typed
+from mce_llm.running.settings import ConfigurationError, settings_of, typed
+from mce_llm.running.yaml_text import load_record
 
 # Of each weight, evenly spread: all of 7B weights would take a minute, and another model differs everywhere.
 _WEIGHTS_LOOKED_AT = 1024
@@ -50,8 +50,9 @@ EFFECTS: dict[str, Effect] = {
             Effect.REPORTED: "merge_adapters",
             Effect.NONE: "attn_implementation trust_remote_code dataset_num_proc resume overwrite",
             Effect.REFUSED: (
-                "model_name_or_path model_config tokenizer_name_or_path dtype quantization lora_r lora_target_modules "
-                "lora_modules_to_save use_dora dataset dataset_split dataset_name dataset_revision dataset_format columns "
+                "model_name_or_path model_revision model_config tokenizer_name_or_path tokenizer_revision "
+                "chat_template resize_embeddings dtype quantization lora_r lora_target_modules lora_modules_to_save use_dora "
+                "dataset dataset_split dataset_name dataset_revision dataset_format columns "
                 "limit prompt system_prompt chat_template_kwargs train_turns max_length overlong packing"
             ),
         }.items()
@@ -178,10 +179,8 @@ def _by_recipe(checkpoint: Path, recipe: Recipe, settings: dict[str, Any]) -> Ru
     """What a checkpoint without a record was trained with, by the recipe.yaml beside it; None where that says nothing."""
     path = checkpoint.parent / RECIPE
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        given = None
-    if not isinstance(given, dict):
+        given = load_record(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ConfigurationError):
         return None
     say(f"{checkpoint} has no record of the settings that it was trained with; compared with {path}")
     processes = (read_manifest(checkpoint) or {}).get("world_size") or recipe.training.world_size

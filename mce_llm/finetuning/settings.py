@@ -7,6 +7,7 @@ How a file and a command line are read into them is in `mce_llm.running.settings
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import cast
 
 from mce_llm.data import PROMPTS, DataError, get_prompt
@@ -31,6 +32,12 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Hub id or directory of the model to fine-tune."}
     )
+    model_revision: str | None = field(
+        default=None,
+        metadata={
+            "help": "Branch, tag or commit of a model from the hub, and of its own tokenizer; default: main."
+        },
+    )
     model_config: str | None = field(
         default=None,
         metadata={
@@ -40,6 +47,23 @@ class ModelArguments:
     )
     tokenizer_name_or_path: str | None = field(
         default=None, metadata={"help": "Tokenizer, where it is not the model's own."}
+    )
+    tokenizer_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of tokenizer_name_or_path; default: main."}
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template in place of the tokenizer's, saved with it: a .jinja file, the text itself, or the name "
+            "of one of several that the tokenizer has."
+        },
+    )
+    resize_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "Give the model rows for ids of the tokenizer that it has no embeddings for; they begin at the mean of "
+            "the others. With lora_r, lora_modules_to_save must name embeddings and head."
+        },
     )
     dtype: str = field(
         default="float32",
@@ -108,11 +132,43 @@ class ModelArguments:
             problems.append("a model from scratch needs tokenizer_name_or_path")
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             problems.append(f"dtype must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
-        problems += self._adapter_problems()
+        problems += [*self._source_problems(), *self._adapter_problems()]
         self.config_settings = mapping_of("model_config", self.model_config, problems)
         if self.model_config is not None and not problems and "model_type" not in self.config_settings:
             problems.append("model_config must name its model_type, such as llama")
         raise_all(problems)
+
+    def _source_problems(self) -> list[str]:
+        """What is wrong with revisions, and with what is changed about the vocabulary."""
+        problems = []
+        if self.model_revision is not None and self.model_name_or_path is None:
+            problems.append(
+                "model_revision without model_name_or_path: it is a revision of a model from the hub"
+            )
+        if self.tokenizer_revision is not None and self.tokenizer_name_or_path is None:
+            problems.append(
+                "tokenizer_revision without tokenizer_name_or_path: the tokenizer is the model's own, at model_revision"
+            )
+        for source, revision in (
+            (self.model_name_or_path, "model_revision"),
+            (self.tokenizer_name_or_path, "tokenizer_revision"),
+        ):
+            asked = getattr(self, revision)
+            if source is not None and asked is not None and Path(source).expanduser().exists():
+                problems.append(
+                    f"{revision} {asked!r}: {source} is on this machine, where there are no revisions; give a hub id, or "
+                    f"leave {revision} out"
+                )
+        if self.resize_embeddings and self.model_config is not None:
+            problems.append(
+                "resize_embeddings with model_config: set vocab_size in model_config, or leave that out"
+            )
+        return problems
+
+    def revision_of_tokenizer(self) -> str | None:
+        """The branch, tag or commit that the tokenizer is read at; None for the main branch."""
+        own = self.tokenizer_name_or_path in (None, self.model_name_or_path)
+        return self.tokenizer_revision or (self.model_revision if own else None)
 
     def _adapter_problems(self) -> list[str]:
         """What is wrong with the adapters and the quantisation under them."""

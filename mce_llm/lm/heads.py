@@ -17,6 +17,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mce_llm.errors import MceLlmError
+from mce_llm.running.messages import counted
 
 # Returned by the head in place of logits: small values show a scale, large ones a saturation, both signs show symmetry.
 _PROBE = (-1e5, -50.0, -3.0, -1e-3, 0.0, 1e-3, 0.5, 3.0, 50.0, 1e5)
@@ -119,7 +120,7 @@ def refuse_lost_gradients(model: PreTrainedModel) -> None:
     lost = [name for name, p in model.named_parameters() if p.requires_grad and p.is_meta]
     if lost:
         raise UnsupportedModelError(
-            f"{len(lost)} trainable parameters are offloaded to the CPU or to disk (the first: {lost[0]}), and their "
+            f"offloaded to the CPU or to disk: {counted(len(lost), 'trainable parameter')} (the first: {lost[0]}), whose "
             "gradients would be lost; keep them on a device in device_map, or freeze them (requires_grad_(False))"
         )
 

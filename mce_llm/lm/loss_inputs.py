@@ -39,10 +39,10 @@ def check_labels(labels_N: Tensor, num_rows: int, token_mask: Tensor | None, ign
     if left_out and left_out[0] >= 0:
         raise LossInputError(
             f"token {left_out[0]} is a label, but the token mask leaves it out of the token geometry, where its matrix "
-            "loss would be the same whatever is predicted. If it is the padding token and also learnt, pad with "
-            "another one (tokenizer.pad_token = tokenizer.eos_token hides no token) or set its entry of token_mask to "
-            f"True; if it is no token of the tokenizer, mask the label with {ignore_index} or make the labels with the "
-            "model's own tokenizer"
+            "loss would be the same whatever is predicted. If it is the padding token and also learnt, pad with another one "
+            "(a tokenizer without a padding token is padded with its end of text, which hides no token; in Python: "
+            "tokenizer.pad_token = tokenizer.eos_token, or set its entry of token_mask to True); if it is no token of the "
+            f"tokenizer, mask the label with {ignore_index} or make the labels with the model's own tokenizer"
         )
 
 

@@ -46,7 +46,7 @@ def token_mask_of(
     if ids and ids[-1] >= num_rows:
         raise UnsupportedModelError(
             f"the tokenizer has ids up to {ids[-1]}, the model's head only {num_rows} rows; "
-            "resize the embeddings (model.resize_token_embeddings) or use the model's own tokenizer"
+            "set resize_embeddings: true (in Python: model.resize_token_embeddings), or use the model's own tokenizer"
         )
     mask = torch.zeros(num_rows, dtype=torch.bool)
     mask[torch.tensor(ids, dtype=torch.long)] = True

@@ -18,11 +18,11 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mce_llm.errors import MceLlmError
 from mce_llm.running.files import write_json, write_text
 from mce_llm.running.installation import DISTRIBUTION, installed_versions
+from mce_llm.running.messages import ConfigurationError
+from mce_llm.running.yaml_text import dump_yaml, load_record
 
 RECIPE = "recipe.yaml"
 VERSIONS = "versions.json"
@@ -222,7 +222,7 @@ def write_record(
     """
     from mce_llm.running.settings import without_secrets  # here: it brings transformers, which takes seconds
 
-    settings = yaml.safe_dump(without_secrets(given), sort_keys=False, allow_unicode=True)
+    settings = dump_yaml(without_secrets(given))
     comments = "".join(f"# {' '.join(remark.split())}\n" for remark in remarks)
     write_text(folder / RECIPE, comments + settings)
     write_json(folder / VERSIONS, installed_versions((DISTRIBUTION, *packages)))
@@ -244,10 +244,8 @@ def changed_settings(
     from mce_llm.running.settings import without_secrets
 
     try:
-        before = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return None
-    if not isinstance(before, dict):
+        before = load_record((folder / RECIPE).read_text(encoding="utf-8"), RECIPE)
+    except (OSError, ConfigurationError):
         return None
     now, unimportant = without_secrets(given), _PLACE_ONLY | set(place_only)
     return {

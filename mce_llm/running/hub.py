@@ -10,6 +10,7 @@ import socket
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 _SECONDS = 5.0
@@ -18,7 +19,7 @@ _taken_offline: list[str] = []
 _MODEL_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json")
 
 
-def hub_problem(name: str, kind: str = "model") -> str | None:
+def hub_problem(name: str, kind: str = "model", revision: str | None = None) -> str | None:
     """Say why a hub id cannot be loaded, where it is not on this machine and the hub cannot be reached.
 
     Where it is in the cache and the hub cannot be reached, the libraries of this process are set to work offline.
@@ -26,6 +27,7 @@ def hub_problem(name: str, kind: str = "model") -> str | None:
     Args:
         name: A hub id; whatever exists as a path is none.
         kind: model or dataset.
+        revision: A branch, tag or commit of it; None for the main branch.
 
     Returns:
         The problem, or None where loading may be tried.
@@ -38,11 +40,11 @@ def hub_problem(name: str, kind: str = "model") -> str | None:
     reason = unreachable()
     if reason is None:
         return None
-    if is_cached(name, kind):
+    if is_cached(name, kind, revision):
         _go_offline(name, reason)
         return None
     return (
-        f"{name} is not on this machine, and the hub cannot be reached ({reason}); check the network, its proxy "
+        f"{name}{at_revision(revision)} is not on this machine, and the hub cannot be reached ({reason}); check the network, its proxy "
         f"(HTTPS_PROXY) and HF_ENDPOINT, or download it elsewhere (hf download) and give the directory"
     )
 
@@ -63,23 +65,52 @@ def unreachable() -> str | None:
     return None
 
 
-def is_cached(name: str, kind: str = "model") -> bool:
+def is_cached(name: str, kind: str = "model", revision: str | None = None) -> bool:
     """Whether a hub id was downloaded to this machine before.
 
     Args:
         name: The hub id.
         kind: model or dataset.
+        revision: A branch, tag or commit of a model; None for the main branch.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
     if kind == "model":
-        return any(isinstance(try_to_load_from_cache(name, file), str) for file in _MODEL_FILES)
+        return any(
+            isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in _MODEL_FILES
+        )
     import datasets
 
     # As downloaded, or as prepared by `datasets`, whose folder names vary with its version.
     owner, _, last = name.rpartition("/")
     prepared = Path(datasets.config.HF_DATASETS_CACHE).glob(f"{owner}___*" if owner else f"{last}*")
     return (Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}").is_dir() or any(prepared)
+
+
+def revision_option(revision: str | None) -> dict[str, Any]:
+    """The argument of `from_pretrained` that asks for a branch, tag or commit; none for the main branch."""
+    return {} if revision is None else {"revision": revision}
+
+
+def commit_of(name: str, revision: str | None) -> str | None:
+    """The commit of a model in the hub's cache that a branch or tag stands for; None where it is not there.
+
+    Args:
+        name: The hub id.
+        revision: A branch, tag or commit; None for the main branch.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in _MODEL_FILES:
+        found = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(found, str) and "snapshots" in (parts := Path(found).parts):
+            return parts[parts.index("snapshots") + 1]
+    return None
+
+
+def at_revision(revision: str | None) -> str:
+    """The revision as messages name it, after the hub id; nothing for the main branch."""
+    return "" if revision is None else f" at revision {revision}"
 
 
 def _go_offline(name: str, reason: str) -> None:

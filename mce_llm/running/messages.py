@@ -41,6 +41,11 @@ def nearest_hint(name: str, options: Iterable[str]) -> str:
     return f" (did you mean {known[close[0]]!r}?)" if close else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what is counted, in the singular for one: `1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def cause(error: BaseException) -> str:
     """Return type and text of another library's error on one line: of the innermost, where errors are chained."""
     error = _innermost(error)
@@ -69,16 +74,19 @@ def loading_problem(error: Exception) -> str:
     return cause(error)
 
 
-def model_path_problem(name: str) -> str | None:
+def model_path_problem(name: str, revision: str | None = None) -> str | None:
     """Say why a name is no model to load: a path that leads to none, or a hub id where the hub cannot be reached.
 
     Args:
         name: A directory or a hub id.
+        revision: A branch, tag or commit of a hub id.
 
     Returns:
         The problem, or None where loading may be tried.
     """
     path = Path(name).expanduser()
+    if revision is not None and path.exists():
+        return f"{name} is on this machine, where there is no revision {revision!r}; give a hub id, or leave the revision out"
     if path.is_dir():
         if (path / "config.json").is_file():
             return _shard_problem(path)
@@ -91,7 +99,7 @@ def model_path_problem(name: str) -> str | None:
         return f"{name} is a file; give the directory of a model, or a hub id"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{name}: there is no such directory"
-    return hub_problem(name)
+    return hub_problem(name, revision=revision)
 
 
 def _shard_problem(folder: Path) -> str | None:

@@ -7,16 +7,17 @@ One flat namespace holds all groups of a script, so `--learning_rate 1e-5` on th
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from mce_llm.running.messages import ConfigurationError, nearest_hint, raise_all
+from mce_llm.running.yaml_text import Word, load_settings, load_yaml, unquoted
 
 __all__ = [
     "ConfigurationError",
@@ -33,8 +34,47 @@ __all__ = [
 Adjustment = Callable[[Namespace, frozenset[str]], list[str]]
 
 
+def _switch(text: str | bool) -> bool:
+    """True or false in any of the words that people have for them."""
+    return string_to_bool({"on": "true", "off": "false"}.get(str(text).lower(), text))
+
+
+def _whole(text: str) -> int:
+    """A whole number, which may be written as 1e6."""
+    try:
+        return int(text)
+    except ValueError:
+        if "e" not in text.lower() or not float(text).is_integer():
+            raise
+        return int(float(text))
+
+
+_whole.__name__ = "int"  # what argparse calls it in its messages
+_KINDS: dict[Any, Any] = {int: _whole, string_to_bool: _switch}
+
+
 class _Parser(HfArgumentParser):
     """An argument parser whose errors are exceptions, without two hundred lines of usage."""
+
+    def __init__(self, groups: Sequence[type], **named: Any) -> None:
+        super().__init__(groups, **named)  # type: ignore[arg-type]
+        hints = settings_of(groups)
+        self._one_or_more = set()
+        for action in self._actions:
+            action.type = _KINDS.get(action.type, action.type)
+            if action.nargs is None and any(
+                get_origin(part) is list for part in get_args(hints.get(action.dest))
+            ):
+                action.nargs = "+"  # text or a list of texts, of which the base class takes the first alone
+                self._one_or_more.add(action.dest)
+
+    def parse_known_args(self, *arguments: Any, **named: Any) -> Any:
+        """The stock parsing; one value of a setting that takes one or more is that value."""
+        parsed, left = super().parse_known_args(*arguments, **named)
+        for name in self._one_or_more:
+            if isinstance(value := getattr(parsed, name), list) and len(value) == 1:
+                setattr(parsed, name, value[0])
+        return parsed, left
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing and leaving.
@@ -52,6 +92,7 @@ def parse_settings(
     description: str | None = None,
     adjust: Adjustment | None = None,
     comma_lists: Sequence[str] = (),
+    assignments: Sequence[str] = (),
     refused: Mapping[str, str] | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Read `--config FILE.yaml` and overrides such as `--learning_rate 1e-5`; overrides win.
@@ -62,6 +103,7 @@ def parse_settings(
         description: What `--help` says of the script.
         adjust: Sees the parsed settings before the dataclasses are made, and may add words to the command line.
         comma_lists: Settings that a YAML list may give, though they are text separated by commas.
+        assignments: Settings that a YAML mapping may give, though they are text such as a=1,b=2.
         refused: Names that people would try and that are no settings on purpose, with the reason.
 
     Returns:
@@ -71,16 +113,25 @@ def parse_settings(
         ConfigurationError: A file that cannot be read, unknown settings (with the nearest known name), values of
             the wrong kind, or values that cannot be used.
     """
-    parser = _Parser(groups, allow_abbrev=False, description=description)  # type: ignore[arg-type]
+    parser = _Parser(groups, allow_abbrev=False, description=description)
     parser.add_argument("--config", help="YAML file with settings; the command line overrides it.")
     if "--help" in argv or "-h" in argv:
         parser.parse_args(["--help"])
     argv = _split_equals(argv)
     path, argv = _take_config(argv)
-    settings = _read_yaml(path) if path is not None else {}
+    written = _read_yaml(path) if path is not None else {}
+    kinds = {
+        action.dest: action.type
+        for action in parser._actions
+        if f"--{action.dest}" in action.option_strings  # not its --no_ complement
+    }
+    settings = {name: _meant(value, kinds.get(name)) for name, value in written.items()}
     for name in comma_lists:
         if isinstance(layers := settings.get(name), list):
             settings[name] = ",".join(map(str, layers))
+    for name in assignments:
+        if isinstance(pairs := settings.get(name), dict):
+            settings[name] = ",".join(f"{key}={value}" for key, value in pairs.items())
     stray, overrides = _by_name(argv)
     nulls = [name for name, value in settings.items() if value is None]
     known = settings_of(groups)
@@ -109,6 +160,7 @@ def parse_settings(
     words = [
         word for name, value in settings.items() if value is not None for word in setting_words(name, value)
     ]
+    overrides = {name: _as_json(name, values, known[name]) for name, values in overrides.items()}
     words += [word for name, values in overrides.items() for word in _flag(name, values)]
     parsed = parser.parse_args(words)
     if adjust is not None:
@@ -132,7 +184,7 @@ def typed(groups: Sequence[type], settings: Mapping[str, Any], names: Sequence[s
     Raises:
         ConfigurationError: A value of the wrong kind.
     """
-    parser = _Parser(groups, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = _Parser(groups, allow_abbrev=False)
     for action in parser._actions:
         action.required = False
     given = [name for name in names if settings.get(name) is not None]
@@ -150,9 +202,9 @@ def mapping_of(name: str, text: str | None, problems: list[str]) -> dict[str, An
     if text is None:
         return {}
     try:
-        value = yaml.safe_load(text)  # JSON is YAML
-    except yaml.YAMLError as error:
-        problems.append(f"{name} is not a mapping: {error}")
+        value = load_yaml(text, name)  # JSON is YAML
+    except ConfigurationError as error:
+        problems.append(str(error))
         return {}
     if not isinstance(value, dict):
         problems.append(f"{name} must be a mapping, got {text!r}")
@@ -213,13 +265,21 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise ConfigurationError(f"no configuration file {path!r}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the configuration {path!r}: {error}") from error
+    return load_settings(text, path)
+
+
+def _meant(value: Any, kind: Any) -> Any:
+    """A value of a file as the type of its setting takes it: the text as it stands there, unless a number is wanted."""
+    if isinstance(value, list):
+        return [_meant(item, kind) for item in value]
+    if not isinstance(value, Word) or kind not in (_whole, _switch, float):
+        return value.text if isinstance(value, Word) else value
+    if kind is float or (kind is _whole and isinstance(value.value, int)):
+        return unquoted(value)
     try:
-        settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}") from error
-    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
-        raise ConfigurationError(f"{path} must hold a mapping of settings, name: value")
-    return settings
+        return kind(value.text)
+    except (ValueError, ArgumentTypeError):  # which the parser says
+        return unquoted(value)
 
 
 def setting_words(name: str, value: Any) -> list[str]:
@@ -249,6 +309,22 @@ def _flag(name: str, values: list[str]) -> list[str]:
     return [f"--{name}={values[0]}"] if len(values) == 1 else [f"--{name}", *values]
 
 
+def _as_json(name: str, values: list[str], hint: Any) -> list[str]:
+    """An override of a setting that takes a mapping, in JSON where it was given in YAML: transformers reads that alone."""
+    if len(values) != 1 or not values[0].lstrip().startswith("{") or not _takes_mapping(hint):
+        return values
+    return [json.dumps(load_yaml(values[0], name))]
+
+
+def _takes_mapping(hint: Any) -> bool:
+    return dict in (hint, *(get_origin(part) or part for part in get_args(hint)))
+
+
 def _plain(value: Any) -> Any:
     """A value from the command line as it would stand in YAML."""
-    return yaml.safe_load(value) if isinstance(value, str) and value.startswith("{") else value
+    if not isinstance(value, str) or not value.startswith("{"):
+        return value
+    try:
+        return load_yaml(value, "")
+    except ConfigurationError:  # text that begins like a mapping
+        return value

@@ -40,7 +40,9 @@ def test_all_or_nothing(tmp_path):
     mine = tmp_path / "eval" / "gsm8k.py"
     mine.write_text("mine\n")
     (tmp_path / "eval" / "README.md").unlink()
-    with pytest.raises(OutputError, match=r"1 files in .* differ .*eval/gsm8k\.py for one.*--overwrite"):
+    with pytest.raises(
+        OutputError, match=r"1 file in .* not as mce-llm brings them, .*eval/gsm8k\.py for one.*--overwrite"
+    ):
         copy_shipped(["eval"], tmp_path)
     assert mine.read_text() == "mine\n"
     assert not (tmp_path / "eval" / "README.md").exists()

@@ -120,6 +120,21 @@ def test_what_cannot_be_parsed_has_exit_code_two(overrides, message, command, re
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"lr_scheduler_kwargs": {"min_lr": 1e-7}}, "lr_scheduler_type linear does not take min_lr"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "needs lr_scheduler_kwargs: {num_decay_steps: …}"),
+        ({"optim_args": "momentum=0.9"}, "optim adamw_torch_fused does not read momentum"),
+        ({"optim": "lomo"}, "optim lomo: ImportError"),
+    ],
+)
+def test_optimizers_and_schedules_that_cannot_be_made(changed, message, command, recipe):
+    found = validated(command, recipe(**changed), code=1)
+    (problem,) = [text for text in texts(found, "problem") if text.startswith("optimizer: ")]
+    assert message in problem
+
+
 def test_warnings_do_not_stop_a_run(command, recipe, place):
     rows = [json.loads(line) for line in (place / "data.jsonl").read_text().splitlines()]
     write_jsonl([*rows, *rows[:5]], place / "worn.jsonl")

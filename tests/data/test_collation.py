@@ -74,7 +74,10 @@ def test_rows_are_not_changed():
 
 def test_tokenizer_without_any_token_to_pad_with(byte_level):
     tokenizer = type(byte_level)(tokenizer_object=byte_level.backend_tokenizer)
-    with pytest.raises(DataError, match=r"neither a padding nor an EOS token; set tokenizer\.pad_token"):
+    with pytest.raises(
+        DataError,
+        match=r"neither a padding nor an EOS token; .*tokenizer_name_or_path \(in Python: set tokenizer\.pad_token",
+    ):
         CompletionCollator(tokenizer)
 
 

@@ -277,7 +277,7 @@ def bad_models(model_directory, tmp_path):
         "nan": (broken_copy(model_directory, tmp_path / "nan", nan), "logits are NaN or infinite for"),
         "missing": (
             broken_copy(model_directory, tmp_path / "missing", missing_weights),
-            "lacks 1 weights of a LlamaForCausalLM (first: model.norm.weight)",
+            "lacks 1 weight of a LlamaForCausalLM (first: model.norm.weight)",
         ),
         "damaged": (
             broken_copy(model_directory, tmp_path / "damaged", damaged),

@@ -124,6 +124,25 @@ def test_total_batch_size(file, monkeypatch):
         ({"dtype": "int8"}, ["dtype must be auto, float32"]),
         ({"lora_r": -1}, ["lora_r must be 0"]),
         ({"lora_dropout": 1}, [r"lora_dropout must be in \[0, 1\)"]),
+        (
+            {"model_name_or_path": ".", "model_revision": "v2"},
+            [r"model_revision 'v2': \. is on this machine, where there are no revisions"],
+        ),
+        (
+            {"tokenizer_name_or_path": ".", "tokenizer_revision": "v2"},
+            ["tokenizer_revision 'v2': .* or leave tokenizer_revision out"],
+        ),
+        ({"tokenizer_revision": "v2"}, ["tokenizer_revision without tokenizer_name_or_path"]),
+        (
+            {
+                "model_name_or_path": None,
+                "model_config": {"model_type": "llama"},
+                "tokenizer_name_or_path": "x",
+                "model_revision": "v2",
+                "resize_embeddings": True,
+            },
+            ["model_revision without model_name_or_path", "resize_embeddings with model_config"],
+        ),
         ({"prompt": "metamaht"}, [r"unknown prompt 'metamaht' \(did you mean 'metamath'"]),
         (
             {"max_length": 0, "limit": -1, "overlong": "cut"},

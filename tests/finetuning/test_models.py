@@ -58,7 +58,7 @@ def lose_a_weight(path):
 @pytest.mark.parametrize(
     ("damage", "pattern"),
     [
-        (lose_a_weight, r"lacks 1 weights of a LlamaForCausalLM \(first: model.layers.0.mlp.up_proj.weight"),
+        (lose_a_weight, r"lacks 1 weight of a LlamaForCausalLM \(first: model.layers.0.mlp.up_proj.weight"),
         (lambda path: change_config(path, num_hidden_layers=3), "lacks 9 weights .*first: model.layers.2"),
         (lambda path: change_config(path, intermediate_size=48), "RuntimeError: .*ignore_mismatched_sizes"),
         (lambda path: change_config(path, model_type="lama"), "does not recognize this architecture"),

@@ -1,5 +1,7 @@
 """How file and command line come together: what wins, what counts as given, and what cannot be said."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 import transformers
@@ -39,6 +41,57 @@ def test_given_is_what_was_meant(parse):
     assert again.given == recipe.given
     assert again.training.run_name == "010"
     assert again.data == recipe.data
+
+
+def test_every_default_survives_a_file(parse):
+    """What is a number, a word, a switch or a list stays one when it is written as YAML and read again."""
+    usual = parse()
+    known = {}
+    for group in (usual.model, usual.data, usual.training):
+        known |= {item.name: getattr(group, item.name) for item in fields(group) if item.init}
+    # The parser makes these from what is given; transformers does not take their defaults back either.
+    made = {"parallelism_config", "accelerator_config", "liger_kernel_config", "use_cpu", "output_dir"}
+    words = {
+        name: getattr(value, "value", value)
+        for name, value in known.items()
+        if value is not None and value != [] and name not in made
+    }
+    again = parse(**words)
+    for group in (again.model, again.data, again.training):
+        for item in fields(group):
+            if item.name in words and item.name != "report_to":  # of which transformers makes a list
+                assert getattr(group, item.name) == known[item.name], item.name
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "meant"),
+    [
+        ("lr_scheduler_kwargs", "{min_lr: 1e-7, num_cycles: .5}", {"min_lr": 1e-7, "num_cycles": 0.5}),
+        ("activation_checkpointing_kwargs", "{use_reentrant: false}", {"use_reentrant": False}),
+        ("eval_strategy", "no", "no"),
+        ("save_strategy", "no", "no"),
+        ("run_name", "010", "010"),
+        ("report_to", "[none]", []),
+        ("optim_args", "{momentum: 1e-1, nesterov: true}", "momentum=0.1,nesterov=True"),
+    ],
+)
+def test_values_in_a_file(tmp_path, name, written, meant):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model_name_or_path: m\ndataset: d\nuse_cpu: yes\noutput_dir: {tmp_path}\n{name}: {written}\n"
+    )
+    recipe = parse_recipe([f"--config={path}"])
+    assert getattr(recipe.training, name) == meant
+    assert recipe.training.use_cpu
+
+
+def test_numbers_in_the_shape_of_a_model(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"model_config: {{model_type: llama, rope_theta: 1e6}}\ntokenizer_name_or_path: t\ndataset: d\noutput_dir: {tmp_path}\n"
+    )
+    recipe = parse_recipe([f"--config={path}", "--use_cpu"])
+    assert recipe.model.config_settings == {"model_type": "llama", "rope_theta": 1e6}
 
 
 def test_the_last_of_a_repeated_flag_wins(parse):

@@ -52,7 +52,8 @@ def test_rows_that_are_no_tokens_and_padding_that_is_nothing_else_stay_out():
     assert left_out(tokenizer) == [tokenizer.pad_token_id]
     assert not mask[len(tokenizer) :].any()
     with pytest.raises(
-        UnsupportedModelError, match=r"ids up to \d+, the model's head only 200 rows; resize the embeddings"
+        UnsupportedModelError,
+        match=r"ids up to \d+, the model's head only 200 rows; set resize_embeddings: true",
     ):
         token_mask_of(tokenizer, 200)
 

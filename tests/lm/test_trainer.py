@@ -18,6 +18,7 @@ from mce_llm.lm import (
     MatrixTrainingArguments,
     NonFiniteLossError,
     TokenGeometry,
+    UnsupportedModelError,
     reference_matrix_cross_entropy,
 )
 
@@ -76,6 +77,21 @@ def test_weight_zero_is_the_stock_trainer(tmp_path, family, accumulation):
     for (name, a), b in zip(ours.model.named_parameters(), stock.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
     assert not logged(ours, "mce_loss")
+
+
+def test_a_model_without_anything_to_train(tmp_path):
+    """It can be evaluated all the same."""
+    model = make_model().requires_grad_(False)
+    trainer = MatrixTrainer(
+        model=model,
+        args=arguments(tmp_path),
+        train_dataset=Rows(),
+        eval_dataset=Rows(3),
+        data_collator=collate,
+    )
+    assert trainer.evaluate()["eval_loss"] > 0
+    with pytest.raises(UnsupportedModelError, match=r"all parameters of the .*ForCausalLM are frozen: train"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])

@@ -83,7 +83,7 @@ def place(folder, tmp_path):
         ({"eval_strategy": "steps", "eval_steps": 1}, "eval_strategy needs eval_dataset"),
         (
             {"model_name_or_path": "{place}/nan"},
-            "1 weights of '{place}/nan' are not finite (first: model.layers.1",
+            "1 weight of '{place}/nan' is not finite (first: model.layers.1",
         ),
         (
             {"model_name_or_path": "{place}/truncated"},
@@ -95,7 +95,7 @@ def place(folder, tmp_path):
         ({"model_name_or_path": "{place}/no_tokenizer"}, "cannot load a tokenizer from"),
         (
             {"model_name_or_path": "{place}/small"},
-            "tokenizer: it has ids up to 299, the model 200 embeddings",
+            "tokenizer: it has ids up to 299, the model 200 embeddings; set resize_embeddings: true",
         ),
         ({"model_name_or_path": "{place}/bert"}, "BertLMHeadModel attends in both directions"),
         ({"model_name_or_path": "{place}/t5"}, "Unrecognized configuration class"),

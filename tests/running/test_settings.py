@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from mce_llm.running.settings import ConfigurationError, mapping_of, names_of, parse_settings, raise_all
+from mce_llm.running.yaml_text import dump_yaml
 
 
 @dataclass
@@ -19,6 +20,9 @@ class Numbers:
     rate: float = 0.1
     steps: int | None = 3
     mean: list[float] | None = field(default=None, metadata={"help": "three numbers"})
+    extra: dict[str, float] | str | None = None
+    places: None | str | list[str] = None  # noqa: RUF036 - the parser takes the second of these
+    pairs: str | None = None
 
     def __post_init__(self):
         raise_all([f"rate must be positive, got {self.rate}"] if self.rate <= 0 else [])
@@ -38,9 +42,61 @@ def test_file_and_command_line(tmp_path):
     assert given == {"output_dir": "a", "rate": 2.0, "mean": [1, 2, 3], "steps": None, "keep": True}
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("names: no", {"names": "no"}),
+        ("names: 010", {"names": "010"}),
+        ("names: 1e-7", {"names": "1e-7"}),
+        ("names: 2024-05-01", {"names": "2024-05-01"}),
+        ("names: 1:30", {"names": "1:30"}),
+        ("names: true", {"names": "true"}),
+        ("keep: yes", {"keep": True}),
+        ("keep: On", {"keep": True}),
+        ("keep: off", {"keep": False}),
+        ("keep: 'no'", {"keep": False}),
+        ("rate: 1e-7", {"rate": 1e-7}),
+        ("rate: 1_0", {"rate": 10.0}),
+        ("steps: 1e3", {"steps": 1000}),
+        ("steps: 0x10", {"steps": 16}),
+        ("steps: 010", {"steps": 10}),
+        ("mean: [1e-7, 2, .5]", {"mean": [1e-7, 2.0, 0.5]}),
+        ("places: [no, 010]", {"places": ["no", "010"]}),
+        ("places: [no]", {"places": "no"}),
+        ("places: no", {"places": "no"}),
+    ],
+)
+def test_values_mean_what_their_setting_takes(tmp_path, written, meant):
+    """And what was given can be given again."""
+    (place, numbers), given = parse(tmp_path, f"output_dir: a\n{written}\n")
+    found = {**vars(place), **vars(numbers)}
+    assert {name: found[name] for name in meant} == meant
+    assert parse(tmp_path, dump_yaml(given))[0] == (place, numbers)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--steps", "1e3"], {"steps": 1000}),
+        (["--keep", "on"], {"keep": True}),
+        (["--extra", "{a: 1e-7}"], {"extra": '{"a": 1e-07}'}),
+        (["--names", "{a: no"], {"names": "{a: no"}),
+    ],
+)
+def test_the_command_line_reads_alike(tmp_path, words, meant):
+    (place, numbers), _ = parse(tmp_path, "output_dir: a\n", *words)
+    found = {**vars(place), **vars(numbers)}
+    assert {name: found[name] for name in meant} == meant
+
+
 def test_lists_that_are_text(tmp_path):
     (place, _), _ = parse(tmp_path, "output_dir: a\nnames: [x, y]\n", comma_lists=("names",))
     assert names_of(place.names) == ["x", "y"]
+
+
+def test_mappings_that_are_text(tmp_path):
+    (_, numbers), given = parse(tmp_path, "output_dir: a\npairs: {x: 1e-3, y: a}\n", assignments=("pairs",))
+    assert numbers.pairs == given["pairs"] == "x=0.001,y=a"
 
 
 def test_adjustments_see_what_was_given(tmp_path):
@@ -66,6 +122,11 @@ def test_adjustments_see_what_was_given(tmp_path):
         ("output_dir: a\n", ["stray"], r"unexpected word 'stray'"),
         ("- a\n", [], r"must hold a mapping"),
         ("a: [\n", [], r"is not YAML"),
+        ("output_dir: a\nrate: 1:30\n", [], r"invalid float value: '1:30'"),
+        ("output_dir: a\nsteps: 1.5e0\n", [], r"invalid int value: '1\.5'"),
+        ("output_dir: a\noutput_dir: b\n", [], r"output_dir is given twice, in lines 1 and 2"),
+        ("output_dir: a\nextra: {b: no}\n", [], r"extra\.b: no may mean false or the word"),
+        ("output_dir: a\n", ["--extra", "{b: no}"], r"b: no may mean false or the word"),
     ],
 )
 def test_what_cannot_be_used(tmp_path, text, argv, message):
@@ -94,4 +155,4 @@ def test_mappings():
     mapping_of("x", "3", problems)
     mapping_of("y", "{", problems)
     assert "x must be a mapping, got '3'" in problems[0]
-    assert "y is not a mapping" in problems[1]
+    assert "y is not YAML" in problems[1]

@@ -108,7 +108,9 @@ def open_backend(config: EvaluationConfig, state: PartialState) -> Backend:
         DataError: If there is no usable tokenizer.
     """
     if config.backend == "hf":
-        model, tokenizer = load_model_and_tokenizer(config.model, config.dtype, state.device)
+        model, tokenizer = load_model_and_tokenizer(
+            config.model, config.dtype, state.device, revision=config.revision
+        )
         return TransformersBackend(model, tokenizer, config.batching)
     if installed_version("vllm") is None:
         raise EvaluationError(

@@ -22,8 +22,9 @@ from mce_llm.eval.engines.decoding import (
 )
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import files_fingerprint
-from mce_llm.eval.loading import adapter_config, check_path
+from mce_llm.eval.loading import adapter_config, check_path, refuse_revision
 from mce_llm.eval.settings import EvaluationConfig
+from mce_llm.running.hub import revision_option
 from mce_llm.running.messages import cause
 from mce_llm.running.stop_ids import stop_ids
 
@@ -44,14 +45,24 @@ class VllmBackend:
     def __init__(self, config: EvaluationConfig):
         adapter = adapter_config(config.model)
         base = config.model if adapter is None else str(adapter.get("base_model_name_or_path") or "")
-        check_path(base)
-        own_tokenizer = adapter is None or Path(config.model, "tokenizer_config.json").is_file()
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model if own_tokenizer else base)
-        self.folders = [_folder(name) for name in dict.fromkeys((base, config.model))]
+        revision = config.revision
+        if adapter is not None:
+            refuse_revision(config.model, revision)
+            revision = adapter.get("revision")
+        check_path(base, revision)
+        own_tokenizer = adapter is not None and Path(config.model, "tokenizer_config.json").is_file()
+        self.tokenizer: PreTrainedTokenizerBase = (
+            load_tokenizer(config.model) if own_tokenizer else load_tokenizer(base, revision=revision)
+        )
+        self.folders = [_folder(base, revision)]
+        if adapter is not None:
+            self.folders.append(Path(config.model))
         lora = {} if adapter is None else _lora_options(config.model, adapter)
         try:
             self.engine = LLM(
                 model=base,
+                revision=revision,
+                tokenizer_revision=revision,
                 dtype=config.dtype,
                 tensor_parallel_size=config.tensor_parallel_size,
                 generation_config="vllm",  # the checkpoint's own sampling settings do not count
@@ -64,7 +75,7 @@ class VllmBackend:
         )
         self.dtype = str(self.engine.llm_engine.model_config.dtype).removeprefix("torch.")
         self.batching = "vllm"
-        self.end_token_ids = _end_token_ids(base)
+        self.end_token_ids = _end_token_ids(base, revision)
 
     def fingerprint(self) -> str:
         """Return the hash of the weight files."""
@@ -129,12 +140,12 @@ def _sampling(decoding: Decoding, request: Request, end_token_ids: Sequence[int]
     )
 
 
-def _folder(name: str) -> Path:
-    return Path(name) if Path(name).is_dir() else Path(snapshot_download(name))
+def _folder(name: str, revision: str | None) -> Path:
+    return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, revision=revision))
 
 
-def _end_token_ids(name: str) -> list[int]:
+def _end_token_ids(name: str, revision: str | None) -> list[int]:
     try:
-        return stop_ids(GenerationConfig.from_pretrained(name))
+        return stop_ids(GenerationConfig.from_pretrained(name, **revision_option(revision)))
     except OSError:  # a model without generation_config.json
         return []

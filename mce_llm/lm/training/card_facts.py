@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from mce_llm.running.hub import commit_of
 from mce_llm.running.installation import installed_versions
 
 FILE = "README.md"
@@ -91,19 +92,30 @@ def base_name(trainer: Any) -> str | None:
     return getattr(trainer.model.config, "_name_or_path", None) or None
 
 
+def base_commit(trainer: Any) -> str | None:
+    """The commit of the hub that the base model was loaded from; None for one from a folder, or where none is known."""
+    base = hub_id(base_name(trainer))
+    adapters = getattr(trainer.model, "peft_config", {}).values()
+    asked = [adapter.revision for adapter in adapters if adapter.revision]
+    settings = trainer.all_settings or {}
+    if base is None or not (asked or "model_revision" in settings):
+        return None
+    return commit_of(base, asked[0] if asked else settings["model_revision"])
+
+
 def data_id(source: str) -> str | None:
     """The source, if it is a hub id OWNER/NAME; a name without an owner is more likely that of a local file."""
     return hub_id(source) if source.count("/") == 1 else None
 
 
-def license_of(base: str | None) -> str | None:
-    """The licence in the base model's card, if the card is in a local folder or in the hub cache."""
+def license_of(base: str | None, commit: str | None = None) -> str | None:
+    """The licence in the base model's card, if the card is in a local folder or, of that commit, in the hub cache."""
     if base is None:
         return None
     if hub_id(base) is None:
         path: Any = Path(base).expanduser() / FILE
     else:
-        path = try_to_load_from_cache(base, FILE)
+        path = try_to_load_from_cache(base, FILE, revision=commit)
     if not isinstance(path, (str, Path)) or not Path(path).is_file():
         return None
     try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mce_llm.lm.config import MatrixLossConfig
-from mce_llm.lm.training.card_facts import METRICS, DataRecord, shown
+from mce_llm.lm.training.card_facts import METRICS, DataRecord, base_commit, shown
 from mce_llm.lm.training.card_text import (
     LOSS_TEXT,
     SETTING_MEANINGS,
@@ -34,6 +34,8 @@ def what_it_is(source: str | None, *, adapters: bool, trainer: Any) -> str:
     subject = (
         f"{kind} {code(shown(source))}" if source else "A language model that was not loaded from a named one"
     )
+    if (commit := base_commit(trainer)) is not None:
+        subject += f" at commit {code(commit)}"
     weight = trainer.matrix_patch.config.weight
     loss = "matrix cross-entropy beside cross-entropy" if weight else "cross-entropy alone (λ = 0)"
     return f"{subject} (architecture {code(architecture)}), trained with {loss} by mce-llm."
@@ -149,6 +151,8 @@ def loading_text(trainer: Any, base: str | None, source: str | None, *, adapters
     if not adapters:
         return loading_code(trainer.args.hub_model_id or "path/to/this/folder")
     root = json.dumps(base or f"path/to/{shown(source or '')}")
+    if base is not None and (commit := base_commit(trainer)) is not None:
+        root += f", revision={json.dumps(commit)}"
     lines = [
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

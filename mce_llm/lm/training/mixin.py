@@ -23,7 +23,7 @@ from mce_llm.errors import LossInputError, MceLlmError
 from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
 from mce_llm.lm.checks.for_training import check_for_training
 from mce_llm.lm.config import MatrixLossConfig
-from mce_llm.lm.heads import causal_model, find_head
+from mce_llm.lm.heads import UnsupportedModelError, causal_model, find_head
 from mce_llm.lm.one_row import in_one_row, in_rows
 from mce_llm.lm.patch import MatrixLossPatch, patch_model
 from mce_llm.lm.router_loss import router_coefficient
@@ -146,6 +146,8 @@ class MatrixLossMixin(PublishingMixin):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """The stock training, alone in its folder; a checkpoint to resume from is checked first (`starting.started`)."""
         trial = args[0] if args else kwargs.get("trial")
+        if isinstance(self.model, nn.Module):
+            _refuse_frozen(self.model)
         with started(self, resume_from_checkpoint, trial) as checkpoint, preemption.training():
             return super().train(checkpoint, *args, **kwargs)
 
@@ -328,6 +330,18 @@ class MatrixLossMixin(PublishingMixin):
 
 def _world_size() -> int:
     return int(PartialState().num_processes)
+
+
+def _refuse_frozen(model: nn.Module) -> None:
+    """Raise where nothing would be trained."""
+    if any(weight.requires_grad for weight in model.parameters()):
+        return
+    adapters = (
+        "adapters are loaded to be trained with PeftModel.from_pretrained(…, is_trainable=True)"
+        if hasattr(model, "peft_config")
+        else "train some of them (requires_grad_(True)), or put adapters on the model"
+    )
+    raise UnsupportedModelError(f"all parameters of the {type(model).__name__} are frozen: {adapters}")
 
 
 def _refuse_other_losses(args: Any, compute_loss_func: Any, gpus: int) -> None:

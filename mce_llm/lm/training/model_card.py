@@ -19,6 +19,7 @@ from mce_llm.lm.training.card_facts import (
     FILE,
     METRICS,
     DataRecord,
+    base_commit,
     base_name,
     data_id,
     final_evaluation,
@@ -110,7 +111,7 @@ def model_card(
     ids = [*datasets, *(record.source for record in records if record.role == "train")]
     data = ModelCardData(
         language=language,
-        license=license or license_of(source),
+        license=license or license_of(source, base_commit(trainer)),
         library_name="peft" if adapters else "transformers",
         pipeline_tag=tasks or "text-generation",
         base_model=base,

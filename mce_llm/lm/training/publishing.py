@@ -6,6 +6,7 @@ of the hub become one message that says where the model is and how to push it la
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -95,8 +96,9 @@ class PublishingMixin(_Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The stock save; beside adapters also where generation stops, which peft leaves to the base model."""
-        super()._save(output_dir, state_dict)
         model: Any = self.model
+        with _embeddings_once(model):
+            super()._save(output_dir, state_dict)
         if hasattr(model, "peft_config") and (settings := causal_model(model).generation_config) is not None:
             settings.save_pretrained(output_dir or str(self.args.output_dir))
 
@@ -144,6 +146,26 @@ def _explained(what: str) -> Iterator[None]:
             "hub_model_id (OWNER/NAME) and that HF_HUB_OFFLINE is unset; or leave push_to_hub out, and upload the folder "
             "later with `hf upload`"
         ) from error
+
+
+@contextmanager
+def _embeddings_once(model: Any) -> Iterator[None]:
+    """Have peft save embeddings that are trained whole beside adapters once; where rows were added, it would do so thrice."""
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    from peft.utils import ModulesToSaveWrapper
+
+    base = model.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if not all(isinstance(end, ModulesToSaveWrapper) for end in ends):
+        yield
+        return
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 def _as_list(given: str | list[str] | None) -> list[str]:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from mce_llm.errors import MceLlmError
 from mce_llm.running.folder import RECIPE
 from mce_llm.running.messages import cause, nearest_hint
 from mce_llm.running.settings import ConfigurationError, names_of, parse_settings, raise_all, setting_words
+from mce_llm.running.yaml_text import load_record
 from mce_llm.vision.data import AugmentationSettings, DataSettings
 
 KINDS = ("views", "spectrum", "features", "curves")
@@ -156,11 +155,9 @@ def _recipe(run: Path) -> dict[str, Any]:
     if not (run / RECIPE).is_file():
         return {}
     try:
-        content = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        content = load_record((run / RECIPE).read_text(encoding="utf-8"), RECIPE)
+    except (OSError, ConfigurationError) as error:
         raise ConfigurationError(f"{run / RECIPE} cannot be read: {cause(error)}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{run / RECIPE} holds no settings")
     groups = (DataSettings, AugmentationSettings)
     wanted = {"seed", *(item.name for group in groups for item in fields(group))}
     return {name: value for name, value in content.items() if name in wanted}
