@@ -29,6 +29,7 @@ from mce_llm.lm.patch import MatrixLossPatch, patch_model
 from mce_llm.lm.router_loss import router_coefficient
 from mce_llm.lm.token_mask import tokenizer_in
 from mce_llm.lm.training import checkpoints
+from mce_llm.lm.training.checkpointing import checkpoint_eight_bit
 from mce_llm.lm.training.early_stopping import add_early_stopping
 from mce_llm.lm.training.evaluation_rows import EvaluationCollator, number_stream, without_repeated
 from mce_llm.lm.training.guard import StepGuard
@@ -45,6 +46,7 @@ from mce_llm.lm.training.schedule import FreshSchedule, check_length, reschedule
 from mce_llm.lm.training.starting import started
 from mce_llm.running import preemption
 from mce_llm.running.messages import raise_all
+from mce_llm.running.processes import say
 from mce_llm.running.workers import shield_workers
 
 _logger = logging.get_logger(__name__)
@@ -147,6 +149,8 @@ class MatrixLossMixin(PublishingMixin):
         """The stock training, alone in its folder; a checkpoint to resume from is checked first (`starting.started`)."""
         trial = args[0] if args else kwargs.get("trial")
         with started(self, resume_from_checkpoint, trial) as checkpoint, preemption.training():
+            if line := checkpoint_eight_bit(self.args, self.model):  # type: ignore[arg-type]
+                say(line)
             return super().train(checkpoint, *args, **kwargs)
 
     def create_scheduler(
