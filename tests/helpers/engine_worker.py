@@ -110,7 +110,9 @@ def gradient_elements(model):
     """Elements of the gradients that this process holds under FSDP2: [in shards, whole]."""
     shards = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
     whole = []
-    groups = {g for m in model.modules() for g in getattr(m, "_get_fsdp_state", FsdpState)()._fsdp_param_groups}
+    groups = {
+        g for m in model.modules() for g in getattr(m, "_get_fsdp_state", FsdpState)()._fsdp_param_groups
+    }
     for group in groups:  # norm and head share one
         for parameter in group.fsdp_params:
             unsharded = getattr(parameter, "_unsharded_param", None)

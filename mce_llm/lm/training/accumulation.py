@@ -38,9 +38,7 @@ def keep_gradients_sharded(trainer: Any) -> str | None:
     if steps == 1 or not isinstance(trainer.model_wrapped, FSDPModule):
         return None
     if not reduces_each_batch(trainer.args):
-        return (
-            f"FSDP2: with {_SETTING}: false every GPU holds all gradients unsharded until the last of {steps} micro-batches"
-        )
+        return f"FSDP2: with {_SETTING}: false every GPU holds all gradients unsharded until the last of {steps} micro-batches"
     trainer.accelerator.gradient_state.plugin_kwargs[_SETTING] = True
     return (
         f"FSDP2: gradients are reduced after each of {steps} micro-batches, so that they stay sharded; fewer and larger "

@@ -37,6 +37,7 @@ from mce_llm.lm.training.guard_callback import GuardCallback
 from mce_llm.lm.training.loading import without_tied
 from mce_llm.lm.training.meters import HiddenMeter, LossMeter, prefix_of, total_loss, with_means
 from mce_llm.lm.training.monitoring import add_monitoring
+from mce_llm.lm.training.other_losses import other_losses
 from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
 from mce_llm.lm.training.resuming import Continuation
@@ -105,7 +106,7 @@ class MatrixLossMixin(PublishingMixin):
             matrix_loss = args.matrix_loss
         # Before data are prepared, and again below, when `Trainer` knows which GPUs a model that is spread over them has.
         spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-        _refuse_other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu)
+        raise_all(other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu))
         if isinstance(model, nn.Module):
             find_head(causal_model(model))  # refuse before data are prepared
             check_for_training(model, args, named.get("train_dataset"), named.get("eval_dataset"))
@@ -121,9 +122,8 @@ class MatrixLossMixin(PublishingMixin):
             tokenizer = named.get("processing_class")
             named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial), tokenizer))
         super().__init__(model, args, *positional, **named)  # type: ignore[arg-type]
-        _refuse_other_losses(
-            self.args, self.compute_loss_func, self.args.n_gpu
-        )  # which may have come by position
+        # They may have come by position.
+        raise_all(other_losses(self.args, self.compute_loss_func, self.args.n_gpu))
         if model is not None:
             patched(self.model, self.processing_class)  # type: ignore[arg-type]
         check_for_training(self.model, self.args, self.train_dataset, self.eval_dataset)  # type: ignore[arg-type]
@@ -332,22 +332,3 @@ class MatrixLossMixin(PublishingMixin):
 
 def _world_size() -> int:
     return int(PartialState().num_processes)
-
-
-def _refuse_other_losses(args: Any, compute_loss_func: Any, gpus: int) -> None:
-    """Raise for every setting that would silently bypass the patched forward."""
-    problems = []
-    if args.label_smoothing_factor:
-        problems.append(
-            "label_smoothing_factor replaces the model's loss; set it to 0 (matrix_shrinkage smooths the matrix loss)"
-        )
-    if compute_loss_func is not None:
-        problems.append("compute_loss_func replaces the model's loss; leave it out")
-    if getattr(args, "use_liger_kernel", False):
-        problems.append("use_liger_kernel replaces the forward that computes the loss; set it to false")
-    if gpus > 1:
-        problems.append(
-            f"{gpus} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
-            f"accelerate launch --num_processes {gpus} …, or set CUDA_VISIBLE_DEVICES to one"
-        )
-    raise_all(problems)

@@ -66,7 +66,9 @@ def test_reentrant_checkpointing_keeps_the_input_of_a_layer_alone(eight_bit):
 
 def test_gradients_are_the_same(eight_bit):
     """Bitwise: the same operations on the same numbers, with and without recomputation."""
-    plain, *others = (step(eight_bit(), kw)[1] for kw in (None, {"use_reentrant": False}, {"use_reentrant": True}))
+    plain, *others = (
+        step(eight_bit(), kw)[1] for kw in (None, {"use_reentrant": False}, {"use_reentrant": True})
+    )
     assert plain
     for gradients in others:
         assert all(torch.equal(gradients[name], plain[name]) for name in plain)
