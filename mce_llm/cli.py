@@ -157,6 +157,9 @@ def validate(
     memory: Annotated[
         float | None, typer.Option(help="Memory of each GPU, GiB; default: as this machine's.")
     ] = None,
+    host_memory: Annotated[
+        float | None, typer.Option(help="Memory of the host, over all machines, GiB; default: not checked.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="One engine for the memory plan, see plan.")] = None,
     max_examples: Annotated[
         int, typer.Option(min=1, help="Look at this many examples of each data set at most.")
@@ -180,6 +183,7 @@ def validate(
             num_gpus=gpus,
             memory_gib=memory,
             engine=engine,
+            host_memory_gib=host_memory,
             most_examples=max_examples,
             num_samples=samples,
             json_output=as_json,
@@ -195,6 +199,9 @@ def plan(
     ],
     gpus: Annotated[int, typer.Option(help="GPUs, over all machines.")],
     memory: Annotated[float, typer.Option(help="Memory of each GPU, GiB (an 80 GB card has about 79).")],
+    host_memory: Annotated[
+        float | None, typer.Option(help="Memory of the host, over all machines, GiB; default: not checked.")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="One of ddp, zero2, zero3, fsdp2, zero3_offload; default all.")
     ] = None,
@@ -217,6 +224,7 @@ def plan(
             memory_gib=memory,
             engine=engine,
             json_output=as_json,
+            host_memory_gib=host_memory,
         )
 
 

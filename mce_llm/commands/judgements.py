@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mce_llm.commands.data_examination import DataExamination
 from mce_llm.commands.fetching import Fetch
 from mce_llm.commands.findings import Findings
+from mce_llm.commands.training_plan import cpu_note, plan_notes, refused_settings
 from mce_llm.commands.trial_step import TrialStep
 from mce_llm.finetuning.adapters import check_adapters
 from mce_llm.finetuning.checks import (
@@ -255,19 +256,30 @@ def judge_optimization(findings: Findings, recipe: Recipe, model: PreTrainedMode
         findings.ok("optimizer", f"{names[0]} with the schedule {names[1]} can be made")
 
 
-def judge_memory(findings: Findings, plan: MemoryPlan) -> None:
-    """Does an engine fit?"""
+def judge_memory(findings: Findings, recipe: Recipe, plan: MemoryPlan) -> None:
+    """Does an engine fit, with room to spare?"""
+    if note := cpu_note(recipe):
+        findings.ok("memory", note)
+    for note in plan_notes(plan):
+        findings.warn("memory", note)
     if plan.capacity is None:
         return
     gpus = f"{plan.devices} × {plan.capacity / GIB:.4g} GiB"
-    if plan.recommended is None:
-        least = min(plan.engines, key=lambda item: item.peak)
-        findings.problem(
-            "memory", f"no engine fits on {gpus}; {least.engine} needs {least.peak / GIB:.1f} GiB a GPU"
-        )
-    else:
+    if plan.recommended is not None:
         best = plan.of(plan.recommended)
         findings.ok("memory", f"{best.engine} fits on {gpus}: {best.peak / GIB:.1f} GiB a GPU")
+        return
+    least = min(plan.engines, key=lambda item: item.peak)
+    if least.peak <= plan.capacity and least.host > (least.host_capacity or least.host):
+        findings.problem(
+            "memory",
+            f"no engine fits on {gpus} with {(least.host_capacity or 0) / GIB:,.4g} GiB of host memory; {least.engine} needs "
+            f"{least.host / GIB:,.0f} GiB of it",
+        )
+        return
+    findings.problem(
+        "memory", f"no engine fits on {gpus}; {least.engine} needs {least.peak / GIB:.1f} GiB a GPU"
+    )
 
 
 def judge_precision(findings: Findings, recipe: Recipe, model: PreTrainedModel) -> None:
@@ -285,6 +297,8 @@ def judge_precision(findings: Findings, recipe: Recipe, model: PreTrainedModel) 
 def judge_settings(findings: Findings, recipe: Recipe, *, here: bool) -> None:
     """Settings that each by itself is fine, and what a start on this machine would meet."""
     training, output = recipe.training, Path(str(recipe.training.output_dir))
+    for text in refused_settings(recipe):
+        findings.problem("settings", text)
     if (
         str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
         and not recipe.data.eval_dataset

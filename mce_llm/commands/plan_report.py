@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mce_llm.commands.training_plan import batch_of, best_batch, launch_command
+from mce_llm.commands.training_plan import batch_of, best_batch, cpu_note, launch_command, plan_notes
 from mce_llm.finetuning.configuration import Recipe
-from mce_llm.planning import ENGINES, GIB, EnginePlan, MemoryPlan, Phase, PlanningError
+from mce_llm.planning import ENGINES, GIB, TIGHT, EnginePlan, MemoryPlan, Phase, PlanningError
 
 _BUFFERS = ("DDP buckets", "reduce bucket", "gathered", "attention mask")
 _MOMENTS: dict[Phase, str] = {
@@ -46,6 +46,8 @@ def print_plan(
     for item in plan.engines:
         if item.refusal:
             console.print(f"[yellow]{item.engine}[/] cannot run this recipe: {item.refusal}")
+    for note in filter(None, [cpu_note(recipe), *plan_notes(plan)]):
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
     if plan.capacity is None:
         return
     if plan.recommended is not None:
@@ -103,9 +105,18 @@ def engines_table(plan: MemoryPlan, width: int) -> Table:
         table.add_row("room left", *(_room(item) for item in plan.engines))
         rows = (f"{item.largest_micro_batch or '–'}" for item in plan.engines)
         table.add_row("largest micro-batch that fits", *rows)
+    table.add_row(
+        "peak with stock cross-entropy",
+        *(Text(_amount(item.stock_peak or 0), style="dim") for item in plan.engines),
+    )
     if any(item.host for item in plan.engines):
-        table.add_row("host memory, all GPUs", *(_amount(item.host) for item in plan.engines))
-    table.caption = "bold: the moment of the peak; of the three moments the largest counts"
+        host = plan.engines[0].host_capacity
+        of = "" if host is None else f" of {host / GIB:,.4g}"
+        table.add_row(f"host memory, all GPUs{of}", *(_host(item) for item in plan.engines))
+    table.caption = (
+        "bold: the moment of the peak; of the three moments the largest counts. All with this package's loss, which has "
+        "no logits in full; stock: logits in full, as other trainers have them"
+    )
     table.caption_justify = "left"
     return table
 
@@ -130,9 +141,16 @@ def _moment(plan: EnginePlan, phase: Phase) -> Text:
     return Text(_amount(plan.sum_of(phase)), style="bold" if phase == plan.moment else "dim")
 
 
+_STYLES = {None: "bold", "fits": "bold green", "tight": "bold yellow", "too large": "bold red"}
+
+
 def _peak(plan: EnginePlan) -> Text:
-    style = "bold" if plan.fits is None else "bold green" if plan.fits else "bold red"
-    return Text(_amount(plan.peak), style=style)
+    return Text(_amount(plan.peak), style=_STYLES[plan.verdict])
+
+
+def _host(plan: EnginePlan) -> Text:
+    enough = plan.host_capacity is None or plan.host <= plan.host_capacity
+    return Text(_amount(plan.host), style="" if enough else "red")
 
 
 def _room(plan: EnginePlan) -> Text:
@@ -140,7 +158,11 @@ def _room(plan: EnginePlan) -> Text:
         return Text("refused", style="yellow")
     assert plan.capacity is not None
     left = (plan.capacity - plan.peak) / GIB
-    return Text(f"{left:,.1f}" if left >= 0 else f"−{-left:,.1f}", style="green" if left >= 0 else "red")
+    if left < 0:
+        return Text(f"−{-left:,.1f}", style="red")
+    if plan.peak > (1 - TIGHT) * plan.capacity:
+        return Text(f"tight {left:,.1f}", style="yellow")
+    return Text(f"{left:,.1f}", style="green")
 
 
 def arithmetic_table(plan: EnginePlan, devices: int) -> Table:
@@ -184,7 +206,7 @@ def _print_launch(
     console.print()
     console.print(
         f"[bold green]{engine_label(chosen.engine, plan.devices)}[/] ({ENGINES[chosen.engine].about}): "
-        f"{_amount(chosen.peak)} of {(plan.capacity or 0) / GIB:g} GiB",
+        f"{_amount(chosen.peak)} of {(plan.capacity or 0) / GIB:g} GiB{', tight' if chosen.verdict == 'tight' else ''}",
         highlight=False,
     )
     try:
@@ -200,7 +222,7 @@ def _print_launch(
     if best is not None and best.rows != recipe.training.per_device_train_batch_size:
         console.print(
             f"largest micro-batch that fits and divides the batch: --per_device_train_batch_size {best.rows} "
-            f"({_steps(best.accumulation)})",
+            f"({_steps(best.accumulation)}){_fewer(best.accumulation, plan, chosen)}",
             highlight=False,
         )
     if chosen.host:
@@ -216,6 +238,8 @@ def _print_remedies(plan: MemoryPlan, console: Console) -> None:
     what = (
         "[bold red]nothing fits" if plan.recommended is None else "[bold yellow]without offload nothing fits"
     )
+    if plan.recommended is not None and not ENGINES[plan.recommended].offloads:
+        what = "[bold yellow]nothing fits with room to spare"
     console.print(
         f"{what} in {plan.capacity / GIB:g} GiB.[/] What would help, the cheapest first, and what each needs:",
         highlight=False,
@@ -228,9 +252,17 @@ def _print_remedies(plan: MemoryPlan, console: Console) -> None:
     table.add_column("", no_wrap=True)
     for remedy in plan.remedies:
         verdict = Text("fits", style="green") if remedy.fits else Text("too much", style="red")
+        verdict = Text("tight", style="yellow") if remedy.tight else verdict
         engine = remedy.engine if "GPUs" in remedy.change else engine_label(remedy.engine, plan.devices)
         table.add_row(remedy.change, remedy.cost, engine, _amount(remedy.peak), verdict)
     console.print(table)
+
+
+def _fewer(steps: int, plan: MemoryPlan, chosen: EnginePlan) -> str:
+    """What fewer micro-batches save under engines that move weights and gradients for each of them."""
+    if ENGINES[chosen.engine].shards == 0 or steps >= plan.training.accumulation:
+        return ""
+    return ": weights and gradients move between the GPUs once a micro-batch"
 
 
 def _steps(count: int) -> str:

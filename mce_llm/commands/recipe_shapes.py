@@ -17,6 +17,8 @@ from mce_llm.finetuning.configuration import Recipe, parse_recipe
 from mce_llm.finetuning.models import tokenizer_of, without_weights
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
 from mce_llm.lm.linear_loss import default_chunk_size
+from mce_llm.lm.training.accumulation import reduces_each_batch
+from mce_llm.lm.training.checkpointing import checkpointing_kwargs, is_reentrant
 from mce_llm.planning import LossShape, ModelShape, TrainingShape, shape_of
 from mce_llm.planning.shapes import Attention
 from mce_llm.running.hub import revision_option
@@ -123,6 +125,10 @@ def recipe_shapes(recipe: Recipe) -> tuple[ModelShape, TrainingShape]:
         adapter_rank=settings.lora_r,
         adapter_dropout=settings.lora_dropout > 0,
         padded=not recipe.data.packing,
+        accumulation=training.gradient_accumulation_steps,
+        reduces_each_batch=reduces_each_batch(training),
+        reentrant=is_reentrant(training, eight_bit=settings.quantization == "8bit"),
+        checkpointed_every=int(checkpointing_kwargs(training).get("every_n_layers", 1)),
     )
 
 

@@ -34,6 +34,7 @@ def as_json(outcome: Validation) -> str:
             and {
                 "recommended": plan.recommended,
                 "peak_bytes": {item.engine: round(item.peak) for item in plan.engines},
+                "verdicts": {item.engine: item.verdict for item in plan.engines},
             },
         },
         indent=2,

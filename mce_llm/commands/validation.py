@@ -75,6 +75,7 @@ def validate_recipe(
     num_gpus: int | None = None,
     memory_gib: float | None = None,
     engine: str | None = None,
+    host_memory_gib: float | None = None,
     most_examples: int = 20_000,
     num_samples: int = 2,
 ) -> Validation:
@@ -85,6 +86,7 @@ def validate_recipe(
         num_gpus: GPUs that it is to run on; by default those of this machine.
         memory_gib: Memory of each, GiB; by default as this machine's.
         engine: One engine for the memory plan.
+        host_memory_gib: Memory of the host, over all machines, GiB; None where it is not known.
         most_examples: Look at this many examples of each data set at most.
         num_samples: Examples to show.
     """
@@ -143,9 +145,13 @@ def validate_recipe(
         with findings.part("memory"):
             try:
                 outcome.plan = plan_training(
-                    recipe, num_gpus=num_gpus or 1, memory_gib=memory_gib, engine=engine
+                    recipe,
+                    num_gpus=num_gpus or 1,
+                    memory_gib=memory_gib,
+                    engine=engine,
+                    host_memory_gib=host_memory_gib,
                 )
-                judge_memory(findings, outcome.plan)
+                judge_memory(findings, recipe, outcome.plan)
             except UnplannedError as error:
                 findings.warn("memory", str(error))
     judge_settings(findings, recipe, here=here)

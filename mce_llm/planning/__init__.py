@@ -5,9 +5,11 @@ Nothing here knows of recipes; `mce_llm.commands.recipe_shapes` translates one i
 
 from mce_llm.planning.engines import ENGINES, Engine, Phase, Term
 from mce_llm.planning.inspection import shape_of
-from mce_llm.planning.plan import EnginePlan, MemoryPlan, Remedy, plan_memory
+from mce_llm.planning.outcome import TIGHT, EnginePlan, MemoryPlan, Remedy, Verdict
+from mce_llm.planning.plan import plan_memory
 from mce_llm.planning.shapes import (
     GIB,
+    DeepSpeedSizes,
     LayerShape,
     LinearShape,
     LossShape,
@@ -23,6 +25,8 @@ from mce_llm.planning.shapes import (
 __all__ = [
     "ENGINES",
     "GIB",
+    "TIGHT",
+    "DeepSpeedSizes",
     "Engine",
     "EnginePlan",
     "LayerShape",
@@ -38,6 +42,7 @@ __all__ = [
     "Term",
     "TrainingShape",
     "UnplannedError",
+    "Verdict",
     "plan_memory",
     "shape_of",
     "with_lora",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mce_llm.planning.shapes import LayerShape, NormShape, TrainingShape
+from mce_llm.planning.shapes import LayerShape, LinearShape, NormShape, TrainingShape
 from mce_llm.planning.states import Precision
 
 # The matrices at the ends of attention and of the feed-forward network.
@@ -63,7 +63,9 @@ def layer_activations(layer: LayerShape, training: TrainingShape, precision: Pre
         sum(
             p * linear.inputs
             for linear in layer.linears
-            if linear.trained and not _is_last(linear.name) and (precision.casts or not linear.shared_input)
+            if (linear.trained or _keeps_input(linear, training))
+            and not _is_last(linear.name)
+            and (precision.casts or not linear.shared_input)
         )
     )
     if layer.experts:
@@ -75,7 +77,7 @@ def layer_activations(layer: LayerShape, training: TrainingShape, precision: Pre
         norms=norms,
         inputs=inputs,
         attention=_attention(layer, training, p),
-        network=_network(layer, p),
+        network=_network(layer, training, inner_bytes(layer, precision)),
         adapters=_adapters(layer, training, p),
     )
 
@@ -97,13 +99,32 @@ def _attention(layer: LayerShape, training: TrainingShape, p: int) -> float:
     return float(total)
 
 
-def _network(layer: LayerShape, p: int) -> float:
+def inner_bytes(layer: LayerShape, precision: Precision) -> int:
+    """Bytes of an element inside the feed-forward network; stacked experts compute in the dtype of their weights."""
+    return precision.stream if layer.stacked_experts and precision.casts else precision.product
+
+
+def eight_bit_inputs(layer: LayerShape, precision: Precision) -> float:
+    """Bytes a token that the 8-bit products of a layer keep until the backward pass where checkpointing is not reentrant.
+
+    bitsandbytes keeps each input outside of what autograd saves, where checkpointing does not reach it.
+    """
+    kept = [n.inputs for n in layer.linears if not n.trained and not n.shared_input]
+    return float(precision.product * sum(kept))
+
+
+def _keeps_input(linear: LinearShape, training: TrainingShape) -> bool:
+    """Whether a frozen matrix keeps its input: in 8 bits it does, unless an adapter on it has it already."""
+    return training.quantization == "8bit" and not linear.trained and not linear.adapted
+
+
+def _network(layer: LayerShape, training: TrainingShape, p: int) -> float:
     """What the activation saves, and the input of the last matrix; gated, both branches of the product besides."""
     tensors = layer.activation + (3 if layer.gated else 1)
     last = [
         linear for linear in layer.linears if _is_last(linear.name) and linear.inputs == layer.inner_width
     ]
-    if last and not any(linear.trained for linear in last):
+    if last and not any(linear.trained or _keeps_input(linear, training) for linear in last):
         tensors -= 1  # a frozen matrix does not save its input
     return float(p * layer.inner_width * tensors * max(layer.experts, 1))
 

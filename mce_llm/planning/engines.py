@@ -2,8 +2,9 @@
 
 ZeRO stages as in Rajbhandari et al. 2020 (arXiv 1910.02054, §5): stage 2 divides gradients and optimizer states by the
 number of devices, stage 3 the weights too; offload keeps them in host memory (Ren et al. 2021, ZeRO-Offload, arXiv
-2101.06840). Buffer sizes are the defaults of DeepSpeed, which recipes/accelerate/*.yaml leave as they are; FSDP2
-gathers one decoder layer while it prefetches the next.
+2101.06840). Buffer sizes are the defaults of DeepSpeed, which recipes/accelerate/*.yaml leave as they are; what its code
+makes beside its buffers was counted in two real processes (tests/planning/test_engines.py). FSDP2 gathers one decoder
+layer while it prefetches the next.
 """
 
 from __future__ import annotations
@@ -20,12 +21,6 @@ from mce_llm.planning.states import (
     weight_bytes,
 )
 from mce_llm.running.messages import nearest_hint
-
-# deepspeed/runtime/zero/config.py: elements.
-REDUCE_BUCKET = 500_000_000
-PREFETCH_BUCKET = 50_000_000
-MAX_LIVE_PARAMETERS = 1_000_000_000
-SUB_GROUP = 1_000_000_000
 
 Phase = Literal["always", "forward", "backward", "step", "host"]
 """When memory is taken: all the time, in one part of a step, or in the host's memory."""
@@ -166,7 +161,26 @@ def state_terms(engine: Engine, model: ModelShape, training: TrainingShape, devi
         Term("gradients", *divided(gradients, gradients_text, share)),
         Term("optimizer states", *divided(states, states_text, share), "host" if paged else "always"),
     ]
-    return [*terms, *_adam_scratch(engine, training, trained, devices)]
+    accumulated = _accumulated(engine, training, trained, devices)
+    return [*terms, *accumulated, *_adam_scratch(engine, training, trained, devices)]
+
+
+def _accumulated(engine: Engine, training: TrainingShape, trained: int, devices: int) -> list[Term]:
+    """What there is of gradients besides, where a step has several micro-batches."""
+    if training.accumulation == 1:
+        return []
+    product = engine.precision(training).product
+    if engine.name == "fsdp2" and not training.reduces_each_batch:
+        # In the dtype in which they are reduced, until the last micro-batch; while they go, layer by layer, the shards come.
+        shards = engine.precision(training).gradient / devices
+        text = f"{trained:,} × {product} B until the last of {training.accumulation} micro-batches, less the shards (sync_each_batch: false)"
+        size = max(trained * (product - shards), 0.0)
+        return [Term("unsharded gradients", size, text, phase) for phase in ("forward", "backward")]
+    if engine.name == "zero2":
+        # `grads_in_partition` of the micro-batch, beside the sum that `all_grad_tensors` keeps of those before it.
+        text = f"{trained:,} × {product} B ÷ {devices}, gradients of a micro-batch before they are added"
+        return [Term("micro-batch's gradients", trained * product / devices, text, "backward")]
+    return []
 
 
 def _adam_scratch(engine: Engine, training: TrainingShape, trained: int, devices: int) -> list[Term]:
@@ -174,14 +188,22 @@ def _adam_scratch(engine: Engine, training: TrainingShape, trained: int, devices
     if engine.offloads:
         return []
     mine = trained / (devices if engine.shards else 1)
-    at_once = min(mine, SUB_GROUP) if engine.name == "zero3" else mine
+    at_once = min(mine, training.deepspeed.sub_group) if engine.name == "zero3" else mine
+    widths = engine.precision(training)
+    scratch = optimizer_memory(training.optim, training.momentum).scratch * (widths.master or widths.gradient)
     terms = []
     if engine.deepspeed:
         terms.append(
             Term("float32 gradient", 4 * at_once, f"{at_once:,.0f} × 4 B, cast for the update", "step")
         )
-    widths = engine.precision(training)
-    scratch = optimizer_memory(training.optim, training.momentum).scratch * (widths.master or widths.gradient)
+        # The gradients are joined before they are cast; when the update begins, that copy is gone again, and under
+        # ZeRO-2, which keeps no buffer of them, the gradients themselves are too.
+        p = widths.gradient
+        freed = p if engine.shards == 2 else 0
+        if p >= scratch - freed:
+            text = f"{at_once:,.0f} × {p} B, gradients joined to be cast"
+            return [*terms, Term("joined gradients", p * at_once, text, "step")]
+        scratch -= freed
     if scratch:
         text = f"{at_once:,.0f} × {scratch} B, {training.optim} updates all at once"
         terms.append(Term("update", scratch * at_once, text, "step"))
@@ -227,12 +249,30 @@ def buffer_terms(engine: Engine, model: ModelShape, training: TrainingShape, dev
                 else []
             ),
         ]
-    # The bucket is allocated whole, however small the model is.
-    bucket = Term("reduce bucket", p * REDUCE_BUCKET, f"reduce_bucket_size {REDUCE_BUCKET:,} × {p} B")
+    sizes = training.deepspeed
+    # The bucket is allocated whole, however small the model is; ZeRO-2 lets go of it after the backward pass.
+    bucket = Term(
+        "reduce bucket",
+        p * sizes.reduce_bucket,
+        f"reduce_bucket_size {sizes.reduce_bucket:,} × {p} B",
+        "always" if engine.shards == 3 else "backward",
+    )
+    joined = min(sizes.reduce_bucket, model.trained)
+    copy = Term("bucket laid out", p * joined, f"{joined:,} × {p} B, by ranks, to be reduced", "backward")
     unit = max(layer, table) if model.trained == model.parameters else 0
     gradient = Term("unit's gradient", p * unit, f"{unit:,} × {p} B, until it is in the bucket", "backward")
+    buffers = [bucket, copy, *([gradient] if unit else [])]
     if engine.name == "zero2":
-        return [bucket, *([gradient] if unit else [])]
-    live = min(model.parameters, max(MAX_LIVE_PARAMETERS, max(layer, table) + PREFETCH_BUCKET))
+        return buffers
+    live = min(model.parameters, max(sizes.live, max(layer, table) + sizes.prefetch_bucket))
     text = f"{live:,} × {p} B, at most stage3_max_live_parameters"
-    return [Term("gathered", p * live, text), bucket, *([gradient] if unit else [])]
+    if not model.tied and live < model.parameters:
+        # Gathered weights come and go in the memory of a stream of their own. Layers are cut out of the block that held
+        # the embeddings, so that the head, which is as large, finds no block and gets a new one.
+        live += table
+        text = f"({live - table:,} + {table:,}) × {p} B, stage3_max_live_parameters, and the head in a block of its own"
+    # What is prefetched arrives in one piece and is then copied out of it, matrix by matrix. Whole matrices are fetched
+    # until the bucket is full, so the last of them overshoots.
+    ahead = min(model.parameters, sizes.prefetch_bucket + model.largest_matrix)
+    fetched = f"{ahead:,} × {p} B, stage3_prefetch_bucket_size and the matrix that fills it"
+    return [Term("gathered", p * live, text), Term("prefetched", p * ahead, fetched), *buffers]

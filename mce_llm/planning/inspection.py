@@ -152,6 +152,7 @@ def _layer_shape(layer: nn.Module, config: Any) -> LayerShape:
         fused_width=max((n.outputs for n in linears if n.name.endswith(_FUSED_QUERY_KEY_VALUE)), default=0),
         partial_rotation=_rotated_share(config) < 1,
         caps_maps=getattr(config, "attn_logit_softcapping", None) is not None,
+        stacked_experts=any(p.ndim == 3 for p in layer.parameters()),
     )
 
 

@@ -42,6 +42,8 @@ def loss_allocations(
         precision: Bytes under the engine.
     """
     loss, p, stream = training.loss, precision.product, precision.stream
+    if loss.stock:
+        return _stock(model, training, p)
     rows, width, tokens = model.vocabulary, model.hidden_size, training.tokens
     table, chunk = rows * width, min(loss.chunk, training.tokens)
     found: dict[str, Allocation] = {}
@@ -78,6 +80,24 @@ def loss_allocations(
     if kernel > logits:
         logits, text = kernel, kernel_text
     add("logits of a chunk", logits, text)
+    return found
+
+
+def _stock(model: ModelShape, training: TrainingShape, p: int) -> dict[str, Allocation]:
+    """What transformers' own cross-entropy allocates; the fullest moment is where its backward pass begins.
+
+    Logarithms of probabilities, their gradient and that of the logits, V a position in float32 each. Where the logits are
+    in 16 bits they, their float32 copy and the logarithms make less.
+    """
+    rows, tokens = model.vocabulary, training.tokens
+    size = 12 * tokens * rows
+    found = {
+        "logits": Allocation(
+            size, f"{tokens:,} tokens × V {rows:,} × 4 B × 3, logits in full and their gradient"
+        )
+    }
+    if model.softcap:
+        found["capped"] = Allocation(p * tokens * rows, f"{tokens:,} tokens × V × {p} B, before the cap")
     return found
 
 

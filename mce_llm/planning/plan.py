@@ -7,20 +7,19 @@ is formed; the backward pass, where a layer is at work; and the optimizer's step
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
-from mce_llm.planning.activations import layer_activations
+from mce_llm.planning.activations import eight_bit_inputs, inner_bytes, layer_activations
 from mce_llm.planning.engines import (
     ENGINES,
     Engine,
-    Phase,
     Term,
     buffer_terms,
     engines_for,
     state_terms,
 )
 from mce_llm.planning.loss import loss_allocations
+from mce_llm.planning.outcome import TIGHT, EnginePlan, MemoryPlan, Remedy
 from mce_llm.planning.shapes import GIB, ModelShape, PlanningError, TrainingShape, with_lora
 from mce_llm.running.messages import raise_all
 
@@ -29,103 +28,8 @@ from mce_llm.running.messages import raise_all
 CONTEXT = 1.0 * GIB
 COMMUNICATION = 0.5 * GIB
 FRAGMENTATION = 0.04
-_MOMENTS: tuple[Phase, ...] = ("forward", "backward", "step")
 _LORA_RANK = 16
 _MOST_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class EnginePlan:
-    """The memory of one device under one engine.
-
-    Attributes:
-        engine: Its name.
-        terms: Every line of the arithmetic.
-        capacity: Bytes of a device; None where it is not known.
-        refusal: Why this run cannot be launched with it, or None.
-        largest_micro_batch: Rows that fit; 0 where not even one does, None without a capacity.
-    """
-
-    engine: str
-    terms: tuple[Term, ...]
-    capacity: float | None
-    refusal: str | None = None
-    largest_micro_batch: int | None = None
-
-    def sum_of(self, phase: Phase) -> float:
-        """Bytes of the terms of one phase."""
-        return sum(term.bytes for term in self.terms if term.phase == phase)
-
-    @property
-    def moment(self) -> Phase:
-        """When the peak is."""
-        return max(_MOMENTS, key=self.sum_of)
-
-    @property
-    def reserve(self) -> float:
-        """Bytes for what no tensor shows."""
-        return sum(term.bytes for term in self.terms if term.name == "reserve")
-
-    @cached_property
-    def peak(self) -> float:
-        """Bytes of one device at the worst moment, the reserve included."""
-        return self.sum_of("always") + self.sum_of(self.moment)
-
-    @property
-    def host(self) -> float:
-        """Bytes of host memory beside that of the processes themselves, over all machines."""
-        return self.sum_of("host")
-
-    @property
-    def fits(self) -> bool | None:
-        """Whether the peak fits; None without a capacity."""
-        return None if self.capacity is None else self.refusal is None and self.peak <= self.capacity
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """A change that would make the run smaller.
-
-    Attributes:
-        change: What to set.
-        cost: What that costs.
-        engine: The engine that is best with it.
-        peak: Bytes of a device then.
-        fits: Whether that is enough.
-    """
-
-    change: str
-    cost: str
-    engine: str
-    peak: float
-    fits: bool
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What a run needs.
-
-    Attributes:
-        model: The model.
-        training: The run as it was given.
-        devices: GPUs.
-        capacity: Bytes of each; None where it is not known.
-        engines: One plan an engine.
-        recommended: The fastest engine that fits, by name; None where none does.
-        remedies: What to change, the cheapest first; empty where an engine fits without offload.
-    """
-
-    model: ModelShape
-    training: TrainingShape
-    devices: int
-    capacity: float | None
-    engines: tuple[EnginePlan, ...]
-    recommended: str | None
-    remedies: tuple[Remedy, ...]
-
-    def of(self, engine: str) -> EnginePlan:
-        """The plan of one engine."""
-        return next(plan for plan in self.engines if plan.engine == engine)
 
 
 def plan_memory(
@@ -135,6 +39,7 @@ def plan_memory(
     devices: int,
     capacity: float | None,
     engine: str | None = None,
+    host_capacity: float | None = None,
 ) -> MemoryPlan:
     """Work out the memory of a run.
 
@@ -144,6 +49,7 @@ def plan_memory(
         devices: GPUs over all machines.
         capacity: Bytes of each; None to add up without judging.
         engine: One engine alone; all of them by default.
+        host_capacity: Bytes of host memory over all machines; None where it is not known.
 
     Returns:
         The plan.
@@ -156,24 +62,44 @@ def plan_memory(
         problems.append(f"the number of GPUs must be at least 1, got {devices}")
     if capacity is not None and not capacity > 0:
         problems.append(f"the memory of a GPU must be positive, got {capacity / GIB:g} GiB")
+    if host_capacity is not None and not host_capacity > 0:
+        problems.append(f"the memory of the host must be positive, got {host_capacity / GIB:g} GiB")
     raise_all(problems, PlanningError)
     chosen = engines_for(devices, engine)
-    plans = tuple(_engine_plan(item, model, training, devices, capacity) for item in chosen)
-    fitting = [plan.engine for plan in plans if plan.fits]
-    recommended = fitting[0] if fitting else None
-    enough = capacity is None or (recommended is not None and not ENGINES[recommended].offloads)
+    plans = tuple(_engine_plan(item, model, training, devices, capacity, host_capacity) for item in chosen)
+    recommended = _recommended(plans)
+    best = next((plan for plan in plans if plan.engine == recommended), None)
+    enough = best is not None and best.verdict == "fits" and not ENGINES[best.engine].offloads
     remedies = () if enough or capacity is None else _remedies(model, training, devices, capacity, chosen)
     return MemoryPlan(model, training, devices, capacity, plans, recommended, remedies)
 
 
+def _recommended(plans: Sequence[EnginePlan]) -> str | None:
+    """The first that fits; then the first that is tight; offload, which is several times slower, after both."""
+    for offloads in (False, True):
+        for verdict in ("fits", "tight"):
+            for plan in plans:
+                if ENGINES[plan.engine].offloads == offloads and plan.verdict == verdict:
+                    return plan.engine
+    return None
+
+
 def _engine_plan(
-    engine: Engine, model: ModelShape, training: TrainingShape, devices: int, capacity: float | None
+    engine: Engine,
+    model: ModelShape,
+    training: TrainingShape,
+    devices: int,
+    capacity: float | None,
+    host_capacity: float | None,
 ) -> EnginePlan:
+    stock = replace(training, loss=replace(training.loss, stock=True))
     plan = EnginePlan(
         engine.name,
         tuple(engine_terms(engine, model, training, devices)),
         capacity,
         engine.refusal(training),
+        host_capacity=host_capacity,
+        stock_peak=EnginePlan(engine.name, tuple(engine_terms(engine, model, stock, devices)), None).peak,
     )
     if capacity is None:
         return plan
@@ -209,8 +135,18 @@ def _activation_terms(engine: Engine, model: ModelShape, training: TrainingShape
     terms: list[Term] = []
 
     if training.checkpointing:
-        kept = float(model.num_layers * tokens * model.hidden_size * widths.stream)
-        text = f"{model.num_layers} layers × {at} × d {model.hidden_size:,} × {widths.stream} B, inputs of the layers"
+        recomputed = -(-model.num_layers // training.checkpointed_every)
+        kept = float(recomputed * tokens * model.hidden_size * widths.stream)
+        text = (
+            f"{recomputed} layers × {at} × d {model.hidden_size:,} × {widths.stream} B, inputs of the layers"
+        )
+        if others := model.num_layers - recomputed:
+            kept += others * tokens * one.total
+            text += f" + {others} layers × {at} × {one.total:,.0f} B, not recomputed"
+        if training.quantization == "8bit" and not training.reentrant:
+            inputs = eight_bit_inputs(layer, widths)
+            kept += recomputed * tokens * inputs
+            text += f" + {recomputed} layers × {at} × {inputs:,.0f} B, inputs of 8-bit products (use_reentrant: false)"
     else:
         kept = model.num_layers * tokens * one.total
         text = f"{model.num_layers} layers × {at} × {one.total:,.0f} B ({one.text})"
@@ -233,12 +169,10 @@ def _activation_terms(engine: Engine, model: ModelShape, training: TrainingShape
             Term("cast weights", at_work, text + (" ÷ layers" if training.checkpointing else ""), "backward")
         )
 
-    wide = 3 if layer.gated else 2
+    wide, inner = 3 if layer.gated else 2, inner_bytes(layer, widths)
     branches = max(layer.experts, 1)
-    work = tokens * (
-        wide * widths.product * layer.inner_width * branches + 4 * widths.stream * model.hidden_size
-    )
-    text = f"{at} × ({wide} × {layer.inner_width:,} × {widths.product} B + 4 × d × {widths.stream} B), gradients inside a layer"
+    work = tokens * (wide * inner * layer.inner_width * branches + 4 * widths.stream * model.hidden_size)
+    text = f"{at} × ({wide} × {layer.inner_width:,} × {inner} B + 4 × d × {widths.stream} B), gradients inside a layer"
     terms.append(Term("layer at work", work, text, "backward"))
     if training.quantization:
         size = model.largest_matrix * widths.product
@@ -259,7 +193,7 @@ def _activation_terms(engine: Engine, model: ModelShape, training: TrainingShape
 
 def _autocast_copies(model: ModelShape, product: int) -> int:
     """Bytes of the copies that autocast keeps of trained float32 matrices until the forward pass is over."""
-    chosen = [g for g in model.groups if g.trained and (g.role in ("linear", "adapter") or len(g.shape) == 3)]
+    chosen = [g for g in model.groups if g.trained and g.role in ("linear", "adapter")]
     return product * sum(group.elements for group in chosen)
 
 
@@ -269,16 +203,17 @@ def _largest_micro_batch(
     if engine.refusal(training):
         return 0
 
-    def fits(rows: int) -> bool:
+    def fits(rows: int, room: float) -> bool:
         terms = engine_terms(engine, model, replace(training, micro_batch=rows), devices)
-        return EnginePlan(engine.name, tuple(terms), capacity).peak <= capacity
+        return EnginePlan(engine.name, tuple(terms), capacity).peak <= room
 
-    if not fits(1):
-        return 0
+    comfortable = (1 - TIGHT) * capacity
+    if not fits(1, comfortable):
+        return int(fits(1, capacity))
     low, high = 1, _MOST_ROWS + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        low, high = (middle, high) if fits(middle, comfortable) else (low, middle)
     return low
 
 
@@ -304,9 +239,11 @@ def _remedies(
         ]
         if not plans:
             return False
-        best = next((plan for plan in plans if plan.fits), min(plans, key=lambda plan: plan.peak))
-        found.append(Remedy(change, cost, best.engine, best.peak, bool(best.fits)))
-        return bool(best.fits)
+        best = next(
+            (plan for plan in plans if plan.verdict == "fits"), min(plans, key=lambda plan: plan.peak)
+        )
+        found.append(Remedy(change, cost, best.engine, best.peak, bool(best.fits), best.verdict == "tight"))
+        return best.verdict == "fits"
 
     small = training
     if not small.checkpointing:

@@ -110,6 +110,8 @@ class LayerShape:
         inner_width: Width inside the feed-forward network, for one expert.
         gated: Whether it multiplies an activated by a linear branch (SwiGLU and kin).
         experts: Experts that a token goes through; 0 for a dense network.
+        stacked_experts: Their matrices are one tensor of three dimensions, whose products autocast does not cast and
+            which bitsandbytes does not quantise.
         parallel: Attention and feed-forward network read the same residual (GPT-NeoX, Phi).
         activation: Tensors of the inner width that the activation function saves: 1 for a single operation, more
             where it is written out.
@@ -132,6 +134,7 @@ class LayerShape:
     fused_width: int = 0
     partial_rotation: bool = False
     caps_maps: bool = False
+    stacked_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,6 +204,7 @@ class LossShape:
         support: k of the kind token; None keeps the whole vocabulary.
         order: Krylov order of the kind token.
         chunk: Positions whose logits exist at a time.
+        stock: transformers' own cross-entropy in its place: logits of all positions in full.
     """
 
     kind: str
@@ -208,6 +212,24 @@ class LossShape:
     support: int | None
     order: int
     chunk: int
+    stock: bool = False
+
+
+@dataclass(frozen=True)
+class DeepSpeedSizes:
+    """Sizes of DeepSpeed's buffers in elements, as in `zero_optimization`; the defaults are its own.
+
+    Attributes:
+        reduce_bucket: `reduce_bucket_size`.
+        prefetch_bucket: `stage3_prefetch_bucket_size`.
+        live: `stage3_max_live_parameters`.
+        sub_group: `sub_group_size`.
+    """
+
+    reduce_bucket: int = 500_000_000
+    prefetch_bucket: int = 50_000_000
+    live: int = 1_000_000_000
+    sub_group: int = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -228,6 +250,11 @@ class TrainingShape:
         adapter_rank: r of the adapters; 0 without.
         adapter_dropout: Whether there is dropout in front of them.
         padded: Rows are padded, so attention gets a mask; packed rows have their own positions instead.
+        accumulation: Micro-batches of the step.
+        reduces_each_batch: FSDP2 reduces gradients after each of them, not after the last alone.
+        reentrant: Checkpointing is reentrant, which only makes a difference to 8-bit weights.
+        checkpointed_every: Every so many layers one is recomputed; the others keep their activations.
+        deepspeed: Sizes of DeepSpeed's buffers.
     """
 
     micro_batch: int
@@ -243,6 +270,11 @@ class TrainingShape:
     adapter_rank: int = 0
     adapter_dropout: bool = False
     padded: bool = True
+    accumulation: int = 1
+    reduces_each_batch: bool = True
+    reentrant: bool = True
+    checkpointed_every: int = 1
+    deepspeed: DeepSpeedSizes = DeepSpeedSizes()
 
     @property
     def tokens(self) -> int:

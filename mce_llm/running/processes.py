@@ -84,10 +84,15 @@ def check_engine(accelerator: Accelerator) -> None:
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     if getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
-        raise LaunchError(
-            "FSDP1 was asked for, which flattens the weights that the loss needs whole; set fsdp_version: 2 (accelerate "
-            f"1.6 or later, this is {accelerate.__version__}), as {named_file('recipes/accelerate/fsdp2.yaml')} does"
-        )
+        raise LaunchError(first_fsdp_text())
+
+
+def first_fsdp_text() -> str:
+    """Why FSDP is refused in its first version, and what to set."""
+    return (
+        "FSDP1 was asked for, which flattens the weights that the loss needs whole; set fsdp_version: 2 (accelerate "
+        f"1.6 or later, this is {accelerate.__version__}), as {named_file('recipes/accelerate/fsdp2.yaml')} does"
+    )
 
 
 def leave_processes() -> None:

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+import transformers
 from accelerate.commands.config.config_args import load_config_from_file
 
 from helpers.recipes import RECIPES
@@ -119,6 +121,99 @@ def test_bad_input(words, message, command, place, recipe):
     assert result.exit_code == 2
     assert message in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"use_liger_kernel": True},
+            "use_liger_kernel replaces the forward that computes the loss; set it to",
+        ),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor replaces the model's loss; set it to 0"),
+        (
+            {"fsdp": "full_shard", "fsdp_config": {"version": 1}},
+            "FSDP1 was asked for, which flattens the weights",
+        ),
+    ],
+)
+def test_what_training_refuses_is_not_planned(settings, message, command, recipe):
+    """In the words of training."""
+    result = command("plan", recipe(**settings), "--gpus", 2, "--memory", 8)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_accumulation_is_that_of_the_gpus(recipe):
+    """8 rows a step in micro-batches of 2: on one GPU 4 of them, on four 1; and the setting that keeps gradients whole."""
+    settings = read_recipe(str(recipe()), [])
+    for gpus, steps in ((1, 4), (2, 2), (4, 1), (3, 2)):
+        assert plan_training(settings, num_gpus=gpus, memory_gib=8).training.accumulation == steps
+    whole = {"gradient_accumulation_kwargs": {"sync_each_batch": False}}
+    settings = read_recipe(str(recipe(accelerator_config=whole)), [])
+    run = plan_training(settings, num_gpus=2, memory_gib=8).training
+    assert (run.accumulation, run.reduces_each_batch) == (2, False)
+
+
+def test_notes(command, place):
+    """Tight, on the host, and what would be on the CPU: in JSON and in the report."""
+    words = [LLEMMA, "--gpus", 1, "--memory", 24, "--model_name_or_path", place / "big"]
+    found = planned(command, *words)
+    assert found["recommended"] == "zero3_offload"
+    (note,) = found["notes"]
+    assert "needs 126 GiB of host memory" in note
+    offload = next(item for item in found["engines"] if item["engine"] == "zero3_offload")
+    assert offload["verdict"] == "fits"
+    assert offload["stock_cross_entropy_peak_bytes"] >= offload["peak_bytes"]
+    (longer,) = planned(command, *words, "--engine", "zero3_offload", "--max_length", 4096)["engines"]
+    assert longer["stock_cross_entropy_peak_bytes"] > longer["peak_bytes"]
+    assert planned(command, *words, "--host-memory", 200)["notes"] == []
+    assert planned(command, *words, "--host-memory", 100)["recommended"] is None
+    tight = offload["peak_bytes"] / GIB * 1.02
+    words[4] = tight
+    found = planned(command, *words, "--engine", "zero3_offload")
+    assert "zero3_offload is tight: less than 5% would be left" in found["notes"][0]
+    report = command("plan", *words, "--engine", "zero3_offload", columns=100).stdout
+    assert "tight" in report
+    assert "peak with stock cross-entropy" in report
+
+
+def test_stacked_experts_are_not_quantised(command, recipe, tmp_path):
+    """Weights to 1 % of what bitsandbytes really leaves: matrices in 4 bits, experts in bfloat16; and it is said."""
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.MixtralConfig(vocab_size=320, num_local_experts=4, **sizes)
+    model = transformers.MixtralForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "experts")
+    quantized = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "experts",
+        dtype=torch.bfloat16,
+        quantization_config=transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_use_double_quant=True
+        ),
+        device_map={"": "cpu"},
+    )
+    stacked = [p for p in quantized.parameters() if p.ndim == 3]
+    assert {p.dtype for p in stacked} == {torch.bfloat16}
+    real = sum(p.numel() * p.element_size() for p in quantized.parameters())
+    settings = {"model_name_or_path": str(tmp_path / "experts"), "quantization": "4bit", "lora_r": 2}
+    path = recipe(**settings, dtype="bfloat16", lora_target_modules="q_proj")
+    found = planned(command, path, "--gpus", 1, "--memory", 8)
+    count = sum(p.numel() for p in stacked)
+    assert any(
+        f"{count:,} of {found['model']['parameters']:,} parameters stay in bfloat16" in n
+        for n in found["notes"]
+    )
+    weights = next(term["bytes"] for term in found["engines"][0]["terms"] if term["name"] == "weights")
+    adapters = 4 * found["model"]["trained_parameters"]
+    assert weights - adapters == pytest.approx(real, rel=0.02)  # scales besides
+
+
+def test_the_cpu_is_another_matter(command, recipe):
+    result = command("plan", recipe(use_cpu=True), "--gpus", 1, "--memory", 8)
+    assert "use_cpu is true in the recipe: the figures are for a run on GPUs" in " ".join(
+        result.stdout.split()
+    )
 
 
 def test_the_batch_is_divided_over_the_gpus(recipe):

@@ -51,6 +51,31 @@ def test_the_report(command, recipe):
     assert "optimizer states" in result.stdout  # the totals, without GPUs to judge by
 
 
+def test_memory_is_tight_or_the_host_s(command, recipe, place):
+    """A 7B model in float32 on one GPU needs 151 GiB of the host; what leaves less than 5 % is a warning."""
+    path = recipe(
+        model_name_or_path=str(place / "big"),
+        tokenizer_name_or_path=str(place / "tokenizer"),
+        model_check=False,
+    )
+    words = [path, "--gpus", 1, "--memory", 24]
+    found = validated(command, *words, code=1)  # its weights are missing
+    assert "memory: zero3_offload needs 151 GiB of host memory" in "\n".join(texts(found, "warning"))
+    assert "memory: use_cpu is true in the recipe: the figures are for a run on GPUs" in "\n".join(
+        texts(found, "ok")
+    )
+    assert found["memory"]["verdicts"]["zero3_offload"] == "fits"
+    found = validated(command, *words, "--host-memory", 100, code=1)
+    (problem,) = [text for text in texts(found, "problem") if text.startswith("memory")]
+    assert (
+        "no engine fits on 1 × 24 GiB with 100 GiB of host memory; zero3_offload needs 151 GiB of it"
+        in problem
+    )
+    peak = found["memory"]["peak_bytes"]["zero3_offload"] / 2**30
+    found = validated(command, path, "--gpus", 1, "--memory", 1.01 * peak, "--host-memory", 500, code=1)
+    assert "memory: zero3_offload is tight" in "\n".join(texts(found, "warning"))
+
+
 def test_all_problems_at_once(command, recipe, place):
     """Data, model, batch, memory, settings and output together; none hides another."""
     out = Path(str(place)) / "finished"
@@ -94,6 +119,10 @@ def test_all_problems_at_once(command, recipe, place):
         ({"lora_r": 2, "lora_target_modules": "q_proj,lm_head"}, "adapter on the output head"),
         ({"prompt": "chat"}, "needs a chat template"),
         ({"optim": "lomo"}, "memory: no arithmetic for optim 'lomo'"),
+        (
+            {"use_liger_kernel": True},
+            "settings: use_liger_kernel replaces the forward that computes the loss",
+        ),
     ],
 )
 def test_one_thing_wrong(changed, message, command, recipe, place, monkeypatch):

@@ -64,7 +64,7 @@ class Trainer(MatrixTrainer):
 
     def __init__(self, run, **named):
         super().__init__(**named)
-        self._run, self._micro_steps = run, 0
+        self._run, self._micro_steps, self.gradients = run, 0, []
         own_loss = self.matrix_patch._loss
 
         def loss_of(hidden, request):
@@ -82,6 +82,12 @@ class Trainer(MatrixTrainer):
     def _get_train_sampler(self, *_):
         return SequentialSampler(self.train_dataset)
 
+    def training_step(self, model, *args, **kwargs):
+        loss = super().training_step(model, *args, **kwargs)
+        if ENGINE == "fsdp2":
+            self.gradients.append(gradient_elements(model))
+        return loss
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self._run.get("fault") == "accumulation ignored":
             kwargs["num_items_in_batch"] = (inputs["labels"][:, 1:] != -100).sum()
@@ -98,6 +104,26 @@ class BadGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient * float("inf")
+
+
+def gradient_elements(model):
+    """Elements of the gradients that this process holds under FSDP2: [in shards, whole]."""
+    shards = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
+    whole = []
+    groups = {
+        g for m in model.modules() for g in getattr(m, "_get_fsdp_state", FsdpState)()._fsdp_param_groups
+    }
+    for group in groups:  # norm and head share one
+        for parameter in group.fsdp_params:
+            unsharded = getattr(parameter, "_unsharded_param", None)
+            whole += [getattr(unsharded, "grad", None), parameter.unsharded_accumulated_grad]
+    return [sum(g.numel() for g in found if g is not None) for found in (shards, whole)]
+
+
+class FsdpState:
+    """That of a module which is no unit of FSDP2."""
+
+    _fsdp_param_groups = ()
 
 
 def arguments(run):
@@ -198,6 +224,7 @@ def train(run):
     log["evaluations"] = {
         k: v for entry in trainer.state.log_history for k, v in entry.items() if "eval_" in k
     }
+    log["gradients"] = trainer.gradients
     log["engine"] = trainer.accelerator.distributed_type.value
     log["processes"] = trainer.accelerator.num_processes
     log["sharded"] = sum(hasattr(p, "to_local") or hasattr(p, "ds_id") for p in trainer.model.parameters())

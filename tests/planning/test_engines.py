@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.models import make_model
-from mce_llm.planning import ENGINES, PlanningError, shape_of
+from mce_llm.planning import ENGINES, DeepSpeedSizes, PlanningError, shape_of
 from mce_llm.planning.engines import buffer_terms, engines_for, state_terms
 
 
@@ -123,3 +123,120 @@ def test_partitions_are_those_of_deepspeed(stage, tmp_path, run_of):
     assert set(planned) == set(real)
     for name, size in real.items():
         assert size == pytest.approx(planned[name], rel=0.01), name
+
+
+_MOMENTS = """
+import json, os, sys, torch, transformers
+sys.path.insert(0, sys.argv[1])
+import deepspeed
+from helpers.memory import LiveBytes
+deepspeed.init_distributed("gloo")
+
+
+def moments(stage, accumulation, optimizer, bucket):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=2
+    )
+    model = transformers.LlamaForCausalLM(config)
+    zero = {"stage": stage, "reduce_bucket_size": bucket, "stage3_param_persistence_threshold": 0}
+    zero |= {"stage3_prefetch_bucket_size": 40_000, "stage3_max_live_parameters": 1, "stage3_max_reuse_distance": 1}
+    settings = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": accumulation}
+    settings |= {"bf16": {"enabled": True}, "zero_optimization": zero}
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-3, **{optimizer: True})
+    engine, *_ = deepspeed.initialize(model=model, config=settings, optimizer=adam)
+    ids = torch.randint(64, (1, 8))
+    with LiveBytes() as memory:
+        for _ in range(2):  # states are made in the first
+            before = memory.live
+            for _ in range(accumulation):
+                loss = engine(input_ids=ids, labels=ids).loss
+                memory.reset_peak()
+                engine.backward(loss)
+                backward = memory.peak - before
+                del loss
+                memory.reset_peak()
+                engine.step()
+        return {"backward": backward, "step": memory.peak - before}
+
+
+found = {name: moments(*run) for name, run in json.loads(sys.argv[2]).items()}
+if int(os.environ["RANK"]) == 0:
+    open(sys.argv[3], "w").write(json.dumps(found))
+"""
+
+
+@pytest.mark.ci
+@pytest.mark.slow
+def test_buffers_are_those_of_deepspeed(tmp_path, run_of):
+    """What DeepSpeed makes in the backward pass and for the update, counted in two processes; P parameters."""
+    pytest.importorskip("deepspeed")
+    import os
+    from pathlib import Path
+
+    import transformers
+
+    runs = {
+        "zero2": (2, 1, "fused", 1000),
+        "zero2, two micro-batches": (2, 2, "fused", 1000),
+        "zero2, foreach": (2, 1, "foreach", 1000),
+        "zero3": (3, 1, "fused", 1000),
+        "zero3, bucket": (3, 1, "fused", 100_000),
+        "zero3, foreach": (3, 1, "foreach", 1000),
+    }
+    script, out = tmp_path / "moments.py", tmp_path / "moments.json"
+    script.write_text(_MOMENTS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    helpers = str(Path(__file__).parents[1])
+    subprocess.run(
+        [*launcher, str(script), helpers, json.dumps(runs), str(out)],
+        check=True,
+        timeout=500,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    )
+    real = json.loads(out.read_text())
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=8, num_attention_heads=2
+    )
+    with torch.device("meta"):
+        model = shape_of(transformers.LlamaForCausalLM(config))
+
+    def planned(name, phase, *lines):
+        stage, accumulation, optimizer, bucket = runs[name]
+        run = run_of(
+            mixed="bfloat16",
+            optim="adamw_torch" if optimizer == "foreach" else "adamw_torch_fused",
+            accumulation=accumulation,
+            deepspeed=DeepSpeedSizes(reduce_bucket=bucket, prefetch_bucket=40_000),
+        )
+        engine = ENGINES[f"zero{stage}"]
+        terms = [*state_terms(engine, model, run, 2), *buffer_terms(engine, model, run, 2)]
+        return sum(term.bytes for term in terms if term.phase == phase and (not lines or term.name in lines))
+
+    # ZeRO-2 lets go of its gradients before the step is over; they are a line of their own.
+    gradients = 2 * model.parameters / 2
+    for name in ("zero2", "zero2, foreach"):
+        assert real[name]["step"] - gradients == pytest.approx(planned(name, "step"), rel=0.02)
+    for name in ("zero3", "zero3, foreach"):
+        assert real[name]["step"] == pytest.approx(planned(name, "step"), rel=0.02)
+    # A second micro-batch has its gradients beside the sum.
+    more = real["zero2, two micro-batches"]["backward"] - real["zero2"]["backward"]
+    line = planned("zero2, two micro-batches", "backward", "micro-batch's gradients")
+    assert more == pytest.approx(line, rel=0.05)
+    assert planned("zero2", "backward", "micro-batch's gradients") == 0
+    # What is in the bucket is laid out once more; the bucket is not quite full, and was there before.
+    more = real["zero3, bucket"]["backward"] - real["zero3"]["backward"]
+    assert 0.6 < more / planned("zero3, bucket", "backward", "bucket laid out") <= 1
+
+
+def test_gradients_are_whole_between_micro_batches_where_they_are_not_reduced(run_of):
+    """FSDP2 on four GPUs: 2 bytes a parameter in place of the shards; nothing more where each micro-batch is reduced."""
+    model = shape_of(make_model())
+    found = {}
+    for reduces in (True, False):
+        run = run_of(mixed="bfloat16", accumulation=3, reduces_each_batch=reduces)
+        terms = state_terms(ENGINES["fsdp2"], model, run, 4)
+        found[reduces] = sum(term.bytes for term in terms if term.phase in ("always", "forward"))
+    assert found[False] - found[True] == model.parameters * (2 - 4 / 4)
+    once = run_of(mixed="bfloat16", accumulation=1, reduces_each_batch=False)
+    assert not any("unsharded" in term.name for term in state_terms(ENGINES["fsdp2"], model, once, 4))

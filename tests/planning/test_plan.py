@@ -9,7 +9,7 @@ import transformers
 
 from helpers.memory import LiveBytes, checkpoint_activations
 from mce_llm.lm import MatrixLossConfig, patch_model
-from mce_llm.planning import ENGINES, GIB, EnginePlan, LossShape, PlanningError, plan_memory, shape_of
+from mce_llm.planning import ENGINES, GIB, EnginePlan, LossShape, PlanningError, Term, plan_memory, shape_of
 from mce_llm.planning.plan import engine_terms
 
 LLEMMA = {
@@ -139,7 +139,8 @@ def test_largest_micro_batch_is_the_largest(llemma, recipe):
         terms = engine_terms(ENGINES["zero3"], llemma, replace(recipe, micro_batch=rows), 8)
         return EnginePlan("zero3", tuple(terms), None).peak
 
-    assert peak(rows) <= 40 * GIB < peak(rows + 1)
+    # With room to spare: a micro-batch that is proposed is not tight.
+    assert peak(rows) <= 0.95 * 40 * GIB < peak(rows + 1)
 
 
 def test_remedies_name_numbers_and_what_fits(llemma, recipe):
@@ -179,3 +180,101 @@ def test_remedies_of_adapters_do_not_offer_adapters(llemma, recipe):
 def test_numbers_that_make_no_sense(devices, capacity, message, llemma, recipe):
     with pytest.raises(PlanningError, match=message):
         plan_memory(llemma, recipe, devices=devices, capacity=capacity * GIB)
+
+
+def engine_plan(peak, capacity=100.0, host=0.0, host_capacity=None, refusal=None):
+    terms = (Term("all", peak, "as given"), Term("there", host, "as given", "host"))
+    return EnginePlan("ddp", terms, capacity, refusal, host_capacity=host_capacity)
+
+
+@pytest.mark.parametrize(
+    ("plan", "verdict"),
+    [
+        (engine_plan(95.0), "fits"),
+        (engine_plan(95.1), "tight"),
+        (engine_plan(100.1), "too large"),
+        (engine_plan(50.0, refusal="no"), "too large"),
+        (engine_plan(50.0, host=99.0, host_capacity=100.0), "tight"),
+        (engine_plan(50.0, host=101.0, host_capacity=100.0), "too large"),
+        (engine_plan(50.0, host=101.0), "fits"),
+        (engine_plan(50.0, capacity=None), None),
+    ],
+)
+def test_verdicts(plan, verdict):
+    assert plan.verdict == verdict
+    assert plan.fits == (None if verdict is None else verdict != "too large")
+
+
+def test_an_engine_that_fits_is_recommended_before_one_that_is_tight(llemma, recipe):
+    """And a tight one before offload, which is several times slower; then it is said what would help."""
+    peaks = {plan.engine: plan.peak for plan in plan_memory(llemma, recipe, devices=8, capacity=None).engines}
+    tight = plan_memory(llemma, recipe, devices=8, capacity=peaks["zero2"] * 1.01)
+    assert tight.of("zero2").verdict == "tight"
+    assert tight.recommended == "zero3"
+    alone = plan_memory(llemma, recipe, devices=8, capacity=peaks["zero2"] * 1.01, engine="zero2")
+    assert alone.recommended == "zero2"
+    assert alone.remedies
+    last = plan_memory(llemma, recipe, devices=8, capacity=min(peaks["zero3"], peaks["fsdp2"]) * 1.01)
+    assert last.recommended in ("zero3", "fsdp2")
+    assert last.of("zero3_offload").verdict == "fits"
+
+
+def test_offload_needs_the_memory_of_the_host(llemma, recipe):
+    needs = 20 * llemma.parameters
+    for share, recommended in ((1.1, "zero3_offload"), (0.9, None)):
+        plan = plan_memory(llemma, recipe, devices=1, capacity=24 * GIB, host_capacity=share * needs)
+        assert plan.recommended == recommended
+        assert plan.of("zero3_offload").host == needs
+    with pytest.raises(PlanningError, match="memory of the host must be positive, got -1 GiB"):
+        plan_memory(llemma, recipe, devices=1, capacity=24 * GIB, host_capacity=-GIB)
+
+
+def test_8_bit_inputs_stay_where_checkpointing_is_not_reentrant(llemma, recipe):
+    """Of a 7B model at 4 × 2,048 tokens: 3 d + inner width elements of 2 bytes a token and layer, 11.4 GiB."""
+    from mce_llm.planning import with_lora
+
+    run = replace(
+        recipe, length=2048, adapter_rank=8, dtype="bfloat16", quantization="8bit", checkpointing=True
+    )
+    peaks = [
+        EnginePlan("ddp", tuple(engine_terms(ENGINES["ddp"], with_lora(llemma, 8), r, 1)), None).sum_of(
+            "forward"
+        )
+        for r in (run, replace(run, reentrant=False), replace(run, reentrant=False, quantization="4bit"))
+    ]
+    assert peaks[1] - peaks[0] == 32 * 4 * 2048 * 2 * (3 * 4096 + 11008)
+    assert peaks[2] == peaks[0]
+
+
+def test_layers_that_are_not_recomputed_keep_their_activations(llemma, recipe):
+    def kept(run):
+        terms = engine_terms(ENGINES["ddp"], llemma, run, 1)
+        return next(t.bytes for t in terms if t.name == "activations" and t.phase == "forward")
+
+    all_kept, none = kept(replace(recipe, checkpointing=False)), kept(recipe)
+    half = kept(replace(recipe, checkpointed_every=2))
+    assert half == pytest.approx((all_kept + none) / 2)
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
+def test_stock_cross_entropy_has_its_logits_in_full(mode, run_of):
+    """A real step of transformers' own loss on the CPU: within 5 % of 12 bytes a position and row of the vocabulary."""
+    rows, length, vocabulary = 4, 64, 4000
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=vocabulary, **sizes)).train()
+    model.requires_grad_(False)
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)
+    model = model.to(getattr(torch, mode))
+    ids = torch.randint(3, vocabulary, (rows, length))
+    with LiveBytes() as memory:
+        memory.exclude(ids, *model.parameters(), *model.buffers())
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+    run = run_of(
+        micro_batch=rows, length=length, dtype=mode, loss=LossShape("token", 0.0, 64, 8, 8, stock=True)
+    )
+    terms = engine_terms(ENGINES["ddp"], shape_of(model), run, 1)
+    planned = sum(term.bytes for term in terms if term.name.startswith("loss"))
+    assert planned == 12 * rows * length * vocabulary
+    assert planned == pytest.approx(memory.peak, rel=0.05)

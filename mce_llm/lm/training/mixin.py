@@ -29,6 +29,7 @@ from mce_llm.lm.patch import MatrixLossPatch, patch_model
 from mce_llm.lm.router_loss import router_coefficient
 from mce_llm.lm.token_mask import tokenizer_in
 from mce_llm.lm.training import checkpoints
+from mce_llm.lm.training.checkpointing import checkpoint_eight_bit
 from mce_llm.lm.training.early_stopping import add_early_stopping
 from mce_llm.lm.training.evaluation_rows import EvaluationCollator, number_stream, without_repeated
 from mce_llm.lm.training.guard import StepGuard
@@ -36,6 +37,7 @@ from mce_llm.lm.training.guard_callback import GuardCallback
 from mce_llm.lm.training.loading import without_tied
 from mce_llm.lm.training.meters import HiddenMeter, LossMeter, prefix_of, total_loss, with_means
 from mce_llm.lm.training.monitoring import add_monitoring
+from mce_llm.lm.training.other_losses import other_losses
 from mce_llm.lm.training.preemption_callback import PreemptionCallback
 from mce_llm.lm.training.publishing import PublishingMixin
 from mce_llm.lm.training.resuming import Continuation
@@ -45,6 +47,7 @@ from mce_llm.lm.training.schedule import FreshSchedule, check_length, reschedule
 from mce_llm.lm.training.starting import started
 from mce_llm.running import preemption
 from mce_llm.running.messages import raise_all
+from mce_llm.running.processes import say
 from mce_llm.running.workers import shield_workers
 
 _logger = logging.get_logger(__name__)
@@ -103,7 +106,7 @@ class MatrixLossMixin(PublishingMixin):
             matrix_loss = args.matrix_loss
         # Before data are prepared, and again below, when `Trainer` knows which GPUs a model that is spread over them has.
         spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-        _refuse_other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu)
+        raise_all(other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu))
         if isinstance(model, nn.Module):
             find_head(causal_model(model))  # refuse before data are prepared
             check_for_training(model, args, named.get("train_dataset"), named.get("eval_dataset"))
@@ -119,9 +122,8 @@ class MatrixLossMixin(PublishingMixin):
             tokenizer = named.get("processing_class")
             named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial), tokenizer))
         super().__init__(model, args, *positional, **named)  # type: ignore[arg-type]
-        _refuse_other_losses(
-            self.args, self.compute_loss_func, self.args.n_gpu
-        )  # which may have come by position
+        # They may have come by position.
+        raise_all(other_losses(self.args, self.compute_loss_func, self.args.n_gpu))
         if model is not None:
             patched(self.model, self.processing_class)  # type: ignore[arg-type]
         check_for_training(self.model, self.args, self.train_dataset, self.eval_dataset)  # type: ignore[arg-type]
@@ -149,6 +151,8 @@ class MatrixLossMixin(PublishingMixin):
         if isinstance(self.model, nn.Module):
             _refuse_frozen(self.model)
         with started(self, resume_from_checkpoint, trial) as checkpoint, preemption.training():
+            if line := checkpoint_eight_bit(self.args, self.model):  # type: ignore[arg-type]
+                say(line)
             return super().train(checkpoint, *args, **kwargs)
 
     def create_scheduler(
@@ -342,22 +346,3 @@ def _refuse_frozen(model: nn.Module) -> None:
         else "train some of them (requires_grad_(True)), or put adapters on the model"
     )
     raise UnsupportedModelError(f"all parameters of the {type(model).__name__} are frozen: {adapters}")
-
-
-def _refuse_other_losses(args: Any, compute_loss_func: Any, gpus: int) -> None:
-    """Raise for every setting that would silently bypass the patched forward."""
-    problems = []
-    if args.label_smoothing_factor:
-        problems.append(
-            "label_smoothing_factor replaces the model's loss; set it to 0 (matrix_shrinkage smooths the matrix loss)"
-        )
-    if compute_loss_func is not None:
-        problems.append("compute_loss_func replaces the model's loss; leave it out")
-    if getattr(args, "use_liger_kernel", False):
-        problems.append("use_liger_kernel replaces the forward that computes the loss; set it to false")
-    if gpus > 1:
-        problems.append(
-            f"{gpus} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
-            f"accelerate launch --num_processes {gpus} …, or set CUDA_VISIBLE_DEVICES to one"
-        )
-    raise_all(problems)

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import SaveStrategy
 
 from mce_llm.errors import MceLlmError
+from mce_llm.lm.training.accumulation import keep_gradients_sharded
 from mce_llm.lm.training.checkpoints import engine_of, newest_whole, remove_if_there
 from mce_llm.lm.training.monitoring.trackers import same_curves
 from mce_llm.lm.training.pickles import UnsafeCheckpointError, data_only, unsafe_file
@@ -142,8 +143,10 @@ class _Begin(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin the record of the settings, or go on with that of the checkpoint."""
+        """Keep gradients sharded, and begin the record of the settings, or go on with that of the checkpoint."""
         self.seen = True
+        if line := keep_gradients_sharded(self._trainer):
+            say(line)
         going_on: Continuation | None = self._trainer.continuation
         settings = settings_of(self._trainer)
         if going_on is None:

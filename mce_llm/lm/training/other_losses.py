@@ -1,0 +1,33 @@
+"""Settings of a trainer that would put another loss in the place of this package's: the trainer and the plan refuse them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def other_losses(args: Any, compute_loss_func: Any = None, gpus: int = 1) -> list[str]:
+    """What is wrong with settings that would silently bypass the patched forward.
+
+    Args:
+        args: The training arguments.
+        compute_loss_func: That of the trainer.
+        gpus: GPUs of this process.
+
+    Returns:
+        One text a setting, with what to do.
+    """
+    problems = []
+    if args.label_smoothing_factor:
+        problems.append(
+            "label_smoothing_factor replaces the model's loss; set it to 0 (matrix_shrinkage smooths the matrix loss)"
+        )
+    if compute_loss_func is not None:
+        problems.append("compute_loss_func replaces the model's loss; leave it out")
+    if getattr(args, "use_liger_kernel", False):
+        problems.append("use_liger_kernel replaces the forward that computes the loss; set it to false")
+    if gpus > 1:
+        problems.append(
+            f"{gpus} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
+            f"accelerate launch --num_processes {gpus} …, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    return problems
