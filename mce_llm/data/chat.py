@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jinja2.exceptions import TemplateError
@@ -28,6 +28,9 @@ _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_templ
     "documents",
     "kwargs",
 }
+
+
+_ASKING = {"role": "user", "content": "?"}
 
 
 class Segment(NamedTuple):
@@ -164,26 +167,80 @@ def split_turns(
                 "chat_template whose generation prompt is also how it opens a written turn"
             )
         answer = after[len(before) :]
-        closed = answer.rstrip()
-        ends_itself = _ender(closed, enders) is not None
-        if ends_itself:
-            answer = closed
-            shorter = closed.removesuffix(str(_ender(closed, enders))).rstrip()
-            if _ender(shorter, enders) is not None:
-                # The last one may close the text and not the turn (Phi 3 ends a turn, and behind the last one the text).
-                going_on = [*messages[: index + 1], {"role": "user", "content": "?"}]
-                written = render(tokenizer, going_on, generate=False, **options)
-                if not written.startswith(before + closed) and written.startswith(before + shorter):
-                    answer = shorter
+        following = [*messages[: index + 1], _ASKING]
+
+        def going_on(begin: str = before, following: list[dict[str, Any]] = following) -> str:
+            return render(tokenizer, following, generate=False, **options).removeprefix(begin)
+
+        answer, ender = _closed(answer, enders, going_on)
         if not _without(answer, enders):
             raise DataError(
                 f"the chat template writes nothing of message {index + 1} ({_told(messages[index])}), so an empty answer would be "
                 "trained; set a chat_template that writes it, or give the turn weight: 0"
             )
         segments.append(Segment(before[len(done) :], trained=False))
-        segments.append(Segment(answer, trained=True, needs_eos=not ends_itself))
+        segments.append(Segment(answer, trained=True, needs_eos=ender is None))
         done = before + answer
     return segments
+
+
+def end_of_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    arguments: Mapping[str, Any] | None = None,
+) -> str | None:
+    """The special token that a template writes behind an assistant's turn.
+
+    Unlike `split_turns` this asks nothing of the template's generation prompt, so that a model can be evaluated that could
+    not be trained in the same way.
+
+    Args:
+        tokenizer: A tokenizer that has a chat template.
+        messages: What comes before the turn.
+        arguments: What else the template is given.
+
+    Returns:
+        Its spelling, or None where the template writes none.
+
+    Raises:
+        DataError: The template refuses, or leaves the answer out.
+    """
+    answer = "mce-llm-answers"
+    turns = [*messages, {"role": "assistant", "content": answer}]
+
+    def behind(messages: Sequence[Mapping[str, Any]]) -> str:
+        written = render(tokenizer, messages, generate=False, arguments=arguments)
+        _, found, rest = written.rpartition(answer)
+        if not found:
+            raise DataError("the chat template leaves an assistant's answer out; set another chat_template")
+        return rest
+
+    return _closed(behind(turns), special_token_texts(tokenizer), lambda: behind([*turns, _ASKING]))[1]
+
+
+def _closed(answer: str, enders: set[str], going_on: Callable[[], str]) -> tuple[str, str | None]:
+    """An answer up to the end of its turn, and the special token there; None where the template writes none.
+
+    Args:
+        answer: What a template writes from the answer on, where it is the last turn.
+        enders: The special tokens.
+        going_on: What it writes from there on, where a user speaks next.
+    """
+    closed = answer.rstrip()
+    ender = _ender(closed, enders)
+    if ender is None:
+        return answer, None
+    shorter = closed.removesuffix(ender).rstrip()
+    inner = _ender(shorter, enders)
+    if inner is not None:
+        # The last token may close the text and not the turn (Phi 3 ends a turn, and behind the last one the text).
+        try:
+            written = going_on()
+        except DataError:  # no user may speak here, as behind a call of a tool
+            return closed, ender
+        if not written.startswith(closed) and written.startswith(shorter):
+            return shorter, inner
+    return closed, ender
 
 
 def _ender(text: str, enders: set[str]) -> str | None:
@@ -211,7 +268,7 @@ def _opening(
 
     Templates are not rendered without a message, so the header is what generation adds behind a user's.
     """
-    asked = [{"role": "user", "content": "?"}]
+    asked = [_ASKING]
     whole = render(tokenizer, asked, generate=True, **options)
     closed = render(tokenizer, asked, generate=False, **options)
     shared = next((n for n, (a, b) in enumerate(zip(whole, closed, strict=False)) if a != b), len(closed))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.data.chat import Turns, check_arguments, render, split_turns
+from mce_llm.data.chat import Turns, check_arguments, end_of_turn, render, split_turns
 from mce_llm.data.conversations import Conversation, conversation_of
 from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids
 from mce_llm.data.errors import DataError
@@ -210,7 +210,11 @@ class PromptTemplate:
         Returns:
             One or two ids, without repetition, the one that training teaches first.
         """
-        ends = [self.encode_completion(tokenizer, "a")[-1]]
+        if self.chat:
+            taught = end_of_turn(tokenizer, self._messages("?"), self.template_arguments)
+            ends = [_eos_id(tokenizer) if taught is None else bare_ids(tokenizer, taught)[-1]]
+        else:
+            ends = [_eos_id(tokenizer)]
         if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
             ends.append(tokenizer.eos_token_id)
         return ends

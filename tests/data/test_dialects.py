@@ -119,6 +119,20 @@ def test_what_is_trained_is_what_was_said_or_it_is_refused(name, speak):
     assert outcomes["each"] == single or "opens generation with" in outcomes["each"]
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_generation_stops_where_training_ends_a_turn_also_where_it_is_not_trained(name, speak):
+    tokenizer = speak(TEMPLATES[name])
+    ends = CHAT.end_token_ids(tokenizer)
+    assert set(ends) <= set(tokenizer.all_special_ids)
+    for record in (CASES["single"][0], CASES["reasoning"][0]):
+        conversation = conversation_of(stored_conversation(record, {"messages": "messages"}))
+        try:
+            (row,) = CHAT.encode_turns(tokenizer, conversation)
+        except DataError:
+            continue
+        assert [label for label in row.labels if label != IGNORE_INDEX][-1] == ends[0]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
