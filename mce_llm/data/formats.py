@@ -93,7 +93,7 @@ class RecordFormat:
     columns: Mapping[str, str]
     chat: bool = False
     table: bool = False
-    asked: frozenset[str] = frozenset()
+    asked: tuple[str, ...] = ()
 
     def features(self, keys: Iterable[str] = ()) -> Features:
         """The columns that conversion gives, with their types.
@@ -239,7 +239,7 @@ def detect_format(
         chosen = {_AS_PAIR.get(role, role): column for role, column in chosen.items()}
     if chat:
         chosen.pop("answer", None)
-    return RecordFormat(name, chosen, chat, table, frozenset(asked))
+    return RecordFormat(name, chosen, chat, table, tuple(sorted(asked)))
 
 
 def _optional_columns(
