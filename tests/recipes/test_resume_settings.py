@@ -263,6 +263,8 @@ OTHERS = {
     "system_prompt": {"system_prompt": "Be brief.", "prompt": "chat"},
     "chat_template_kwargs": {"chat_template_kwargs": "{enable_thinking: false}", "prompt": "chat"},
     "train_turns": "last",
+    "chat_template": "{{ messages[0].content }}",
+    "resize_embeddings": "true",
     "max_length": 64,
     "overlong": "drop",
     "packing": "true",
@@ -289,6 +291,8 @@ OTHERS = {
 # Another path, another machine or another library is needed to give them another value.
 UNTRIED = {
     "model_config",
+    "model_revision",
+    "tokenizer_revision",
     "deepspeed",
     "parallelism_config",
     "fp16",

@@ -130,7 +130,7 @@ TABLE = {
     code_of_the_tokenizer: "cannot load a tokenizer",
     shard_elsewhere: "names '../outside.safetensors', which is not a file in its own folder",
     index_that_is_none: "is no index of weight shards",
-    code_in_the_recipe: "is not YAML: could not determine a constructor for the tag",
+    code_in_the_recipe: "line 1 has a value of the kind tag:yaml.org,2002:python/object/apply:os.mkdir, which no setting takes",
     pickled_data: "cannot read .pkl; use ",
     folder_of_pickles: "data",
     loading_script: "scripted",
