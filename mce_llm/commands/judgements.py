@@ -167,7 +167,7 @@ def judge_data(
             name, f"read as {data.format}; columns that play no part: {', '.join(map(repr, data.unused))}"
         )
     for lost in data.lost:
-        (findings.warn if lost.grave else findings.ok)(name, f"the chat template leaves out {lost}")
+        (findings.warn if lost.grave else findings.ok)(name, lost.sentence)
     dropped = data.dropped_overlong + data.dropped_untrained
     limit = recipe.data.max_length
     if problem := position_problem(min(limit, data.lengths[100]), positions, role=role):

@@ -209,6 +209,8 @@ def _print_launch(
         f"{_amount(chosen.peak)} of {(plan.capacity or 0) / GIB:g} GiB{', tight' if chosen.verdict == 'tight' else ''}",
         highlight=False,
     )
+    best = best_batch(recipe, plan.devices, chosen)
+    divided = True
     try:
         batch = batch_of(recipe, plan.devices)
         console.print(
@@ -218,7 +220,7 @@ def _print_launch(
         )
     except PlanningError as error:
         console.print(f"[red]{error}[/]", highlight=False)
-    best = best_batch(recipe, plan.devices, chosen)
+        divided = False
     if best is not None and best.rows != recipe.training.per_device_train_batch_size:
         console.print(
             f"largest micro-batch that fits and divides the batch: --per_device_train_batch_size {best.rows} "
@@ -227,6 +229,10 @@ def _print_launch(
         )
     if chosen.host:
         console.print(f"host memory: {_amount(chosen.host)} GiB over all machines", highlight=False)
+    if not divided:  # the recipe as it is would refuse to start
+        if best is None:
+            return
+        overrides = [*overrides, "--per_device_train_batch_size", str(best.rows)]
     console.print(
         launch_command(config, overrides, chosen.engine, plan.devices), soft_wrap=True, highlight=False
     )

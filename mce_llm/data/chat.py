@@ -53,7 +53,11 @@ def check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, 
         DataError: The template reads no such argument, or it is one that this package sets.
     """
     text = template_of(tokenizer, tools=True) + template_of(tokenizer)
-    for name in arguments:
+    for name, value in arguments.items():
+        if isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off"):
+            raise DataError(
+                f"chat_template_kwargs: {name} is the word {value!r}, which a template takes for true; write it without quotes"
+            )
         if name in _RESERVED:
             raise DataError(
                 f"chat_template_kwargs cannot set {name!r}: it is not read by the template, but decides what is made of it"
@@ -137,6 +141,8 @@ def split_turns(
     messages = conversation.messages
     if all(message["role"] != "assistant" for message in messages):
         raise DataError("the conversation has no assistant turn, so nothing in it can be trained")
+    if conversation.template_arguments:
+        check_arguments(tokenizer, conversation.template_arguments)
     options: dict[str, Any] = {
         "tools": conversation.tools,
         "arguments": {**(arguments or {}), **conversation.template_arguments},

@@ -39,7 +39,23 @@ ROLES = {
     "ipython": "tool",
 }
 # Keys that say whether a turn is trained: OpenAI's weight, axolotl's train, ms-swift's loss, and their relatives.
-TRAIN_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_mask")
+TRAIN_KEYS = (
+    *("weight", "train", "training", "trainable", "trained", "is_trained", "train_on_turn", "learn"),
+    *("loss", "loss_mask", "loss_masks", "loss_scale", "loss_weight", "train_mask"),
+)
+# Keys that say something of the kind, and not what: which way round, or that a part of the turn is meant.
+_UNCLEAR_TRAIN_KEYS = (
+    "mask",
+    "masks",
+    "masked",
+    "ignore",
+    "label",
+    "labels",
+    "train_detail",
+    "training_detail",
+)
+# Under which names files keep the arguments of a call.
+_ARGUMENTS = ("arguments", "parameters", "args", "input")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _CALL_ROLES = ("function_call", "tool_call")
 _ROLE_KEYS = ("role", "from")
@@ -163,11 +179,11 @@ def question_of(record: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     Raises:
         BadRecord: There is none.
     """
-    question = text_of(record, columns["question"])
     if "input" not in columns or record.get(columns["input"]) is None:
-        return question
+        return text_of(record, columns["question"])
     more = text_of(record, columns["input"], empty=True).strip()
-    return f"{question}\n{more}" if more else question
+    question = text_of(record, columns["question"], empty=bool(more))
+    return "\n".join(part for part in (question if question.strip() else "", more) if part)
 
 
 def _messages(record: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
@@ -176,7 +192,9 @@ def _messages(record: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
         turns = read_json(turns, repr(column))
     if not isinstance(turns, list) or not turns:
         raise BadRecord(f"{column!r} is {shorten(turns)}, not a list of messages")
-    turns = [message for turn in turns for message in _unpaired(turn)]
+    turns = [message for turn in turns for message in _unpaired(turn) if not _is_empty_system(message)]
+    if not turns:
+        raise BadRecord(f"{column!r} has an empty system message and no other")
     return [_numbered(number, turn) for number, turn in enumerate(turns, start=1)]
 
 
@@ -189,6 +207,13 @@ def _unpaired(turn: Any) -> list[Any]:
                 user = {"role": "user", "content": turn[asked]}
                 return [user, {"role": "assistant", "content": turn[answered], **rest}]
     return [turn]
+
+
+def _is_empty_system(turn: Any) -> bool:
+    """Whether a message is how some files say that there is no system prompt."""
+    if not is_message(turn) or next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None) != "system":
+        return False
+    return all(turn.get(key) in (None, "") for key in _CONTENT_KEYS)
 
 
 def _numbered(number: int, turn: Any) -> dict[str, Any]:
@@ -222,7 +247,13 @@ def _message(turn: dict[str, Any]) -> dict[str, Any]:
         fields["tool_calls"] = _tool_calls(read_json(turn["tool_calls"], "'tool_calls'"))
     turn.pop("tool_calls", None)
     message["content"] = _content(turn, role, fields)
-    train = {key: switch_of(turn.pop(key), repr(key)) for key in TRAIN_KEYS if key in turn}
+    for key in list(turn):
+        if key.lower() in _UNCLEAR_TRAIN_KEYS:
+            raise BadRecord(
+                f"{key!r} may ask not to train the turn, or a part of it, and does not say which; write weight: 0 or weight: 1 "
+                "in its place, or leave it out"
+            )
+    train = {key: switch_of(turn.pop(key), repr(key)) for key in list(turn) if key.lower() in TRAIN_KEYS}
     if len(set(train.values())) > 1:
         raise BadRecord(f"{' and '.join(map(repr, train))} contradict each other")
     if train and role == "assistant" and not any(train.values()):
@@ -291,8 +322,15 @@ def _tool_calls(calls: Any) -> list[dict[str, Any]]:
     for call in calls:
         whole = _function(call, "the call")
         function = whole["function"]
+        named = next((key for key in _ARGUMENTS if key in function), None)
+        if named is None and (strange := sorted(set(function) - {"name", "description"})):
+            raise BadRecord(
+                f"the call of {function['name']!r} has no arguments, and {', '.join(map(repr, strange))} in their place; known "
+                f"are {', '.join(_ARGUMENTS)}"
+            )
         # Nothing at all is how some servers write a call without arguments.
-        arguments = read_json(function.get("arguments") or {}, f"the arguments of {function['name']!r}")
+        given = function.pop(named) if named is not None else {}
+        arguments = read_json(given or {}, f"the arguments of {function['name']!r}")
         if not isinstance(arguments, Mapping):
             raise BadRecord(f"the arguments of {function['name']!r} are {shorten(arguments)}, not an object")
         found.append({**whole, "function": {**function, "arguments": arguments}})

@@ -108,7 +108,7 @@ def _in_folder(path: Path, name: str | None) -> dict[str, list[Path]]:
         and file.resolve() not in read
         and not any(part.startswith(hidden) for part in file.relative_to(path).parts)
     ]
-    if others and not (path / "README.md").exists():
+    if others and not _says_which(path / "README.md"):
         kinds = ", ".join(sorted({kind_of(file) for files in found.values() for file in files}))
         raise DataError(
             f"{path}: of the files there only those in {kinds} would be read, and {others[0].relative_to(path)}"
@@ -116,3 +116,11 @@ def _in_folder(path: Path, name: str | None) -> dict[str, list[Path]]:
             f"as {path}/*{kind_of(others[0])}"
         )
     return found
+
+
+def _says_which(card: Path) -> bool:
+    """Whether a data set's card says which files are its data."""
+    return (
+        card.is_file()
+        and "data_files" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
+    )

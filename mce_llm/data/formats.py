@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ FORMATS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 # What a record of the format may have besides.
 _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
+    "metamath": {"system": ("system", "system_prompt"), "history": ("history",)},
     "math": {"answer": ("answer",)},
     "plain": {
         "answer": ("answer",),
@@ -67,7 +68,9 @@ _OF_CONVERSATIONS = ("system", "history", "tools", "chat_template_kwargs")
 # Columns whose content would change what is trained, where the format has no place for them.
 MEANINGFUL = (
     *("tools", "functions", "system", "system_prompt", "history", "input", "context"),
-    *("weight", "loss_weight", "loss_mask", "rejected", "images", "image", "audio", "videos"),
+    *("weight", "loss_weight", "loss_mask", "loss_scale", "loss", "train", "label", "chosen", "rejected"),
+    *("rejected_response", "reasoning", "reasoning_content", "thinking", "instruction"),
+    *("images", "image", "audios", "audio", "videos", "video"),
 )
 _CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 _GSM8K_FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
@@ -162,6 +165,12 @@ class RecordFormat:
         if "answer" in self.asked or (isinstance(value, str) and value.strip()):
             return {"answer": text_of(record, column)}
         return {"answer": None}
+
+
+def fits_a_format(keys: Collection[str]) -> bool:
+    """Whether a record with these keys is one of a known format."""
+    there = set(keys)
+    return any(all(there & set(columns) for columns in roles.values()) for roles in FORMATS.values())
 
 
 def keys_of(example: Mapping[str, Any]) -> set[str]:

@@ -7,8 +7,9 @@ them says so; here it is looked up in the rendered text.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from mce_llm.data.conversations import REASONING_KEYS, Conversation
 from mce_llm.data.errors import shorten
 
 AFTER = "message after the last trained turn"
+SPELLING = "message that spells a special token"
 _SHOWN = 40
 
 
@@ -42,11 +44,25 @@ class LostText:
         """Whether it is a text that somebody said or was told, not a field beside it."""
         return not self.kind.startswith("field ")
 
+    @property
+    def sentence(self) -> str:
+        """What has become of them."""
+        if self.kind == SPELLING:
+            return f"read as the special tokens that they spell, and not as text: {self}"
+        return f"the chat template leaves out {self}"
+
     def __str__(self) -> str:
         return f"{self.kind}: {self.texts:,} in {self.examples:,} examples ({self.place}: {self.first})"
 
 
-def lost_texts(conversation: Conversation, rendered: Sequence[str], last: int) -> list[tuple[str, str]]:
+def lost_texts(
+    conversation: Conversation,
+    rendered: Sequence[str],
+    last: int,
+    *,
+    template: str = "",
+    special: Collection[str] = (),
+) -> list[tuple[str, str]]:
     """The texts of a conversation that occur in none of its examples.
 
     White space is not compared, and a text may also stand there as JSON writes it.
@@ -55,6 +71,9 @@ def lost_texts(conversation: Conversation, rendered: Sequence[str], last: int) -
         conversation: As it was stored.
         rendered: The text of each example that was made of it.
         last: The place of the last turn that is trained; what comes after it is in no example.
+        template: The template's text: numbers and switches beside a message are not looked up in what is rendered, but
+            under their name here.
+        special: Spellings of special tokens; a content that holds one is named too.
 
     Returns:
         (kind, the text's beginning) for each.
@@ -76,6 +95,14 @@ def lost_texts(conversation: Conversation, rendered: Sequence[str], last: int) -
         for kind, text in _texts(message)
         if (number > last and kind == f"{message['role']} message") or (number <= last and not there(text))
     ]
+    for message in conversation.messages:
+        for key, value in message.items():
+            if isinstance(value, bool | int | float) and not re.search(
+                rf"[.'\"]{re.escape(key)}\b", template
+            ):
+                lost.append((f"field {key}", json.dumps(value)))
+        if any(token in message["content"] for token in special):
+            lost.append((SPELLING, message["content"]))
     lost += [
         ("description of a tool", text) for text in _tool_texts(conversation.tools or ()) if not there(text)
     ]

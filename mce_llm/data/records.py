@@ -23,6 +23,7 @@ from typing import Any
 
 from mce_llm.data.conversations import is_message
 from mce_llm.data.errors import DataError, problem_list, shorten
+from mce_llm.data.formats import fits_a_format
 from mce_llm.running.files import whole_file
 
 _SHOWN = 5
@@ -31,7 +32,7 @@ _COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
     ".bz2": bz2.decompress,
     ".xz": lzma.decompress,
 }
-TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv")
+TEXT_FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 
 Record = dict[str, Any]
 Splits = dict[str, tuple[list[Record], list[str]]]
@@ -79,11 +80,12 @@ def read_records(path: Path) -> Splits:
         raise DataError(f"{path}: the file is empty; expected one record a line")
     # A list is none of JSON lines, whatever the file is called.
     if kind_of(path) == ".json" or (
-        kind_of(path) == ".jsonl" and text.lstrip()[0] == "[" and "\n[" not in text.strip()
+        kind_of(path) in (".jsonl", ".ndjson") and text.lstrip()[0] == "[" and "\n[" not in text.strip()
     ):
         return _read_json(path, text)
     readers: dict[str, Callable[[Path, str], tuple[list[Record], list[str]]]] = {
         ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
         ".csv": _read_csv,
         ".tsv": _read_csv,
     }
@@ -101,7 +103,7 @@ def _read_json(path: Path, text: str) -> Splits:
             "expected a list of objects"
         ) from error
     if isinstance(found, dict):
-        if lists := _lists_of_records(found):
+        if not fits_a_format(found) and (lists := _lists_of_records(found)):
             placed = {name: _placed(path, records, f"{name}, ") for name, records in lists.items()}
             return placed if len(placed) > 1 else {"train": next(iter(placed.values()))}
         # One record, of one conversation perhaps, on one line or on many.
@@ -156,7 +158,7 @@ def _read_csv(path: Path, text: str) -> tuple[list[Record], list[str]]:
             rows: list[Record] = list(reader)
         except csv.Error as error:
             raise DataError(
-                f"{path}, line {reader.line_num}: not valid {kind_of(path)[1:].upper()}: {error}"
+                f"{path}, line {reader.reader.line_num}: not valid {kind_of(path)[1:].upper()}: {error}"
             ) from error
     if not rows:
         raise DataError(f"{path}: there is a header but no record below it")

@@ -33,6 +33,20 @@ KNOWN_SOURCES: dict[str, tuple[str, str | None]] = {
 """Alias → (hub id, configuration name)."""
 
 _SAMPLE = 100
+# Names under which `datasets` loads files of a kind in place of a repository.
+_LOADERS = (
+    "json",
+    "csv",
+    "parquet",
+    "arrow",
+    "text",
+    "pandas",
+    "sql",
+    "xml",
+    "webdataset",
+    "imagefolder",
+    "audiofolder",
+)
 _ONLY = "train"
 
 
@@ -185,7 +199,7 @@ def _from_files(
     available = list(dict.fromkeys(key for record in records for key in record))
 
     def filled(column: str) -> bool:
-        return any(record.get(column) for record in records)
+        return any(map(_says_something, (record.get(column) for record in records)))
 
     layout = detect_format(
         source,
@@ -203,8 +217,17 @@ def _from_files(
     dataset = datasets.Dataset.from_list(rows, features=features)
     inside = "" if several else f"{source}, "
     unused = _unused(layout, available)
-    ignored = _ignored(unused, asked, filled)
+    ignored = _ignored(
+        source, unused, asked, filled, lambda column: any(record.get(column) is False for record in records)
+    )
     return dataset, Reading(layout, unused, ignored, lambda number: f"{inside}{places[number]}")
+
+
+def _says_something(value: Any) -> bool:
+    """Whether a value is more than an empty place: false and 0 say something."""
+    if isinstance(value, str):
+        return value.strip() not in ("", "[]", "{}", "null")
+    return value is not None and value != [] and value != {}
 
 
 def _unused(layout: RecordFormat, available: Sequence[str]) -> tuple[str, ...]:
@@ -212,11 +235,25 @@ def _unused(layout: RecordFormat, available: Sequence[str]) -> tuple[str, ...]:
     return tuple(column for column in available if column not in used)
 
 
-def _ignored(unused: Sequence[str], asked: Request, filled: Filled) -> tuple[str, ...]:
+def _ignored(
+    source: str, unused: Sequence[str], asked: Request, filled: Filled, holds_false: Filled
+) -> tuple[str, ...]:
+    """The unused columns whose content would change what is trained; some of them are no data to train on at all."""
     meant = {role for role, column in (asked.columns or {}).items() if column is None}  # left out on purpose
-    return tuple(
+    found = tuple(
         column for column in unused if column in MEANINGFUL and column not in meant and filled(column)
     )
+    if {"chosen", "rejected"} <= set(found):
+        raise DataError(
+            f"{source}: the records have chosen and rejected answers, which are no completions; train on the chosen ones with "
+            "columns: {messages: chosen}, or columns: {question: …, response: chosen}"
+        )
+    if "label" in found and holds_false("label"):
+        raise DataError(
+            f"{source}: records have label: false, which marks answers that are not to be learnt; leave those records out, and "
+            "the column with them"
+        )
+    return found
 
 
 def _table(source: str, paths: list[Path]) -> datasets.Dataset:
@@ -247,7 +284,7 @@ def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tup
     available, whole = dataset.column_names, dataset
 
     def filled(column: str) -> bool:
-        return any(whole[column])
+        return any(map(_says_something, whole[column]))
 
     layout = detect_format(
         source,
@@ -259,7 +296,9 @@ def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tup
         table=True,
     )
     unused = _unused(layout, available)
-    ignored = _ignored(unused, asked, filled)
+    ignored = _ignored(
+        source, unused, asked, filled, lambda column: any(value is False for value in whole[column])
+    )
     dataset = dataset.select_columns(sorted(set(layout.columns.values())))
     indices = _chosen(len(dataset), asked)
     if len(indices) < len(dataset) or asked.seed is not None:
@@ -296,6 +335,11 @@ def _saved(path: Path, asked: Request) -> datasets.Dataset:
 
 
 def _from_hub(hub_id: str, name: str | None, asked: Request) -> datasets.Dataset:
+    if hub_id in _LOADERS:
+        raise DataError(
+            f"{hub_id!r} is the name of a loader of datasets, which would read whatever lies here; give the files themselves, as "
+            f"in data/*.{hub_id}"
+        )
     if problem := hub_problem(hub_id, "dataset", asked.revision):
         hint = nearest_hint(hub_id, KNOWN_SOURCES) if "/" not in hub_id else ""
         raise DataError(f"the hub data set {problem}{hint}")

@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data.chat import TURNS, Turns
 from mce_llm.data.conversations import conversation_of
+from mce_llm.data.dialects import template_of
+from mce_llm.data.encoding import special_token_texts
 from mce_llm.data.errors import DataError
 from mce_llm.data.lost_text import LostText, counted, lost_texts
 from mce_llm.data.prompts import IGNORE_INDEX, Encoded, PromptTemplate
@@ -78,7 +80,7 @@ class TokenizationReport:
             ("dropped, nothing to train", f"{self.dropped_untrained:,}"),
             ("longest", f"{self.longest:,} (before truncation {self.longest_given:,})"),
             ("mean length", f"{self.mean_length:.1f}"),
-            *(("left out by the chat template", str(text)) for text in self.lost),
+            *(("not as it was given", text.sentence) for text in self.lost),
         ]
         width = max(len(label) for label, _ in rows)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows)
@@ -224,7 +226,13 @@ def _encode_one(
     made = prompt.encode_turns(tokenizer, conversation, turns)
     trained = [place for place, flag in enumerate(conversation.trained) if flag]
     last = trained[-1] if trained else len(conversation.messages)
-    return made, lost_texts(conversation, [row.text for row in made], last)
+    return made, lost_texts(
+        conversation,
+        [row.text for row in made],
+        last,
+        template=template_of(tokenizer, tools=bool(conversation.tools)),
+        special=special_token_texts(tokenizer),
+    )
 
 
 def _keep_usable(

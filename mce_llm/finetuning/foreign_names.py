@@ -52,14 +52,14 @@ _OTHERWISE = {
     "set quantization: 4bit": "load_in_4bit",
     "set quantization: 8bit": "load_in_8bit",
     "set lora_r to the rank of the adapters (16 is usual); 0 trains all the weights": (
-        "use_peft finetuning_type adapter peft_type"
+        "use_peft finetuning_type adapter peft_type train_type tuner_type"
     ),
     "set lora_target_modules: all-linear, which is the default": "lora_target_linear",
     "merge the adapters first (mce-llm merge), and give the merged model as model_name_or_path": (
         "adapter_name_or_path lora_model_dir"
     ),
     "hold examples out with slices, such as dataset_split: train[:95%], eval_dataset: (the same), eval_split: train[95%:]": (
-        "val_set_size val_size"
+        "val_set_size val_size split_dataset_ratio"
     ),
     "set chat_template for the tokenizer's own form of chats, or prompt for a template of this package": (
         "template prompt_template conversation"
@@ -68,8 +68,11 @@ _OTHERWISE = {
     "resize_embeddings: true": "special_tokens tokens add_tokens add_special_tokens additional_special_tokens",
     "save a tokenizer that has it with save_pretrained, and give it as tokenizer_name_or_path": "eos_token pad_token",
     "leave it out: the completion is trained, and not the prompt": (
-        "train_on_inputs train_on_prompt completion_only_loss assistant_only_loss"
+        "train_on_inputs train_on_prompt completion_only_loss assistant_only_loss roles_to_train train_on_eos"
     ),
+    "map the columns, as in columns: {question: …, response: …}": "dataset_text_field",
+    "leave it out: examples are packed by best fit": "packing_strategy",
+    "mark turns in the data: weight: 0 leaves one out": "loss_scale",
     "leave it out: examples are tokenised when a run starts": (
         "overwrite_cache dataset_prepared_path tokenized_path"
     ),

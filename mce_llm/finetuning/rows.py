@@ -99,7 +99,7 @@ def tokenized(
             say(f"warning: {ignored_text(reading)}")
         for text in report.lost:
             if text.grave:
-                say(f"warning: the chat template leaves out {text}")
+                say(f"warning: {text.sentence}")
         if problem := position_problem(report.longest, positions, role=role):
             raise ConfigurationError(problem)
         digest = digest_of(rows)

@@ -70,7 +70,11 @@ def plan_memory(
     recommended = _recommended(plans)
     best = next((plan for plan in plans if plan.engine == recommended), None)
     enough = best is not None and best.verdict == "fits" and not ENGINES[best.engine].offloads
-    remedies = () if enough or capacity is None else _remedies(model, training, devices, capacity, chosen)
+    remedies = (
+        ()
+        if enough or capacity is None
+        else _remedies(model, training, devices, capacity, chosen, host_capacity)
+    )
     return MemoryPlan(model, training, devices, capacity, plans, recommended, remedies)
 
 
@@ -103,7 +107,10 @@ def _engine_plan(
     )
     if capacity is None:
         return plan
-    return replace(plan, largest_micro_batch=_largest_micro_batch(engine, model, training, devices, capacity))
+    return replace(
+        plan,
+        largest_micro_batch=_largest_micro_batch(engine, model, training, devices, capacity, host_capacity),
+    )
 
 
 def engine_terms(engine: Engine, model: ModelShape, training: TrainingShape, devices: int) -> list[Term]:
@@ -198,14 +205,20 @@ def _autocast_copies(model: ModelShape, product: int) -> int:
 
 
 def _largest_micro_batch(
-    engine: Engine, model: ModelShape, training: TrainingShape, devices: int, capacity: float
+    engine: Engine,
+    model: ModelShape,
+    training: TrainingShape,
+    devices: int,
+    capacity: float,
+    host_capacity: float | None,
 ) -> int:
     if engine.refusal(training):
         return 0
 
     def fits(rows: int, room: float) -> bool:
         terms = engine_terms(engine, model, replace(training, micro_batch=rows), devices)
-        return EnginePlan(engine.name, tuple(terms), capacity).peak <= room
+        plan = EnginePlan(engine.name, tuple(terms), capacity)
+        return plan.peak <= room and (host_capacity is None or plan.host <= host_capacity)
 
     comfortable = (1 - TIGHT) * capacity
     if not fits(1, comfortable):
@@ -218,7 +231,12 @@ def _largest_micro_batch(
 
 
 def _remedies(
-    model: ModelShape, training: TrainingShape, devices: int, capacity: float, engines: Sequence[Engine]
+    model: ModelShape,
+    training: TrainingShape,
+    devices: int,
+    capacity: float,
+    engines: Sequence[Engine],
+    host_capacity: float | None,
 ) -> tuple[Remedy, ...]:
     """Changes in the order of what they cost; those that change the outcome least are kept for the ones after them."""
     on_device = [engine for engine in engines if not engine.offloads]
@@ -233,7 +251,12 @@ def _remedies(
         engines: Sequence[Engine] = on_device,
     ) -> bool:
         plans = [
-            EnginePlan(engine.name, tuple(engine_terms(engine, model, training, devices)), capacity)
+            EnginePlan(
+                engine.name,
+                tuple(engine_terms(engine, model, training, devices)),
+                capacity,
+                host_capacity=host_capacity,
+            )
             for engine in engines
             if engine.refusal(training) is None
         ]

@@ -193,6 +193,13 @@ def test_a_table_and_lines_give_the_same(tmp_path):
         ({"tool_calls": [{"function": {"arguments": {}}}]}, "the call of a tool has no name"),
         ({"tool_calls": [{"name": "f", "arguments": "{x"}]}, "the arguments of 'f' is no JSON"),
         ({"tool_calls": [{"name": "f", "arguments": "[1]"}]}, "the arguments of 'f' are [1], not an object"),
+        (
+            {"tool_calls": [{"name": "f", "params": {"a": 1}}]},
+            "the call of 'f' has no arguments, and 'params' in their place",
+        ),
+        ({"train_detail": [{"train": False}]}, "'train_detail' may ask not to train the turn"),
+        ({"mask": True}, "'mask' may ask not to train the turn"),
+        ({"loss_scale": 0.3}, "'loss_scale' is 0.3; it can be 0 or false"),
         ({"tool_calls": 5}, "the calls of tools are 5, not a list of objects"),
         ({"content": None}, "'content' is missing"),
         ({"content": 5}, "'content' is int 5, not a string"),
@@ -277,3 +284,22 @@ def test_a_record_is_named_by_file_and_line(tmp_path):
         DataError, match=r"a\.jsonl: 1 of 2 records .*\n.*line 2: message 1: 'content' holds half"
     ):
         load_examples(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("key", ["arguments", "parameters", "args", "input"])
+def test_arguments_under_every_name(key):
+    calls = [{"name": "add", key: {"a": 2}}]
+    found = read(
+        [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    )
+    assert found.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2}}
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_an_empty_system_message_is_none(content):
+    assert read([{"role": "system", "content": content}, *asked()]).messages == read(asked()).messages
+
+
+def test_a_key_of_our_own_is_honoured_from_a_file_too():
+    assert read(asked(trained=False)).trained == [False, False]
+    assert read(asked(Train=False)).trained == [False, False]

@@ -120,3 +120,14 @@ def test_what_looks_local():
 def test_a_file_with_a_sign_of_patterns_in_its_name_is_a_file(tmp_path):
     write_jsonl(ROWS, tmp_path / "a[1].jsonl")
     assert list(files_of(str(tmp_path / "a[1].jsonl"))["train"]) == [tmp_path / "a[1].jsonl"]
+
+
+def test_a_card_that_says_nothing_of_files_hides_none(folder):
+    (folder / "extra.csv").write_text("question,answer\nQ,#### 1\n")
+    (folder / "README.md").write_text("# About\n")
+    with pytest.raises(DataError, match=r"extra\.csv left out"):
+        questions(folder)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: part-*.jsonl\n---\n"
+    )
+    assert questions(folder) == asked(ROWS)

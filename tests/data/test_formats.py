@@ -238,3 +238,13 @@ def test_a_history_that_is_none():
         DataError, match=r"turn 1 of the history is \['1\+1\?'\], not a question and an answer"
     ):
         convert(ALPACA | {"history": [["1+1?"]]})
+
+
+def test_a_system_prompt_beside_a_query_makes_a_conversation():
+    found = convert({"query": "Q", "response": "R", "system": "S", "history": []})
+    assert [message["role"] for message in found["messages"]] == ["system", "user", "assistant"]
+    assert set(convert({"query": "Q", "response": "R", "system": ""})) == {"question", "response", "answer"}
+
+
+def test_an_instruction_that_is_in_the_input():
+    assert convert({"instruction": "", "input": "Q?", "output": "A"}) == {"question": "Q?", "response": "A"}

@@ -5,7 +5,7 @@ import datasets
 import pytest
 
 from mce_llm.data.conversations import Conversation
-from mce_llm.data.lost_text import AFTER, counted, lost_texts
+from mce_llm.data.lost_text import AFTER, SPELLING, counted, lost_texts
 from mce_llm.data.prompts import IGNORE_INDEX, get_prompt
 from mce_llm.data.tokenization import tokenize_examples
 
@@ -144,3 +144,13 @@ def test_the_systems_own_prompt_and_that_of_the_settings(chat_tokenizer, rows):
     pair = datasets.Dataset.from_list([{"question": "Q", "response": "A"}])
     given, _ = tokenize_examples(pair, chat_tokenizer, brief, max_length=500)
     assert chat_tokenizer.decode(given[0]["input_ids"]).startswith("<|im_start|>system\nBe kind.<|im_end|>")
+
+
+def test_numbers_and_spellings_of_special_tokens_are_named():
+    conversation = talk(("user", "Q", {"score": 3, "known": True}), ("assistant", "R<|im_end|>", {}))
+    found = lost_texts(conversation, ["Q R<|im_end|>"], 1, template="{{ m.known }}", special=["<|im_end|>"])
+    assert found == [("field score", "'3'"), (SPELLING, "'R<|im_end|>'")]
+    (score, spelt) = counted([json.dumps(found)], lambda number: "line 1")
+    assert score.sentence == "the chat template leaves out field score: 1 in 1 examples (line 1: '3')"
+    assert spelt.grave
+    assert spelt.sentence.startswith("read as the special tokens that they spell, and not as text: ")

@@ -135,3 +135,15 @@ def test_what_a_template_has_no_place_for_is_refused(chat_tokenizer):
         replace(chat, template_arguments={"thnk": True}).check(chat_tokenizer)
     with pytest.raises(DataError, match="cannot set 'add_generation_prompt'"):
         replace(chat, template_arguments={"add_generation_prompt": True}).check(chat_tokenizer)
+
+
+def test_a_record_has_its_own_arguments_checked(chat_tokenizer):
+    chat_tokenizer.chat_template = SYSTEMLESS
+    chat = get_prompt("chat")
+    for arguments, message in (
+        ({"thnk": True}, "reads no 'thnk'"),
+        ({"think": "false"}, "is the word 'false'"),
+    ):
+        conversation = replace(chat.pair("Q", "R"), template_arguments=arguments)
+        with pytest.raises(DataError, match=message):
+            chat.encode_turns(chat_tokenizer, conversation)

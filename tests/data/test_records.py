@@ -152,3 +152,9 @@ def test_one_object_is_one_record_even_with_a_list_of_messages(tmp_path, indent)
     record = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "R"}], "id": 1}
     (tmp_path / "a.json").write_text(json.dumps(record, indent=indent))
     assert records_of(tmp_path / "a.json")[0] == [record]
+
+
+def test_a_record_with_a_list_of_its_own_is_a_record(tmp_path):
+    record = {"question": "Q", "response": "R", "steps": [{"question": "1", "response": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    assert records_of(tmp_path / "a.json")[0] == [record]

@@ -150,7 +150,7 @@ def test_record_numbers_are_those_of_the_file_even_when_shuffled(tmp_path):
     [
         ("{tmp}/trian.jsonl", {}, "no such file (did you mean 'train.jsonl'?)"),
         ("{tmp}/nowhere/a.jsonl", {}, "the directory {tmp}/nowhere does not exist either"),
-        ("{tmp}/notes.txt", {}, "cannot read .txt; use .json, .jsonl, .csv, .tsv, .parquet"),
+        ("{tmp}/notes.txt", {}, "cannot read .txt; use .json, .jsonl, .ndjson, .csv, .tsv, .parquet"),
         ("{tmp}/broken.parquet", {}, "not a readable parquet file"),
         ("{tmp}/empty", {}, "no data set can be loaded from this directory"),
         ("{tmp}/halfsaved", {}, "a saved data set that cannot be loaded"),
@@ -201,3 +201,37 @@ def test_mistyped_alias(monkeypatch):
     monkeypatch.setattr(sources.datasets, "load_dataset", unknown)
     with pytest.raises(DataError, match="did you mean 'gsm8k'"):
         load_examples("gsm8")
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "Q", "completion": "R", "label": False}, "records have label: false"),
+        (
+            {"question": "Q", "response": "R", "chosen": "R", "rejected": "S"},
+            "no completions; train on the chosen ones",
+        ),
+    ],
+)
+def test_records_that_are_not_all_to_be_learnt_are_refused(tmp_path, record, message):
+    write_jsonl([record], tmp_path / "a.jsonl")
+    datasets.Dataset.from_list([record]).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(DataError, match=message):
+            load_examples(str(tmp_path / name))
+
+
+def test_the_name_of_a_loader_reads_nothing_that_lies_about(tmp_path, monkeypatch):
+    write_jsonl(PROBLEMS, tmp_path / "train.jsonl")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="'json' is the name of a loader"):
+        load_examples("json")
+
+
+def test_what_is_ignored_is_known(tmp_path):
+    request = sources.Request()
+    record = {"question": "Q", "response": "R", "reasoning": "T", "tools": "[]", "train": False, "note": "x"}
+    write_jsonl([record], tmp_path / "a.jsonl")
+    reading = sources.read_examples(str(tmp_path / "a.jsonl"), request)[1]
+    assert reading.ignored == ("reasoning", "train")
+    assert reading.unused == ("reasoning", "tools", "train", "note")
