@@ -11,9 +11,11 @@ from mce_llm.planning.shapes import ModelShape, TrainingShape
 
 # Of a card or of the host: what the arithmetic is off by. A plan that leaves less is tight, and may not fit.
 TIGHT = 0.05
+"""Share of a card that has to be left for a plan to fit, and not tightly."""
 _MOMENTS: tuple[Phase, ...] = ("forward", "backward", "step")
 
 Verdict = Literal["fits", "tight", "too large"]
+"""How a plan compares with what there is."""
 
 
 @dataclass(frozen=True)
