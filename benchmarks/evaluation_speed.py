@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--model", required=True, help="a model's directory or hub id")
     parser.add_argument("--data", required=True, help="questions: a file, gsm8k, ...")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", help="by default test, or the only one")
     parser.add_argument("--prompt", default="metamath", choices=[*PRESETS])
     parser.add_argument("--limit", type=positive, default=128, help="questions")
     parser.add_argument("--max_new_tokens", type=positive, default=256)
@@ -89,7 +89,9 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     model, tokenizer = load_model_and_tokenizer(options.model, options.dtype, options.device)
     template = preset_template(options.prompt, "gsm8k")
-    questions = load_examples(options.data, split=options.split, limit=options.limit)["question"]
+    questions = load_examples(options.data, split=options.split, default_split="test", limit=options.limit)[
+        "question"
+    ]
     prompts = [template.encode_prompt(tokenizer, question, evaluation=True) for question in questions]
     texts = [template.evaluation_prompt(question) for question in questions]
     decoding = Decoding(max_new_tokens=options.max_new_tokens, stop=template.stop)

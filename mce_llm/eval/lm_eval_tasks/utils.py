@@ -26,12 +26,12 @@ class SolutionTask(ConfigurableTask):
         super().__init__(config={**settings, "generation_kwargs": generation})
 
 
-def load_gsm8k(data: str = "gsm8k", split: str = "test", **metadata: Any) -> dict[str, Dataset]:
+def load_gsm8k(data: str = "gsm8k", split: str | None = None, **metadata: Any) -> dict[str, Dataset]:
     """Load questions whose answers are numbers.
 
     Args:
         data: A known data set, a hub id, or a file or directory (see `load_examples`).
-        split: Its split.
+        split: Its split; by default test, or the only one.
         metadata: What else the harness passes on, such as the version of the task; not used.
 
     Returns:
@@ -43,7 +43,7 @@ def load_gsm8k(data: str = "gsm8k", split: str = "test", **metadata: Any) -> dic
     return {"test": GSM8K.load(data, split, None)}
 
 
-def load_math(data: str = "math", split: str = "test", **metadata: Any) -> dict[str, Dataset]:
+def load_math(data: str = "math", split: str | None = None, **metadata: Any) -> dict[str, Dataset]:
     """Load questions whose answers are expressions; arguments, result and errors are those of `load_gsm8k`."""
     return {"test": MATH.load(data, split, None)}
 
