@@ -1,7 +1,8 @@
 """What a chat template leaves out: texts of a conversation that do not occur in what is trained on.
 
 Templates strip the reasoning of earlier turns, drop a system role that they do not know, ignore tools and fields. None of
-them says so; here it is looked up in the rendered text.
+them says so; here it is looked up in the rendered text. Beside it stands what is in the text and not read as text: contents
+that spell a special token.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from mce_llm.data.errors import DataError
 from mce_llm.data.files import ENDINGS, TABLES, files_of, is_pattern, looks_local
-from mce_llm.data.formats import MEANINGFUL, Filled, RecordFormat, check_records, detect_format, keys_of
+from mce_llm.data.formats import MEANINGFUL, RecordFormat, check_records, detect_format, keys_of
 from mce_llm.data.records import Record, kind_of, read_records
 from mce_llm.data.splits import chosen_rows
 from mce_llm.running.hub import hub_problem
@@ -198,8 +198,8 @@ def _from_files(
     records = [record for record, _ in taken]
     available = list(dict.fromkeys(key for record in records for key in record))
 
-    def filled(column: str) -> bool:
-        return any(map(_says_something, (record.get(column) for record in records)))
+    def values(column: str) -> Iterable[Any]:
+        return (record.get(column) for record in records)
 
     layout = detect_format(
         source,
@@ -207,7 +207,7 @@ def _from_files(
         records[:_SAMPLE],
         format=asked.format,
         columns=asked.columns,
-        filled=filled,
+        filled=lambda column: _filled(values(column)),
     )
     indices = _chosen(len(taken), asked)
     places = [taken[index][1] for index in indices]
@@ -216,10 +216,7 @@ def _from_files(
     rows = [{name: example.get(name) for name in features} for example in converted]
     dataset = datasets.Dataset.from_list(rows, features=features)
     inside = "" if several else f"{source}, "
-    unused = _unused(layout, available)
-    ignored = _ignored(
-        source, unused, asked, filled, lambda column: any(record.get(column) is False for record in records)
-    )
+    unused, ignored = _left(source, layout, available, asked, values)
     return dataset, Reading(layout, unused, ignored, lambda number: f"{inside}{places[number]}")
 
 
@@ -230,30 +227,37 @@ def _says_something(value: Any) -> bool:
     return value is not None and value != [] and value != {}
 
 
-def _unused(layout: RecordFormat, available: Sequence[str]) -> tuple[str, ...]:
+def _filled(values: Iterable[Any]) -> bool:
+    return any(map(_says_something, values))
+
+
+def _left(
+    source: str,
+    layout: RecordFormat,
+    available: Sequence[str],
+    asked: Request,
+    values: Callable[[str], Iterable[Any]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The columns that play no part, and those of them whose content would change what is trained."""
     used = set(layout.columns.values())
-    return tuple(column for column in available if column not in used)
-
-
-def _ignored(
-    source: str, unused: Sequence[str], asked: Request, filled: Filled, holds_false: Filled
-) -> tuple[str, ...]:
-    """The unused columns whose content would change what is trained; some of them are no data to train on at all."""
+    unused = tuple(column for column in available if column not in used)
     meant = {role for role, column in (asked.columns or {}).items() if column is None}  # left out on purpose
-    found = tuple(
-        column for column in unused if column in MEANINGFUL and column not in meant and filled(column)
+    ignored = tuple(
+        column
+        for column in unused
+        if column in MEANINGFUL and column not in meant and _filled(values(column))
     )
-    if {"chosen", "rejected"} <= set(found):
+    if {"chosen", "rejected"} <= set(ignored):
         raise DataError(
             f"{source}: the records have chosen and rejected answers, which are no completions; train on the chosen ones with "
             "columns: {messages: chosen}, or columns: {question: …, response: chosen}"
         )
-    if "label" in found and holds_false("label"):
+    if "label" in ignored and any(value is False for value in values("label")):
         raise DataError(
             f"{source}: records have label: false, which marks answers that are not to be learnt; leave those records out, and "
             "the column with them"
         )
-    return found
+    return unused, ignored
 
 
 def _table(source: str, paths: list[Path]) -> datasets.Dataset:
@@ -283,8 +287,8 @@ def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tup
         raise DataError(f"{source}: the data set has no record")
     available, whole = dataset.column_names, dataset
 
-    def filled(column: str) -> bool:
-        return any(map(_says_something, whole[column]))
+    def values(column: str) -> Iterable[Any]:
+        return whole[column]
 
     layout = detect_format(
         source,
@@ -292,13 +296,10 @@ def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tup
         itertools.islice(dataset, _SAMPLE),
         format=asked.format,
         columns=asked.columns,
-        filled=filled,
+        filled=lambda column: _filled(values(column)),
         table=True,
     )
-    unused = _unused(layout, available)
-    ignored = _ignored(
-        source, unused, asked, filled, lambda column: any(value is False for value in whole[column])
-    )
+    unused, ignored = _left(source, layout, available, asked, values)
     dataset = dataset.select_columns(sorted(set(layout.columns.values())))
     indices = _chosen(len(dataset), asked)
     if len(indices) < len(dataset) or asked.seed is not None:

@@ -193,10 +193,11 @@ def _encode(
     """The rows that a batch of examples makes: as many, or more where each turn makes one."""
     del cache_version  # only there to be hashed
     rows: dict[str, list[Any]] = {name: [] for name in _ROW}
+    special = special_token_texts(tokenizer) if prompt.chat else set()
     for number, index in enumerate(indices):
         example = {name: values[number] for name, values in batch.items()}
         try:
-            made, lost = _encode_one(example, tokenizer, prompt, turns)
+            made, lost = _encode_one(example, tokenizer, prompt, turns, special)
         except DataError as error:
             raise _RecordError(index, str(error)) from error
         for place, row in enumerate(made):
@@ -212,7 +213,11 @@ def _encode(
 
 
 def _encode_one(
-    example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, prompt: PromptTemplate, turns: Turns
+    example: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptTemplate,
+    turns: Turns,
+    special: set[str],
 ) -> tuple[list[Encoded], list[tuple[str, str]]]:
     """The rows of an example, and the texts of it that are in none of them."""
     if "messages" not in example and not prompt.chat:
@@ -231,7 +236,7 @@ def _encode_one(
         [row.text for row in made],
         last,
         template=template_of(tokenizer, tools=bool(conversation.tools)),
-        special=special_token_texts(tokenizer),
+        special=special,
     )
 
 
