@@ -27,8 +27,9 @@ FORMS = {
     "The answer is: X": ["\nThe answer is: {}", "\nTherefore, the final answer is: **{}**"],
     "The answer is X.": ["\nThe answer is {}.", "\nSo the answer is {}."],
     "\\boxed{X}": ["\n$\\boxed{{{}}}$", "\nThe final answer is $\\boxed{{{}}}$. I hope it is correct.", "\n\\[\\boxed{{{}}}\\]"],
+    "<answer>X</answer>": ["\n<answer>{}</answer>", "\n<answer>\n{}\n</answer>", "</think>\n<answer>The answer is {}</answer>"],
     "**X**": ["\nIn all **{}**.", "\n**{}**", "\n**Total: {}**"],
-    "last number": ["\nIn all that makes {}"],
+    "last number": ["\nIn all that makes {}", "\n#### 777\n</think>\n\nIn all that makes {}"],
 }  # fmt: skip
 DECORATIONS = {
     "plain": "{plain}",

@@ -6,11 +6,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mce_llm.commands.tables import plain_table, print_heading
+from mce_llm.commands.tables import plain_table, print_heading, print_notes, print_warnings
 from mce_llm.eval.comparing.comparison_outcome import Comparison, PairComparison, QuestionOutcome
+from mce_llm.eval.comparing.training_differences import TrainingOverview
 from mce_llm.eval.comparing.verdicts import p_text, percent, points
 from mce_llm.eval.intervals import Interval
-from mce_llm.eval.items import TASK_TITLES
+from mce_llm.eval.wording import accuracy_text, bounds_text
+from mce_llm.running.messages import counted
+from mce_llm.running.visible_text import visible
+
+_COUNTS = ("both right", "only {0} right", "only {1} right", "both wrong")
 
 
 def print_comparison(comparison: Comparison, console: Console, *, listed: int = 5) -> None:
@@ -21,52 +26,77 @@ def print_comparison(comparison: Comparison, console: Console, *, listed: int = 
         console: Where to.
         listed: Questions won and lost to show, of each so many.
     """
-    for note in comparison.notes:
-        if note.level == "warning":
-            console.print(Text(f"WARNING: {note.text}", style="bold red"))
+    print_warnings(comparison.notes, console)
     console.print(_accuracies(comparison))
+    print_trainings(comparison.trainings, console)
+    named = f" ({visible(comparison.name, one_line=True)})" if comparison.name else ""
+    minus = f"{comparison.sides[1]}{named} minus {comparison.sides[0]}"
     if comparison.seeds:
-        print_heading(console, "B minus A, pair by pair")
+        print_heading(console, f"{minus}, pair by pair")
         console.print(_pairs_table(comparison))
-        print_heading(console, f"B minus A over {comparison.seeds.seeds} training seeds")
+        print_heading(console, f"{minus} over {comparison.seeds.seeds} training seeds")
         console.print(_seeds_table(comparison))
     else:
-        print_heading(console, "B minus A")
+        print_heading(console, minus)
         console.print(_pair_table(comparison))
     print_heading(console, "what this could have found")
     console.print(_detectable_table(comparison))
     if listed and comparison.questions:
         _print_questions(comparison, console, listed)
-    notes = [note for note in comparison.notes if note.level == "note"]
-    if notes:
-        print_heading(console, "notes")
-        for note in notes:
-            console.print(Text(f"- {note.text}"))
+    print_notes(comparison.notes, console)
     console.print()
     console.print(Text(comparison.verdict, style="bold"))
+
+
+def print_trainings(overview: TrainingOverview, console: Console) -> None:
+    """Print in what the trainings differ, a column a run, and which are not known."""
+    print_heading(console, "in what the trainings differ")
+    if overview.missing is not None:
+        console.print(Text(visible(overview.missing, one_line=True)))
+    if len(overview.runs) < 2:
+        return
+    if not overview.settings:
+        console.print("in nothing that was recorded")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
+    for label in overview.runs:
+        table.add_column(Text(visible(label, one_line=True)), overflow="fold")
+    for setting in overview.settings:
+        cells = [Text(visible(value, one_line=True)) for value in setting.values]
+        name = Text(visible(setting.name, one_line=True))
+        kind = Text("beside the method", style="bold red") if setting.kind == "other" else Text(setting.kind)
+        table.add_row(name, kind, *cells)
+    console.print(table)
 
 
 def _accuracies(comparison: Comparison) -> Table:
     samples = max(run.num_samples for pair in comparison.pairs for run in (pair.a, pair.b))
     sampled = f", up to {samples} samples each" if samples > 1 else ""
-    table = Table(
-        title=f"{TASK_TITLES.get(comparison.task, comparison.task)}, {comparison.n:,} questions{sampled}",
-        title_justify="left",
-    )
+    copies = f" ({comparison.asked:,} with copies)" if comparison.asked > comparison.n else ""
+    questions = counted(comparison.n, "different question" if copies else "question")
+    title = f"{visible(comparison.title, one_line=True)}, {questions}{copies}{sampled}"
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     table.add_column("run", overflow="fold")
     table.add_column("right", justify="right", no_wrap=True)
     table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column(f"{percent(comparison.confidence)} interval", justify="right", no_wrap=True)
     for place, pair in enumerate(comparison.pairs, start=1):
-        for side, run in (("A", pair.a), ("B", pair.b)):
+        for side, run in zip(comparison.sides, (pair.a, pair.b), strict=True):
             name = f"{side}{place}" if comparison.seeds else side
-            low, high = run.interval
-            right = f"{run.correct:,}/{run.n * run.num_samples:,}"
-            interval = f"{100 * low:.1f} to {100 * high:.1f} %"
-            last = side == "B" and place < len(comparison.pairs)
-            table.add_row(name, Text(run.label), right, f"{run.accuracy:.2%}", interval, end_section=last)
-    table.caption = "Wilson's intervals" if samples == 1 else "Student's intervals, over questions"
+            last = run is pair.b and place < len(comparison.pairs)
+            table.add_row(
+                name,
+                Text(visible(run.label, one_line=True)),
+                run.right.replace(" of ", "/"),
+                accuracy_text(run.accuracy),
+                bounds_text(run.interval),
+                end_section=last,
+            )
+    wilson = all(pair.counts is not None for pair in comparison.pairs)
+    table.caption = "Wilson's intervals" if wilson else "Student's intervals, over questions"
     table.caption_justify = "left"
     return table
 
@@ -74,16 +104,16 @@ def _accuracies(comparison: Comparison) -> Table:
 def _pair_table(comparison: Comparison) -> Table:
     (pair,) = comparison.pairs
     table = plain_table()
-    table.add_row("difference", _difference(pair.difference, pair.interval, comparison.confidence))
+    table.add_row("difference", difference_text(pair.difference, pair.interval, comparison.confidence))
     table.add_row("", Text(f"{pair.interval_method}, for these two trained models", style="dim"))
     table.add_row(
-        "bootstrap", f"{_bounds(comparison.bootstrap)} ({comparison.resamples:,} drawings of questions)"
+        "bootstrap", f"{interval_text(comparison.bootstrap)} ({comparison.resamples:,} drawings of questions)"
     )
     table.add_row(pair.test, p_text(pair.p_value))
     if pair.counts is None:
         table.add_row("scores differ", f"on {round(pair.discordance * pair.a.n):,} questions")
     else:
-        for name, count in _counts(pair):
+        for name, count in _counts(pair, comparison.sides):
             table.add_row(name, f"{count:,}")
     return table
 
@@ -96,14 +126,20 @@ def _pairs_table(comparison: Comparison) -> Table:
     table.add_column("points", justify="right", no_wrap=True)
     table.add_column(f"{percent(comparison.confidence)} interval", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
-    for name in [name for name, _ in _counts(comparison.pairs[0])] or ["scores differ"]:
+    counted_all = all(pair.counts is not None for pair in comparison.pairs)
+    for name in _COUNTS if counted_all else ["scores differ"]:
+        name = name.format(*comparison.sides)
         table.add_column(name, justify="right")
     for number, pair in enumerate(comparison.pairs, start=1):
-        counts = [count for _, count in _counts(pair)] or [round(pair.discordance * pair.a.n)]
+        counts = (
+            [count for _, count in _counts(pair, comparison.sides)]
+            if counted_all
+            else [round(pair.discordance * pair.a.n)]
+        )
         table.add_row(
             str(number),
             points(pair.difference, sign=True),
-            _bounds(pair.interval),
+            interval_text(pair.interval),
             p_text(pair.p_value).removeprefix("p ").removeprefix("= "),
             *(f"{count:,}" for count in counts),
         )
@@ -112,16 +148,12 @@ def _pairs_table(comparison: Comparison) -> Table:
     return table
 
 
-def _counts(pair: PairComparison) -> list[tuple[str, int]]:
+def _counts(pair: PairComparison, sides: tuple[str, str]) -> list[tuple[str, int]]:
     if pair.counts is None:
         return []
     counts = pair.counts
-    return [
-        ("both right", counts.both),
-        ("only A right", counts.only_a),
-        ("only B right", counts.only_b),
-        ("both wrong", counts.neither),
-    ]
+    values = (counts.both, counts.only_a, counts.only_b, counts.neither)
+    return [(name.format(*sides), count) for name, count in zip(_COUNTS, values, strict=True)]
 
 
 def _seeds_table(comparison: Comparison) -> Table:
@@ -135,19 +167,19 @@ def _seeds_table(comparison: Comparison) -> Table:
         f"sd {points(seeds.sd)} points; single answers alone give {points(seeds.sd_by_chance)}",
     )
     table.add_row(
-        "mean difference", _difference(comparison.difference, comparison.interval, comparison.confidence)
+        "mean difference", difference_text(comparison.difference, comparison.interval, comparison.confidence)
     )
     table.add_row("", Text(comparison.interval_method, style="dim"))
-    table.add_row("plain bootstrap", _bounds(comparison.bootstrap))
+    table.add_row("plain bootstrap", interval_text(comparison.bootstrap))
     count = seeds.seeds
     explained = (
         f"seeds and questions drawn anew, {comparison.resamples:,} times; too narrow where seeds differ: {count} "
         f"drawn from {count} show {count - 1}/{count} of their variance, and percentiles know no t quantile"
     )
     table.add_row("", Text(explained, style="dim"))
-    table.add_row(
-        "pairing", Text("by position: A1 with B1, A2 with B2, …, the same seed in each", style="dim")
-    )
+    table.add_row("p", p_text(comparison.p_value))
+    table.add_row("", Text("the least α whose interval leaves out 0", style="dim"))
+    table.add_row("pairing", Text(visible(comparison.pairing, one_line=True), style="dim"))
     return table
 
 
@@ -177,17 +209,18 @@ def _print_questions(comparison: Comparison, console: Console, listed: int) -> N
     for what, questions in (("won", comparison.won), ("lost", comparison.lost)):
         shown = questions[:listed]
         more = f" (the first {len(shown)})" if len(shown) < len(questions) else ""
-        print_heading(console, f"{len(questions):,} question{'s' * (len(questions) != 1)} {what} by B{more}")
+        print_heading(console, f"{counted(len(questions), 'question')} {what} by {comparison.sides[1]}{more}")
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", expand=True)
         table.add_column("no.", justify="right", no_wrap=True)
         if comparison.seeds:
             table.add_column("won, lost", no_wrap=True)
-        table.add_column("A", no_wrap=True)
-        table.add_column("B", no_wrap=True)
+        for side in comparison.sides:
+            table.add_column(side, no_wrap=True)
         table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=1)  # what the others leave
         for outcome in shown:
             tally = [f"{outcome.won}, {outcome.lost}"] if comparison.seeds else []
-            text = Text(" ".join(outcome.question.split()))
+            copies = f"({outcome.copies}×) " if outcome.copies > 1 else ""
+            text = Text(copies + visible(" ".join(outcome.question.split()), one_line=True))
             table.add_row(str(outcome.index + 1), *tally, *_answers(outcome), text)
         if shown:
             console.print(table)
@@ -197,15 +230,16 @@ def _answers(outcome: QuestionOutcome) -> list[Text]:
     """What A and B answered in the first pair in which their scores differ."""
     place = next(n for n, (a, b) in enumerate(zip(outcome.a, outcome.b, strict=True)) if a != b)
     answers = (outcome.predicted_a[place], outcome.predicted_b[place])
-    return [
-        Text("none" if text is None else text if len(text) <= 12 else f"{text[:11]}…") for text in answers
-    ]
+    shown = ["none" if text is None else visible(text, one_line=True) for text in answers]
+    return [Text(text if len(text) <= 12 else f"{text[:11]}…") for text in shown]
 
 
-def _bounds(interval: Interval) -> str:
+def interval_text(interval: Interval) -> str:
+    """`+0.7 to +5.5`, in points."""
     return f"{points(interval.low, sign=True)} to {points(interval.high, sign=True)}"
 
 
-def _difference(difference: float, interval: Interval, confidence: float) -> str:
-    bounds = f"{percent(confidence)} interval {_bounds(interval)}"
+def difference_text(difference: float, interval: Interval, confidence: float) -> str:
+    """`+3.1 points, 95 % interval +0.7 to +5.5`."""
+    bounds = f"{percent(confidence)} interval {interval_text(interval)}"
     return f"{points(difference, sign=True)} points, {bounds}"

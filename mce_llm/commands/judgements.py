@@ -235,10 +235,11 @@ def judge_step(findings: Findings, step: TrialStep) -> None:
         names = ", ".join(step.not_finite[:3])
         findings.problem("trial step", f"loss {step.loss}, gradients that are not finite: {names or 'none'}")
     if not step.without_gradient and not step.not_finite:
-        matrix = "" if step.matrix_cross_entropy is None else f", MCE {step.matrix_cross_entropy:.3f}"
+        matrix = {} if step.matrix_cross_entropy is None else {"MCE": step.matrix_cross_entropy}
+        beside = "".join(f", {name} {value:.3f}" for name, value in {**matrix, **step.terms}.items())
         findings.ok(
             "trial step",
-            f"loss {step.loss:.3f} (CE {step.cross_entropy:.3f}{matrix}), finite gradients for all {step.trained} trained "
+            f"loss {step.loss:.3f} (CE {step.cross_entropy:.3f}{beside}), finite gradients for all {step.trained} trained "
             f"tensors of a {step.parameters:,}-parameter model of the same type",
         )
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data import IGNORE_INDEX
+from mce_llm.running.visible_text import visible
 
 OPENING, CLOSING = "⟦", "⟧"
 _TRAINED = "bold green"
@@ -40,7 +41,9 @@ def marked(
         if number:
             text.append(f" … {len(places) - most:,} tokens … ", style="italic")
         for is_trained, run in groupby(part, key=lambda place: trained[place]):
-            words = str(tokenizer.decode([input_ids[place] for place in run], skip_special_tokens=False))
+            words = visible(
+                str(tokenizer.decode([input_ids[place] for place in run], skip_special_tokens=False))
+            )
             if is_trained:
                 text.append(OPENING, style=_TRAINED).append(words, style=_TRAINED).append(
                     CLOSING, style=_TRAINED

@@ -11,11 +11,10 @@ import warnings
 from contextlib import redirect_stdout
 from typing import Any
 
-from rich.console import Console
-
 from mce_llm.commands.recipe_shapes import read_recipe
 from mce_llm.commands.validate_report import print_validation
 from mce_llm.commands.validation import Validation, validate_recipe
+from mce_llm.running.terminal import DataConsole
 
 
 def as_json(outcome: Validation) -> str:
@@ -65,5 +64,5 @@ def run_validate(config: str, overrides: list[str], *, json_output: bool, **opti
     if json_output:
         print(as_json(outcome))
     else:
-        print_validation(outcome, Console())
+        print_validation(outcome, DataConsole(markup=True))
     return outcome.exit_code

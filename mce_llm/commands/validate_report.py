@@ -33,7 +33,7 @@ def print_validation(outcome: Validation, console: Console) -> None:
         table = plain_table()
         for fetch in outcome.fetches:
             style = {"missing": "red", "no weights": "red", "download": "yellow"}.get(fetch.state, "green")
-            table.add_row(fetch.role, Text(fetch.name), Text(fetch.state, style=style), fetch.detail)
+            table.add_row(fetch.role, Text(fetch.name), Text(fetch.state, style=style), Text(fetch.detail))
         console.print(table)
     if outcome.samples:
         print_heading(console, f"what the model sees ({OPENING}trained{CLOSING}, the rest is not)")
@@ -51,7 +51,7 @@ def print_validation(outcome: Validation, console: Console) -> None:
     for level in ("ok", "warning", "problem"):
         for finding in outcome.findings.items:
             if finding.level == level:
-                table.add_row(_MARKS[finding.level], finding.subject, Text(finding.text))
+                table.add_row(_MARKS[finding.level], Text(finding.subject), Text(finding.text))
     console.print(table)
     console.print()
     console.print(_summary(outcome))

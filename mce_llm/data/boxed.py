@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 LONGEST_CONTENT = 1000  # characters; longer is a degenerate generation, not an answer
 
@@ -16,26 +17,60 @@ _BOX = re.compile(
 )
 
 
-def boxed_contents(text: str) -> Iterator[tuple[str, int]]:
-    r"""Give what stands in each `\boxed{…}`, `\boxed 5` and `\fbox{…}`; of nested ones the innermost.
+_BRACE = re.compile(r"\\(?:f?boxed|fbox)\b|\\.|[{}]", re.DOTALL)
+
+
+class Box(NamedTuple):
+    """A box: what stands in it, without spaces around, and where the box and its content begin and end in the text."""
+
+    content: str
+    start: int
+    end: int
+    place: slice
+
+
+def boxes(text: str) -> Iterator[Box]:
+    r"""Give each `\boxed{…}`, `\boxed 5` and `\fbox{…}` of a text; of nested ones the innermost.
 
     Args:
         text: A solution.
 
     Yields:
-        Each content, and where its box ends in the text. A box that is empty or not closed is left out.
+        The boxes in order. One that is empty or not closed is left out.
     """
     for match in _BOX.finditer(text):
         if match["bare"]:
-            yield match["bare"], match.end()
+            yield Box(match["bare"], match.start(), match.end(), slice(*match.span("bare")))
             continue
-        depth, position = 1, match.end()
-        while position < min(len(text), match.end() + LONGEST_CONTENT) and depth:
-            if text[position] == "\\":  # \{ and \} are brackets of the answer, not of LaTeX
-                position += 2
-                continue
-            depth += (text[position] == "{") - (text[position] == "}")
-            position += 1
-        content = text[match.end() : position - 1].strip()
-        if not depth and content and not _BOX.search(content):
-            yield content, position
+        end = closing_brace(text, match.end())
+        if end is not None and (content := text[match.end() : end - 1].strip()):
+            first = text.index(content, match.end())
+            yield Box(content, match.start(), end, slice(first, first + len(content)))
+
+
+def boxed_contents(text: str) -> Iterator[tuple[str, int]]:
+    """Give what stands in each box, and where the box ends; see `boxes`."""
+    return ((box.content, box.end) for box in boxes(text))
+
+
+def closing_brace(text: str, position: int) -> int | None:
+    r"""Return where the braces end that were opened just before `position`.
+
+    Args:
+        text: LaTeX; `\{` and `\}` are brackets of the answer, not of LaTeX.
+        position: Behind an opening brace.
+
+    Returns:
+        The place behind the closing brace; None where there is none within `LONGEST_CONTENT`, or another box begins before.
+    """
+    depth = 1
+    for match in _BRACE.finditer(text, position, position + LONGEST_CONTENT):
+        if match[0] == "{":
+            depth += 1
+        elif match[0] == "}":
+            depth -= 1
+            if not depth:
+                return match.end()
+        elif len(match[0]) > 2:
+            return None
+    return None

@@ -6,7 +6,11 @@ exactly the ids it is given at generation. What that needs from a tokenizer live
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from transformers import PreTrainedTokenizerBase
+
+from mce_llm.data.errors import DataError
 
 # Text put in front of a continuation and cut off again. A newline is a token of its own in Llama's and
 # Mistral's vocabularies; the colon is for SentencePiece models that turn a newline into a space.
@@ -73,15 +77,56 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, literal: 
     Returns:
         The token ids.
     """
+    return list(_continuation(tokenizer, text, literal)[0])
+
+
+class Placed(NamedTuple):
+    """Token ids, and for each the characters of the text that it stands for, as (begin, end)."""
+
+    ids: list[int]
+    places: list[tuple[int, int]]
+
+
+def placed_continuation(tokenizer: PreTrainedTokenizerBase, text: str, *, literal: bool = False) -> Placed:
+    """Tokenise as `continuation_ids` does, and say where each token stands in the text.
+
+    Args:
+        tokenizer: A fast tokenizer of Hugging Face.
+        text: As there.
+        literal: As there.
+
+    Returns:
+        The ids and their places. A token may stand for nothing, and several for one character.
+
+    Raises:
+        DataError: The tokenizer is a slow one, which does not know the places.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__!r} is a {type(tokenizer).__name__}, which does not "
+            "say which characters a token stands for; save a fast one (with a tokenizer.json) beside the model"
+        )
+    ids, anchor = _continuation(tokenizer, text, literal)
+    options = {"split_special_tokens": True} if literal else {}
+    encoded = tokenizer(
+        anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False, **options
+    )
+    cut, first = len(encoded["input_ids"]) - len(ids), len(anchor)
+    places = [(max(0, begin - first), max(0, end - first)) for begin, end in encoded["offset_mapping"][cut:]]
+    return Placed(ids, places)
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, literal: bool) -> tuple[list[int], str]:
+    """The ids, and the text in front of which they were cut off."""
     ids = bare_ids(tokenizer, text, literal=literal)
     if not text or not _adds_leading_space(tokenizer):
-        return ids
+        return ids, ""
     for anchor in _ANCHORS:
         anchor_ids = bare_ids(tokenizer, anchor)
         joined = bare_ids(tokenizer, anchor + text, literal=literal)
         if anchor_ids and joined[: len(anchor_ids)] == anchor_ids:
-            return joined[len(anchor_ids) :]
-    return ids
+            return joined[len(anchor_ids) :], anchor
+    return ids, ""
 
 
 def _adds_leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:

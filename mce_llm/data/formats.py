@@ -11,14 +11,14 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Features, Value
 
 from mce_llm.data.boxed import boxed_contents
 from mce_llm.data.conversations import question_of, stored_conversation
 from mce_llm.data.errors import DataError, problem_list, shorten
-from mce_llm.data.values import BadRecord, text_of
+from mce_llm.data.values import BadRecord, text_of, without_calculator_notes
 from mce_llm.running.messages import nearest_hint
 
 _SHOWN = 5
@@ -72,7 +72,6 @@ MEANINGFUL = (
     *("rejected_response", "reasoning", "reasoning_content", "thinking", "instruction"),
     *("images", "image", "audios", "audio", "videos", "video"),
 )
-_CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 _GSM8K_FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _METAMATH_FINAL = re.compile(r"The answer is:?[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 
@@ -97,6 +96,11 @@ class RecordFormat:
     chat: bool = False
     table: bool = False
     asked: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What the records are, for messages."""
+        return f"format {self.name!r}"
 
     def features(self, keys: Iterable[str] = ()) -> Features:
         """The columns that conversion gives, with their types.
@@ -140,7 +144,7 @@ class RecordFormat:
                 raise BadRecord(
                     f"{columns['answer']!r} has no '#### <final answer>' line: {shorten(solution[-40:])}"
                 )
-            return converted | {"response": _CALCULATOR.sub("", solution), "answer": finals[-1]}
+            return converted | {"response": without_calculator_notes(solution), "answer": finals[-1]}
         response = converted["response"] = text_of(record, columns["response"])
         if self.name == "metamath":
             finals = _METAMATH_FINAL.findall(response)
@@ -320,8 +324,19 @@ def _guess(
     return None
 
 
+class Layout(Protocol):
+    """What `check_records` needs of a format."""
+
+    @property
+    def kind(self) -> str:
+        """What the records are, for messages."""
+
+    def convert(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Convert one record, or raise `BadRecord`."""
+
+
 def check_records(
-    source: str, records: Iterable[tuple[str, Mapping[str, Any]]], layout: RecordFormat
+    source: str, records: Iterable[tuple[str, Mapping[str, Any]]], layout: Layout
 ) -> Iterator[dict[str, Any]]:
     """Convert records one by one, and report at the end all those that cannot be used.
 
@@ -348,7 +363,7 @@ def check_records(
                 first.append(f"{place}: {error}")
     if bad:
         raise DataError(
-            f"{source}: {bad} of {total} records cannot be used as format {layout.name!r}; correct or remove "
+            f"{source}: {bad} of {total} records cannot be used as {layout.kind}; correct or remove "
             f"them:{problem_list(first, bad)}"
         )
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data.chat import Turns, check_arguments, end_of_turn, render, split_turns
 from mce_llm.data.conversations import Conversation, conversation_of
-from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids
+from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids, placed_continuation
 from mce_llm.data.errors import DataError
 from mce_llm.running.messages import nearest_hint
 
@@ -30,6 +30,18 @@ class Encoded(NamedTuple):
     input_ids: list[int]
     labels: list[int]
     text: str
+
+
+class EncodedPair(NamedTuple):
+    """A question and its response as ids, and where the tokens of the response stand in its text."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    """What training puts labels on: the response and the token that ends it."""
+    completion: str
+    """The text of the completion: the response with what the prompt or the chat template puts around it."""
+    places: list[tuple[int, int]]
+    """The characters of `completion` that each of its tokens stands for; a last token that is missing is an added EOS."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class PromptTemplate:
         system: The system message of a chat prompt, or ``None`` for none; conversations that have one of
             their own keep it.
         template_arguments: What a chat template is given besides, such as ``{"enable_thinking": False}``.
+        shots: Questions with their answers that a chat prompt shows first, each as a user's and an assistant's turn; the
+            questions are worded as the one that is asked. Other prompts hold theirs in their text.
     """
 
     name: str
@@ -60,6 +74,7 @@ class PromptTemplate:
     chat: bool = False
     system: str | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    shots: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         found = self.prompt.count(_PLACEHOLDER)
@@ -81,6 +96,10 @@ class PromptTemplate:
         if self.template_arguments and not self.chat:
             raise DataError(
                 f"chat_template_kwargs are for a chat template, and the prompt {self.name!r} uses none; use the prompt 'chat'"
+            )
+        if self.shots and not self.chat:
+            raise DataError(
+                f"shots are turns of a chat, and the prompt {self.name!r} is none; use the prompt 'chat'"
             )
 
     def training_prompt(self, question: str) -> str:
@@ -131,11 +150,34 @@ class PromptTemplate:
         """
         if not self.chat:
             eos = _eos_id(tokenizer)
-            body = self.completion_prefix + text.removesuffix(str(tokenizer.eos_token))
-            return [*continuation_ids(tokenizer, body, literal=True), eos]
+            return [*continuation_ids(tokenizer, self._completion(tokenizer, text), literal=True), eos]
         messages = [*self._messages("?"), {"role": "assistant", "content": text}]
         input_ids, labels = self.encode_conversation(tokenizer, messages)
         return [token for token, label in zip(input_ids, labels, strict=True) if label != IGNORE_INDEX]
+
+    def encode_pair(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, response: str, *, evaluation: bool = False
+    ) -> EncodedPair:
+        """Return the ids that training would have, with the place of each trained token in the text.
+
+        Args:
+            tokenizer: A fast tokenizer of Hugging Face.
+            question: The question.
+            response: The response.
+            evaluation: Add the evaluation suffix to the prompt, but for chat.
+
+        Raises:
+            DataError: As for `encode_completion`, or the tokenizer does not say where a token stands.
+        """
+        if self.chat:
+            masked, answer = split_turns(tokenizer, self.pair(question, response), self.template_arguments)
+            prompt_ids, text, needs_eos = bare_ids(tokenizer, masked.text), answer.text, answer.needs_eos
+        else:
+            prompt_ids = self.encode_prompt(tokenizer, question, evaluation=evaluation)
+            text, needs_eos = self._completion(tokenizer, response), True
+        placed = placed_continuation(tokenizer, text, literal=not self.chat)
+        ids = [*placed.ids, _eos_id(tokenizer)] if needs_eos else placed.ids
+        return EncodedPair(prompt_ids, ids, text, placed.places)
 
     def encode_conversation(
         self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
@@ -186,6 +228,10 @@ class PromptTemplate:
         chosen = places if turns == "each" else places[-1:]
         return [self._encoded(tokenizer, conversation.ending_at(place)) for place in chosen]
 
+    def _completion(self, tokenizer: PreTrainedTokenizerBase, response: str) -> str:
+        """What stands between a prompt that is no chat and the EOS."""
+        return self.completion_prefix + response.removesuffix(str(tokenizer.eos_token))
+
     def _encoded(self, tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
         input_ids: list[int] = []
         labels: list[int] = []
@@ -230,13 +276,13 @@ class PromptTemplate:
         )
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Check that a chat template has a place for the system message and the arguments.
+        """Check that a chat template has a place for the system message, the arguments and the worked examples.
 
         Args:
             tokenizer: With the template.
 
         Raises:
-            DataError: It leaves the system message out, or reads no argument of that name.
+            DataError: It leaves the system message or an example out, or reads no argument of that name.
         """
         if self.template_arguments:
             check_arguments(tokenizer, self.template_arguments)
@@ -245,15 +291,36 @@ class PromptTemplate:
                 "system_prompt: the chat template leaves a system message out, so it would have no effect; set another "
                 "chat_template, or put the text into the questions"
             )
+        if self.shots:
+            self._check_shots(tokenizer)
 
     def pair(self, question: str, response: str) -> Conversation:
-        """Return a pair as a conversation, for a chat prompt."""
+        """Return a pair as a conversation, for a chat prompt; the worked examples in front of it are not trained."""
         messages = [*self._messages(question), {"role": "assistant", "content": response}]
-        return Conversation(messages, [message["role"] == "assistant" for message in messages])
+        return Conversation(messages, [False] * (len(messages) - 1) + [True])
+
+    def _check_shots(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Templates may show the last turn alone, or rewrite earlier answers, as those that cut reasoning out do."""
+        written, place = self._opened(tokenizer, "?"), 0
+        for number, shot in enumerate(self.shots, start=1):
+            for role, text in zip(
+                ("question", "answer"), (self.training_prompt(shot[0]), shot[1]), strict=True
+            ):
+                found = written.find(text.strip(), place)
+                if found < 0:
+                    raise DataError(
+                        f"the chat template does not write the {role} of worked example {number} as it stands, so the model "
+                        f"would see another one: {text.strip()[:60]!r}; leave the examples out, or set another chat_template"
+                    )
+                place = found + len(text.strip())
 
     def _messages(self, question: str) -> list[dict[str, Any]]:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, {"role": "user", "content": self.training_prompt(question)}]
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for asked, answer in (*self.shots, (question, None)):
+            messages.append({"role": "user", "content": self.training_prompt(asked)})
+            if answer is not None:
+                messages.append({"role": "assistant", "content": answer})
+        return messages
 
     def _opened(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
         return render(tokenizer, self._messages(question), generate=True, arguments=self.template_arguments)

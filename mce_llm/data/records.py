@@ -25,6 +25,7 @@ from mce_llm.data.conversations import is_message
 from mce_llm.data.errors import DataError, problem_list, shorten
 from mce_llm.data.formats import fits_a_format
 from mce_llm.running.files import whole_file
+from mce_llm.running.messages import cause
 
 _SHOWN = 5
 _COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
@@ -102,6 +103,11 @@ def _read_json(path: Path, text: str) -> Splits:
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}; "
             "expected a list of objects"
         ) from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # JSON, with a number too long or brackets too deep for Python
+        raise DataError(f"{path}: cannot be read as JSON: {cause(error)}") from error
     if isinstance(found, dict):
         if not fits_a_format(found) and (lists := _lists_of_records(found)):
             placed = {name: _placed(path, records, f"{name}, ") for name, records in lists.items()}
@@ -141,6 +147,8 @@ def _read_json_lines(path: Path, text: str) -> tuple[list[Record], list[str]]:
             parsed.append((f"line {number}", json.loads(line)))
         except json.JSONDecodeError as error:
             broken.append(f"line {number}, column {error.colno}: {error.msg}: {shorten(line.strip())}")
+        except (ValueError, RecursionError) as error:  # a number too long or brackets too deep for Python
+            broken.append(f"line {number}: {cause(error)}: {shorten(line.strip())}")
     if broken:
         raise DataError(
             f"{path}: {len(broken)} of {len(parsed) + len(broken)} lines are not valid JSON; expected one "

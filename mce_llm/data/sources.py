@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ import pyarrow.parquet as pq
 from mce_llm.data.errors import DataError
 from mce_llm.data.files import ENDINGS, TABLES, files_of, is_pattern, looks_local
 from mce_llm.data.formats import MEANINGFUL, RecordFormat, check_records, detect_format, keys_of
+from mce_llm.data.questions import QuestionFormat, detect_questions, with_inner
 from mce_llm.data.records import Record, kind_of, read_records
+from mce_llm.data.requests import ONLY, Reading, Request
 from mce_llm.data.splits import chosen_rows
 from mce_llm.running.hub import hub_problem
 from mce_llm.running.messages import cause, nearest_hint
@@ -47,45 +48,13 @@ _LOADERS = (
     "imagefolder",
     "audiofolder",
 )
-_ONLY = "train"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What was made of a source.
-
-    Attributes:
-        layout: The format, and which column plays which role.
-        unused: Columns that play none.
-        ignored: Those of them that have something in them, under a name that means something to training.
-        place: Where the example of a number (from 0) is from: ``"a.jsonl, line 3"``.
-    """
-
-    layout: RecordFormat
-    unused: tuple[str, ...]
-    ignored: tuple[str, ...]
-    place: Callable[[int], str]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is wanted of a source; the attributes are the arguments of `load_examples`."""
-
-    split: str | None = None
-    default_split: str = _ONLY
-    name: str | None = None
-    revision: str | None = None
-    columns: Mapping[str, str | None] | None = None
-    format: str = "auto"
-    limit: int | None = None
-    seed: int | None = None
 
 
 def load_examples(
     source: str,
     *,
     split: str | None = None,
-    default_split: str = _ONLY,
+    default_split: str = ONLY,
     name: str | None = None,
     revision: str | None = None,
     columns: Mapping[str, str | None] | None = None,
@@ -184,8 +153,8 @@ def _from_files(
     for name, paths in files.items():
         for path in paths:
             for inner, (records, places) in read_records(path).items():
-                key = inner if name == _ONLY and len(files) == 1 else name
-                if inner != _ONLY and key != inner:
+                key = inner if name == ONLY and len(files) == 1 else name
+                if inner != ONLY and key != inner:
                     raise DataError(
                         f"{path}: it holds several lists ({inner}, …), which would be splits, and is one of several files; "
                         "give it by itself"
@@ -195,20 +164,15 @@ def _from_files(
     sizes = {name: len(rows) for name, rows in found.items()}
     spec = _split_of(asked, sizes)
     taken = [found[name][n] for name, places in chosen_rows(source, spec, sizes) for n in places]
+    if asked.evaluation:
+        taken = [(with_inner(record, asked.columns), place) for record, place in taken]
     records = [record for record, _ in taken]
     available = list(dict.fromkeys(key for record in records for key in record))
 
     def values(column: str) -> Iterable[Any]:
         return (record.get(column) for record in records)
 
-    layout = detect_format(
-        source,
-        available,
-        records[:_SAMPLE],
-        format=asked.format,
-        columns=asked.columns,
-        filled=lambda column: _filled(values(column)),
-    )
+    layout = _layout(source, available, records[:_SAMPLE], asked, values)
     indices = _chosen(len(taken), asked)
     places = [taken[index][1] for index in indices]
     converted = list(check_records(source, ((taken[i][1], taken[i][0]) for i in indices), layout))
@@ -218,6 +182,37 @@ def _from_files(
     inside = "" if several else f"{source}, "
     unused, ignored = _left(source, layout, available, asked, values)
     return dataset, Reading(layout, unused, ignored, lambda number: f"{inside}{places[number]}")
+
+
+def _layout(
+    source: str,
+    available: Sequence[str],
+    sample: Iterable[Mapping[str, Any]],
+    asked: Request,
+    values: Callable[[str], Iterable[Any]],
+    *,
+    table: bool = False,
+    single: Sequence[str] = (),
+) -> RecordFormat | QuestionFormat:
+    """What the records are: examples to train on, or questions with reference answers."""
+
+    def filled(column: str) -> bool:
+        return _filled(values(column))
+
+    if asked.evaluation:
+        return detect_questions(
+            source,
+            available,
+            list(sample),
+            columns=asked.columns,
+            filled=filled,
+            single=single,
+            table=table,
+            solutions=asked.solutions,
+        )
+    return detect_format(
+        source, available, sample, format=asked.format, columns=asked.columns, filled=filled, table=table
+    )
 
 
 def _says_something(value: Any) -> bool:
@@ -233,7 +228,7 @@ def _filled(values: Iterable[Any]) -> bool:
 
 def _left(
     source: str,
-    layout: RecordFormat,
+    layout: RecordFormat | QuestionFormat,
     available: Sequence[str],
     asked: Request,
     values: Callable[[str], Iterable[Any]],
@@ -241,6 +236,8 @@ def _left(
     """The columns that play no part, and those of them whose content would change what is trained."""
     used = set(layout.columns.values())
     unused = tuple(column for column in available if column not in used)
+    if asked.evaluation:
+        return unused, ()  # `questions` has refused what would be missed
     meant = {role for role, column in (asked.columns or {}).items() if column is None}  # left out on purpose
     ignored = tuple(
         column
@@ -265,7 +262,7 @@ def _table(source: str, paths: list[Path]) -> datasets.Dataset:
     try:
         if kind == ".parquet" and not sum(pq.read_metadata(path).num_rows for path in paths):
             raise DataError(f"{source}: the data set has no record")
-        return datasets.load_dataset(kind[1:], data_files=[str(path) for path in paths], split=_ONLY)
+        return datasets.load_dataset(kind[1:], data_files=[str(path) for path in paths], split=ONLY)
     except DataError:
         raise
     except Exception as error:  # pyarrow and datasets raise many types for a broken file
@@ -285,19 +282,20 @@ def _select(source: str, splits: Mapping[str, datasets.Dataset], asked: Request)
 def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tuple[datasets.Dataset, Reading]:
     if len(dataset) == 0:
         raise DataError(f"{source}: the data set has no record")
+    if asked.evaluation and with_inner(dataset[0], asked.columns).keys() - set(dataset.column_names):
+        dataset = dataset.flatten()
     available, whole = dataset.column_names, dataset
 
     def values(column: str) -> Iterable[Any]:
         return whole[column]
 
-    layout = detect_format(
-        source,
-        available,
-        itertools.islice(dataset, _SAMPLE),
-        format=asked.format,
-        columns=asked.columns,
-        filled=lambda column: _filled(values(column)),
-        table=True,
+    single = [
+        name
+        for name, kind in dataset.features.items()
+        if getattr(kind, "dtype", "") in ("float16", "float32")
+    ]
+    layout = _layout(
+        source, available, itertools.islice(dataset, _SAMPLE), asked, values, table=True, single=single
     )
     unused, ignored = _left(source, layout, available, asked, values)
     dataset = dataset.select_columns(sorted(set(layout.columns.values())))
@@ -305,6 +303,10 @@ def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tup
     if len(indices) < len(dataset) or asked.seed is not None:
         dataset = dataset.select(indices)
     placed = ((f"record {index + 1}", record) for index, record in zip(indices, dataset, strict=True))
+    where = Reading(layout, unused, ignored, lambda number: f"{source}, record {indices[number] + 1}")
+    if asked.evaluation:
+        rows = list(check_records(source, placed, layout))
+        return datasets.Dataset.from_list(rows, features=layout.features()), where
     keys: set[str] = set()
     for example in check_records(source, placed, layout):
         keys |= keys_of(example)  # made again below, on disk and from the cache where there is one
@@ -316,12 +318,12 @@ def _from_dataset(source: str, dataset: datasets.Dataset, asked: Request) -> tup
         features=features,
         desc=f"Reading {source}",
     )
-    return converted, Reading(
-        layout, unused, ignored, lambda number: f"{source}, record {indices[number] + 1}"
-    )
+    return converted, where
 
 
-def _convert(record: dict[str, Any], layout: RecordFormat, names: list[str]) -> dict[str, Any]:
+def _convert(
+    record: dict[str, Any], layout: RecordFormat | QuestionFormat, names: list[str]
+) -> dict[str, Any]:
     converted = layout.convert(record)
     return {name: converted.get(name) for name in names}
 
@@ -331,7 +333,7 @@ def _saved(path: Path, asked: Request) -> datasets.Dataset:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # a half-copied directory fails in many ways
         raise DataError(f"{path}: a saved data set that cannot be loaded: {cause(error)}") from error
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {_ONLY: saved}
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {ONLY: saved}
     return _select(str(path), splits, asked)
 
 

@@ -6,10 +6,13 @@ What a record is and which values it needs is known in `formats` and `conversati
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from mce_llm.data.errors import shorten
+
+_CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 
 
 class BadRecord(Exception):
@@ -51,6 +54,11 @@ def whole_text(value: str, what: str) -> str:
             "which is no character; the text was cut in the middle of one (write it again from its source)"
         ) from None
     return value
+
+
+def without_calculator_notes(solution: str) -> str:
+    """A solution of GSM8K without its ``<<48/2=24>>``, which are for a calculator that reads along."""
+    return _CALCULATOR.sub("", solution)
 
 
 def switch_of(value: Any, what: str) -> bool:

@@ -1,4 +1,4 @@
-"""Evaluation: the answers of worked solutions, and the accuracy of language models on them.
+"""Evaluation: the answers of worked solutions, the accuracy of language models on them, and the likelihood of theirs.
 
 Names are imported when they are first asked for, so that judging answers needs neither torch nor transformers.
 """
@@ -12,11 +12,16 @@ from mce_llm.running.lazy_names import lazy_names
 if TYPE_CHECKING:
     from mce_llm.eval.answers import Answer, GoldAnswerError, extract_answer, gold_value, is_correct
     from mce_llm.eval.comparing.comparison import Comparison, compare_runs
-    from mce_llm.eval.engines.decoding import Decoding, Generation
+    from mce_llm.eval.engines.decoding import Decoding
     from mce_llm.eval.engines.generation import generate
     from mce_llm.eval.errors import EvaluationError, GenerationError
     from mce_llm.eval.gsm8k import Gsm8kConfig, evaluate_gsm8k
     from mce_llm.eval.intervals import Interval, IntervalError, wilson_interval
+    from mce_llm.eval.items import Generation
+    from mce_llm.eval.likelihood.evaluation import evaluate_likelihood
+    from mce_llm.eval.likelihood.saved import SavedLikelihood
+    from mce_llm.eval.likelihood.settings import LikelihoodConfig
+    from mce_llm.eval.likelihood.summary import LikelihoodSummary
     from mce_llm.eval.math import MathConfig, evaluate_math
     from mce_llm.eval.metric import load_metric
     from mce_llm.eval.results import Summary
@@ -28,17 +33,21 @@ _MODULES = {
     "Comparison": "comparing.comparison",
     "Decoding": "engines.decoding",
     "EvaluationError": "errors",
-    "Generation": "engines.decoding",
+    "Generation": "items",
     "GenerationError": "errors",
     "GoldAnswerError": "answers",
     "Gsm8kConfig": "gsm8k",
     "Interval": "intervals",
     "IntervalError": "intervals",
+    "LikelihoodConfig": "likelihood.settings",
+    "LikelihoodSummary": "likelihood.summary",
     "MathConfig": "math",
+    "SavedLikelihood": "likelihood.saved",
     "SavedRun": "saved_runs",
     "Summary": "results",
     "compare_runs": "comparing.comparison",
     "evaluate_gsm8k": "gsm8k",
+    "evaluate_likelihood": "likelihood.evaluation",
     "evaluate_math": "math",
     "extract_answer": "answers",
     "generate": "engines.generation",
@@ -60,11 +69,15 @@ __all__ = [
     "Gsm8kConfig",
     "Interval",
     "IntervalError",
+    "LikelihoodConfig",
+    "LikelihoodSummary",
     "MathConfig",
+    "SavedLikelihood",
     "SavedRun",
     "Summary",
     "compare_runs",
     "evaluate_gsm8k",
+    "evaluate_likelihood",
     "evaluate_math",
     "extract_answer",
     "generate",

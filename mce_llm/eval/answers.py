@@ -7,6 +7,7 @@ these steps in a row, and tasks, metrics, votes and lm-eval's tasks take them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mce_llm.eval.judging.answer import MATH, STYLES, Answer
@@ -38,18 +39,21 @@ class Verdict:
     correct: bool
 
 
-def judge(solution: str, gold: str, style: str | None = None) -> Verdict:
+def judge(
+    solution: str, gold: str, style: str | None = None, *, thinking_tags: Sequence[str] = ()
+) -> Verdict:
     """Find the final answer of a solution and compare it with the reference.
 
     Args:
         solution: As for `extract_answer`.
         gold: As for `is_correct`.
         style: As for `extract_answer`.
+        thinking_tags: As for `extract_answer`.
 
     Returns:
         The answer and the verdict; the errors are those of `extract_answer` and `is_correct`.
     """
-    answer = extract_answer(solution, style)
+    answer = extract_answer(solution, style, thinking_tags=thinking_tags)
     return Verdict(answer, is_correct(answer, gold))
 
 
@@ -82,6 +86,8 @@ def is_correct(prediction: Answer | str, gold: str, style: str | None = None) ->
     math = style == MATH or (isinstance(prediction, Answer) and prediction.math)
     reference = read_reference(gold, MATH if math else None)
     if isinstance(prediction, str):
+        if reference.math and prediction.strip() == gold.strip():
+            return True  # words such as "II and III" are an answer where they are the reference
         prediction = read_prediction(prediction, MATH if reference.math else None)
     return same_answer(prediction, reference)
 

@@ -6,35 +6,37 @@ judged. The command lines (`gsm8k`, `math`) only choose the task.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data import PromptTemplate
+from mce_llm.eval.data_titles import data_title
+from mce_llm.eval.dtype_hints import faster_dtype
 from mce_llm.eval.engines.backends import Backend, TransformersBackend, open_backend
+from mce_llm.eval.engines.decoding import special_tags
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import fingerprint
 from mce_llm.eval.items import Item
+from mce_llm.eval.judging.reasoning import opens_thought
 from mce_llm.eval.output_directory import OutputDirectory
 from mce_llm.eval.presets import prompt_identity
 from mce_llm.eval.results import PACKAGES, Summary, print_summary, summarize
+from mce_llm.eval.session import from_main_process, load_questions, run_evaluation_script, run_session
 from mce_llm.eval.settings import EvaluationConfig
-from mce_llm.eval.shots import load_shots
 from mce_llm.eval.tasks import Task
+from mce_llm.eval.wording import accuracy_text, share_text
 from mce_llm.running.installation import installed_versions
-from mce_llm.running.launching import run_script
-from mce_llm.running.processes import join_processes
-from mce_llm.running.settings import parse_settings
+from mce_llm.running.processes import join_processes, say
+from mce_llm.running.visible_text import visible
+
+_PROMPT_END = 40  # tokens of a prompt in which an opening tag is looked for
 
 
 def evaluate_task(
@@ -69,45 +71,60 @@ def evaluate_task(
     task.check_ready()
     state = join_processes()
     output = OutputDirectory(config.output)
-    output.check_place()
-    known = {"task": task.name, "settings": config.recorded()}
-    if not config.overwrite:
-        output.check_same(known)  # before the model is loaded, as far as it goes
-    examples = task.load(config.data, config.split, config.limit)
-    template = config.template(task.name, load_shots(config.shots) if config.shots else None)
+    asked = load_questions(task, config, output, on_hub=model is None)
+    config, questions, template = asked.config, asked.questions, asked.template
+    examples = questions.rows
     if model is None or tokenizer is None:
         backend = open_backend(config, state)
+        if state.is_main_process and (hint := faster_dtype(config, backend.dtype, state.device)):
+            say(hint)
     else:
         backend = TransformersBackend(model, tokenizer, config.batching)
     template.check(backend.tokenizer)
+    known_tags = special_tags(backend.tokenizer)
+    if lost := [
+        text
+        for token, text in special_tags(backend.tokenizer, config.thinking).items()
+        if token not in known_tags
+    ]:
+        raise EvaluationError(
+            f"thinking_tags: {', '.join(lost)} are special tokens of this tokenizer, which answers are decoded without, so "
+            "that they could not be seen"
+        )
     ends = list(dict.fromkeys([*template.end_token_ids(backend.tokenizer), *backend.end_token_ids]))
-    record = known | _identity(config, template, backend, examples, ends, state)
-    goes_on = not config.overwrite and output.check_same(record)
-    if goes_on and (before := output.finished()) is not None:
-        return Summary.from_json(before)
-    state.wait_for_everyone()  # no process checks the directory after the main one has begun to write
-    with output.alone() if state.is_main_process else nullcontext():
-        if state.is_main_process:
-            output.prepare(record, fresh=not goes_on)
-        state.wait_for_everyone()
-        kept = output.done()
-        state.wait_for_everyone()  # no process writes before all have read
-        started = time.perf_counter()
-        _answer_share(task, config, backend, template, examples, ends, kept, output, state)
-        state.wait_for_everyone()
+    record = asked.known | _identity(config, template, backend, examples, ends, state)
+    if questions.skipped:
+        record |= {"skipped": list(questions.skipped)}
+
+    def finish(seconds: float, kept: list[Item]) -> dict[str, Any]:
+        items = output.merge(len(examples), config.num_samples)
         settings = {
-            key: getattr(config, key)
-            for key in ("model", "data", "prompt", "max_new_tokens", "backend", "batch_size")
+            key: getattr(config, key) for key in ("model", "data", "prompt", "max_new_tokens", "backend")
         } | {
+            "batch_size": config.questions_at_a_time,
             "split": config.split_name,
             "dtype": backend.dtype,
             "batching": backend.batching,
             "processes": state.num_processes,
             "hashes": record["hashes"],
             "continued": len(kept),
+            "skipped": len(questions.skipped),
         }
-        seconds = time.perf_counter() - started
-        return _finish(task, config, output, len(examples), seconds, kept, settings, state)
+        before = sum(item["new_tokens"] for item in kept)
+        return asdict(summarize(task, items, seconds - backend.start_seconds, before, settings))
+
+    return Summary.from_json(
+        run_session(
+            output,
+            record,
+            state,
+            overwrite=config.overwrite,
+            work=lambda kept: _answer_share(
+                task, config, backend, template, examples, ends, kept, output, state
+            ),
+            finish=finish,
+        )
+    )
 
 
 def _identity(
@@ -126,20 +143,20 @@ def _identity(
         "end_token_ids": list(ends),
         "backend": config.backend,
     }
-    hashes: list[Any] = [None]
-    if state.is_main_process:
-        hashes[0] = {
+    hashes = from_main_process(
+        state,
+        lambda: {
             "prompt": fingerprint(prompt),
             "data": fingerprint([[row["question"], row["answer"]] for row in examples]),
             "decoding": fingerprint(decoding),
             "model": backend.fingerprint(),
-        }
-    broadcast_object_list(hashes)
+        },
+    )
     return {
         "dtype": backend.dtype,
         "prompt": prompt,
         "decoding": decoding,
-        "hashes": hashes[0],
+        "hashes": hashes,
         "versions": installed_versions(PACKAGES),
     }
 
@@ -165,61 +182,40 @@ def _answer_share(
     ]
     share = open_questions[state.process_index :: state.num_processes]
     total = sum((index, sample) not in done for index in share for sample in range(config.num_samples))
+    prompts = {
+        index: template.encode_prompt(backend.tokenizer, rows[index]["question"], evaluation=True)
+        for index in share
+    }
     answers = backend.answers(
-        [
-            template.encode_prompt(backend.tokenizer, rows[index]["question"], evaluation=True)
-            for index in share
-        ],
+        [prompts[index] for index in share],
         config.decoding(template.stop),
         indices=share,
         done=done,
         end_token_ids=ends,
-        batch_size=config.batch_size,
+        batch_size=config.questions_at_a_time,
     )
     alone = state.num_processes == 1
     correct, count = (sum(item["correct"] for item in kept), len(kept)) if alone else (0, 0)
     cut = sum(item["finished"] == "length" for item in kept) if alone else 0
+    title = visible(data_title(config.recorded(), task.name), one_line=True)
     bar = tqdm(
         total=total + count,
         initial=count,
-        desc=task.title if alone else f"{task.title}, process 1 of {state.num_processes}",
+        desc=title if alone else f"{title}, process 1 of {state.num_processes}",
         unit="answer",
         disable=not state.is_main_process,
     )
     with bar, output.open_rank_file(state.process_index) as file:
         for answer in answers:
-            item = task.judge(rows[answer.index], answer)
+            end = backend.tokenizer.decode(prompts[answer.index][-_PROMPT_END:], skip_special_tokens=False)
+            opened = opens_thought(str(end), config.thinking)
+            item = task.judge(rows[answer.index], answer, opened=opened, thinking_tags=config.thinking)
             output.write_item(file, item)
             correct, count, cut = correct + item["correct"], count + 1, cut + (item["finished"] == "length")
-            bar.set_postfix(accuracy=f"{correct / count:.1%}", cut_off=f"{cut / count:.1%}", refresh=False)
+            bar.set_postfix(
+                accuracy=accuracy_text(correct / count), cut_off=share_text(cut / count), refresh=False
+            )
             bar.update()
-
-
-def _finish(
-    task: Task,
-    config: EvaluationConfig,
-    output: OutputDirectory,
-    n: int,
-    seconds: float,
-    kept: Sequence[Item],
-    settings: dict[str, Any],
-    state: PartialState,
-) -> Summary:
-    """Merge on the main process, and give the summary, or what went wrong, to every process."""
-    result: list[Summary | EvaluationError | None] = [None]
-    if state.is_main_process:
-        try:
-            items = output.merge(n, config.num_samples)
-            summary = summarize(task, items, seconds, sum(item["new_tokens"] for item in kept), settings)
-            output.write_summary(asdict(summary))
-            result[0] = summary
-        except EvaluationError as error:
-            result[0] = error
-    broadcast_object_list(result)
-    if isinstance(result[0], EvaluationError):
-        raise result[0]
-    assert result[0] is not None
-    return result[0]
 
 
 def run_command_line(
@@ -235,23 +231,14 @@ def run_command_line(
     Returns:
         The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
     """
-    output = Path()
-
-    def main(argv: list[str] | None) -> None:
-        nonlocal output
-        (options,), _ = parse_settings(
-            (options_class,),
-            sys.argv[1:] if argv is None else argv,
-            description=f"Accuracy of a language model on {task.title}.",
-        )
-        output = Path(options.output)
-        summary = evaluate_task(task, options)
-        if PartialState().is_main_process:
-            print_summary(summary, task.title, output)
-
-    return run_script(
-        main,
-        None if arguments is None else list(arguments),
-        goes_on_from=lambda: f"the {OutputDirectory(output).written()} answers that are kept in {output}",
+    return run_evaluation_script(
+        options_class,
+        arguments,
+        description=f"Accuracy of a language model on {task.title}.",
+        evaluate=lambda options: evaluate_task(task, options),
+        show=lambda summary, options: print_summary(
+            summary, data_title(options.recorded(), task.name), Path(options.output)
+        ),
+        kept=lambda output: f"the {OutputDirectory(output).written()} answers",
         needs_less_memory="use a smaller batch_size: the same command goes on with the answers that are kept",
     )

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _LENGTH = 16  # hexadecimal digits
 _PIECE = 2**26  # bytes that are brought to the CPU at a time
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf", "config.json", "adapter_config.json", "*.index.json")
@@ -33,6 +31,8 @@ def model_fingerprint(model: Any) -> str:
     Returns:
         The hash.
     """
+    import torch  # here, so that comparing runs does not load it
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, torch.Tensor):  # what a module keeps beside its weights

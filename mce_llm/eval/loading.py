@@ -45,18 +45,11 @@ def load_model_and_tokenizer(
         tokenizer = load_tokenizer(name, revision=revision)
         return _load_causal(name, dtype, revision).to(device).eval(), tokenizer
     refuse_revision(name, revision)
-    base = adapter.get("base_model_name_or_path")
-    if not base:
-        raise EvaluationError(f"the adapter {name} does not name its base model (base_model_name_or_path)")
+    base, revision = adapter_base(name, adapter)
     try:
-        revision = adapter.get("revision")
-        check_path(base, revision)
         model = _load_causal(base, dtype, revision)
     except EvaluationError as error:
-        raise EvaluationError(
-            f"the adapter {name} needs its base model {base}, which cannot be loaded: {error}; put the base model "
-            f"there, or correct base_model_name_or_path in {Path(name, 'adapter_config.json')}"
-        ) from error
+        raise EvaluationError(_base_problem(name, base, error)) from error
     own = Path(name, "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(name) if own else load_tokenizer(base, revision=revision)
     with_rows_for(model, tokenizer, draw=False)  # as training did, whose values come with the adapter
@@ -80,11 +73,41 @@ def adapter_config(name: str) -> dict[str, Any] | None:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path} cannot be read: {cause(error)}") from error
     if not isinstance(config, dict):
         raise EvaluationError(f"{path} is not the configuration of an adapter: expected a JSON object")
     return config
+
+
+def adapter_base(name: str, adapter: dict[str, Any]) -> tuple[str, str | None]:
+    """Find the base model of an adapter.
+
+    Args:
+        name: The adapter's directory.
+        adapter: Its configuration.
+
+    Returns:
+        The base model, and its revision where the adapter names one.
+
+    Raises:
+        EvaluationError: If it names none, or what it names is no model.
+    """
+    base, revision = adapter.get("base_model_name_or_path"), adapter.get("revision")
+    if not base:
+        raise EvaluationError(f"the adapter {name} does not name its base model (base_model_name_or_path)")
+    try:
+        check_path(base, revision)
+    except EvaluationError as error:
+        raise EvaluationError(_base_problem(name, base, error)) from error
+    return base, revision
+
+
+def _base_problem(name: str, base: str, error: EvaluationError) -> str:
+    return (
+        f"the adapter {name} needs its base model {base}, which cannot be loaded: {error}; put the base model there, or "
+        f"correct base_model_name_or_path in {Path(name, 'adapter_config.json')}"
+    )
 
 
 def refuse_revision(name: str, revision: str | None) -> None:
@@ -118,11 +141,29 @@ def check_path(name: str, revision: str | None = None) -> None:
         raise EvaluationError(problem)
 
 
-def _load_causal(name: str, dtype: str, revision: str | None) -> Any:
+def load_outline(name: str, dtype: str = "auto") -> Any:
+    """Load a causal language model without its weights' values, in a second, to see whether the checkpoint is whole.
+
+    Args:
+        name: A directory.
+        dtype: The precision of the weights, one of `DTYPES`.
+
+    Returns:
+        The model on torch's `meta` device: configuration, shapes and dtypes are there.
+
+    Raises:
+        EvaluationError: As for `load_model_and_tokenizer`.
+    """
+    return _load_causal(name, dtype, None, device_map={"": "meta"})
+
+
+def _load_causal(name: str, dtype: str, revision: str | None, **placed: Any) -> Any:
     option = revision_option(revision)
     try:
         model_class = auto_class(AutoConfig.from_pretrained(name, **option))
-        loaded: Any = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True, **option)
+        loaded: Any = model_class.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, **option, **placed
+        )
     except Exception as error:  # hub, safetensors, configuration and pickle errors have no common type
         raise EvaluationError(
             f"the model {name}{at_revision(revision)} cannot be loaded: {cause(error)}"

@@ -53,7 +53,7 @@ def score_solutions(
         style: As for `extract_answer`.
 
     Returns:
-        accuracy, correct, n, interval_low and interval_high (Wilson, 95 %), fallback, no_answer.
+        accuracy, correct, n, interval_low and interval_high (Wilson, 95 %), fallback, no_answer, still_thinking.
     """
     verdicts = [judge(*pair, style) for pair in zip(predictions, references, strict=True)]
     n, correct = len(verdicts), sum(verdict.correct for verdict in verdicts)
@@ -66,4 +66,5 @@ def score_solutions(
         "interval_high": interval.high,
         "fallback": sum(verdict.answer.is_fallback for verdict in verdicts),
         "no_answer": sum(verdict.answer.is_missing for verdict in verdicts),
+        "still_thinking": sum(verdict.answer.is_unfinished for verdict in verdicts),
     }

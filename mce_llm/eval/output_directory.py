@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 from mce_llm.data import write_jsonl
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.items import Item
+from mce_llm.eval.saved_lines import ANSWER_FIELDS, parsed_line, wrong_fields
 from mce_llm.running.files import write_json
 from mce_llm.running.folder import check_place, folder_held
 from mce_llm.running.messages import cause
 
 _DONE = "items.done.jsonl"
-_KEYS = {"index", "sample", "response", "predicted", "correct", "finished", "new_tokens"}
 
 
 class OutputDirectory:
@@ -31,10 +31,18 @@ class OutputDirectory:
 
     Args:
         path: The directory; it is made when `prepare` is called.
+        wrong_with: What is wrong with an item, in words, None where nothing is; by default what an answer must be. It makes
+            sure of `index`, a whole number; an item without `sample` is that of its question. What is wrong is left out, as
+            what a killed process wrote half of is, and made anew.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        wrong_with: Callable[[Item], str | None] = lambda item: wrong_fields(item, ANSWER_FIELDS),
+    ):
         self.path = Path(path).expanduser()
+        self._wrong_with = wrong_with
 
     def check_place(self) -> None:
         """Refuse a place that cannot be written; only looks.
@@ -63,7 +71,7 @@ class OutputDirectory:
             return False
         try:
             before = json.loads(recorded.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise EvaluationError(
                 f"{recorded} cannot be read ({cause(error)}); use --overwrite to replace it"
             ) from error
@@ -109,13 +117,13 @@ class OutputDirectory:
         """Return `summary.json` where the evaluation was finished."""
         try:
             summary = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return summary if isinstance(summary, dict) and (self.path / "items.jsonl").is_file() else None
 
     def done(self) -> list[Item]:
         """Return what earlier launches answered."""
-        return list(_whole_items(self.path / _DONE))
+        return list(self._whole_items(self.path / _DONE))
 
     def open_rank_file(self, rank: int) -> FileIO:
         """Open the file that a process writes its items to; unbuffered, so that closing it cannot fail.
@@ -139,7 +147,7 @@ class OutputDirectory:
 
     def written(self) -> int:
         """Count the answers that are kept."""
-        return len({_place(item) for file in self._parts() for item in _whole_items(file)})
+        return len({_place(item) for file in self._parts() for item in self._whole_items(file)})
 
     def merge(self, n: int, num_samples: int) -> list[Item]:
         """Join the answers of all processes in the order of the questions into `items.jsonl`.
@@ -155,8 +163,10 @@ class OutputDirectory:
             EvaluationError: If an answer is missing; the parts are kept.
         """
         with _explained(self.path):
-            items = self._collect()
             expected = [(index, sample) for index in range(n) for sample in range(num_samples)]
+            # Nothing that was asked has another place: such a line was damaged.
+            asked = set(expected)
+            items = [item for item in self._collect() if _place(item) in asked]
             places = [_place(item) for item in items]
             if places != expected:
                 missing = sorted(set(expected) - set(places))
@@ -182,7 +192,7 @@ class OutputDirectory:
         """Join all whole lines into one file before any part is removed; an answer that is in two parts counts once."""
         items: dict[tuple[int, int], Item] = {}
         for file in self._parts():
-            for item in _whole_items(file):
+            for item in self._whole_items(file):
                 items.setdefault(_place(item), item)
         ordered = [items[place] for place in sorted(items)]
         write_jsonl(ordered, self.path / _DONE)
@@ -201,25 +211,21 @@ class OutputDirectory:
             if file.name.removeprefix("items.rank").removesuffix(".jsonl").isdecimal()
         ]
 
+    def _whole_items(self, file: Path) -> Iterator[Item]:
+        """Read the lines that a killed process did not leave half-written, and that nothing has damaged since."""
+        if not file.exists():
+            return
+        with file.open(
+            encoding="utf-8", errors="replace"
+        ) as lines:  # not splitlines(): an answer may hold U+2028
+            for line in lines:
+                item = parsed_line(line)
+                if line.endswith("\n") and not isinstance(item, str) and self._wrong_with(item) is None:
+                    yield item
+
 
 def _place(item: Item) -> tuple[int, int]:
-    return item["index"], item["sample"]
-
-
-def _whole_items(file: Path) -> Iterator[Item]:
-    """Read the lines that a killed process did not leave half-written."""
-    if not file.exists():
-        return
-    with file.open(
-        encoding="utf-8", errors="replace"
-    ) as lines:  # not splitlines(): an answer may hold U+2028
-        for line in lines:
-            try:
-                item = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith("\n") and isinstance(item, dict) and set(item) >= _KEYS:
-                yield item
+    return item["index"], item.get("sample", 0)
 
 
 @contextmanager

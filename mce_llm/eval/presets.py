@@ -17,20 +17,27 @@ from mce_llm.eval.shots import SHOTS, Shot
 from mce_llm.running.messages import nearest_hint
 
 _QUESTION = "Q: {question}\nA:"
+_PREFIX = " "  # of a solution behind it, as in the worked examples
 _NEXT = ("\nQ:", "\nQuestion:")
-_TRAINED = ("metamath", "plain", "chat")
 
 PRESETS = {
     "metamath": "as models trained on MetaMathQA expect, and as MetaMath evaluates them",
     "zero-shot-cot": "the question, then 'Let's think step by step.' (Kojima et al., 2022)",
     "cot-8shot": "eight worked examples, then the question",
     "chat": "the question alone, in the tokenizer's chat template",
-    "chat-cot": "the same with a request to reason and to box the answer",
+    "chat-cot": "the same with a request to reason and to box the answer (both with worked examples where num_shots "
+    "or shots asks for some)",
     "plain": "Question: ... Answer:",
 }
 """Name → what it is."""
 CHAT_PRESETS = ("chat", "chat-cot")
 """Those that go through the tokenizer's chat template."""
+SHOT_PRESETS = ("cot-8shot", *CHAT_PRESETS)
+"""Those that can show worked examples."""
+AUTO = "auto"
+"""The prompt that a model was trained with, where that is on record."""
+UNRECORDED = "metamath"
+"""What it is where nothing is on record."""
 
 
 def preset_template(name: str, task: str, shots: Sequence[Shot] | None = None) -> PromptTemplate:
@@ -39,7 +46,7 @@ def preset_template(name: str, task: str, shots: Sequence[Shot] | None = None) -
     Args:
         name: A key of `PRESETS`.
         task: A key of `SHOTS`: whose examples `cot-8shot` shows.
-        shots: Show these examples instead.
+        shots: Show these examples instead; for a chat preset, which has none of its own, as turns before the question.
 
     Returns:
         The template, for `encode_prompt(..., evaluation=True)`.
@@ -51,21 +58,31 @@ def preset_template(name: str, task: str, shots: Sequence[Shot] | None = None) -
         raise EvaluationError(
             f"prompt must be one of {', '.join(PRESETS)}, got {name!r}{nearest_hint(name, PRESETS)}"
         )
-    if shots is not None and name != "cot-8shot":
-        raise EvaluationError(f"the prompt {name} shows no worked examples; use shots with cot-8shot")
-    if name in _TRAINED:
+    if shots is not None and name not in SHOT_PRESETS:
+        raise EvaluationError(
+            f"the prompt {name} shows no worked examples; use shots with {', '.join(SHOT_PRESETS)}"
+        )
+    if name in CHAT_PRESETS:
+        request = (
+            "\n\nReason step by step, and put the final answer in \\boxed{}." if name == "chat-cot" else ""
+        )
+        return PromptTemplate(name, "{question}" + request, chat=True, shots=tuple(shots or ()))
+    if name in PROMPTS:
         return PROMPTS[name]
-    if name == "chat-cot":
-        request = "{question}\n\nReason step by step, and put the final answer in \\boxed{}."
-        return PromptTemplate(name, request, chat=True)
     if name == "zero-shot-cot":
-        return PromptTemplate(name, _QUESTION, evaluation_suffix=" Let's think step by step.", stop=_NEXT)
+        return PromptTemplate(
+            name,
+            _QUESTION,
+            evaluation_suffix=" Let's think step by step.",
+            completion_prefix=_PREFIX,
+            stop=_NEXT,
+        )
     examples = [f"Q: {question}\nA: {solution}\n\n" for question, solution in (shots or SHOTS[task])]
     if any("{question}" in example for example in examples):
         raise EvaluationError(
             "a worked example holds the text {question}, which marks the place of the question"
         )
-    return PromptTemplate(name, "".join(examples) + _QUESTION, stop=_NEXT)
+    return PromptTemplate(name, "".join(examples) + _QUESTION, completion_prefix=_PREFIX, stop=_NEXT)
 
 
 def prompt_identity(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -75,7 +92,8 @@ def prompt_identity(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase
         "prompt": template.prompt,
         "evaluation_suffix": template.evaluation_suffix,
         "system": template.system,
-        # Absent without any, so that results of before there were some go on.
+        # Both absent without any, so that results of before there were some go on.
         **({"template_arguments": dict(template.template_arguments)} if template.template_arguments else {}),
+        **({"shots": [list(shot) for shot in template.shots]} if template.shots else {}),
         "chat_template": tokenizer.chat_template if template.chat else None,
     }

@@ -10,17 +10,31 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mce_llm.eval.comparing.paired import mean_interval
+from mce_llm.eval.copies import question_key
 from mce_llm.eval.intervals import wilson_interval
 from mce_llm.eval.items import Item
 from mce_llm.eval.tasks import Task
 from mce_llm.eval.votes import majority, pass_at
+from mce_llm.eval.wording import accuracy_text, bounds_text, share_text
 from mce_llm.running.installation import installed_versions
+from mce_llm.running.messages import counted
+from mce_llm.running.terminal import DataConsole
+from mce_llm.running.visible_text import visible
 
 CONFIDENCE = 0.95
 PACKAGES = ("mce-llm", "torch", "transformers", "tokenizers", "accelerate", "peft", "datasets", "vllm")
 """What an accuracy can depend on."""
+THINKING = "thinking"
+"""The form of an answer that ended inside reasoning that was not closed."""
+_LABELS = {
+    "last_number": "found by last_number (fall-back)",
+    "none": "no answer",
+    THINKING: "no answer, still thinking",
+}
+"""Form of an answer → its row in the table, where that is not `found by FORM`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,10 @@ class Summary:
         processes: How many processes shared the work.
         hashes: Of prompt, data, decoding and model.
         versions: Package → version.
+        skipped: Records of the data that were left out because their references cannot be judged by.
+        copies: Questions that repeat the text of another; the interval takes each different question once, with the
+            mean over its copies.
+        still_thinking: Answers among those of `found_by` that ended inside reasoning that was not closed.
     """
 
     task: str
@@ -87,6 +105,9 @@ class Summary:
     processes: int
     hashes: dict[str, str]
     versions: dict[str, str]
+    skipped: int = 0
+    still_thinking: int = 0
+    copies: int = 0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Summary:
@@ -109,40 +130,57 @@ def summarize(
     Returns:
         The summary.
     """
+    return Summary(
+        **counted_from(task, items),
+        seconds=seconds,
+        tokens_per_second=(sum(item["new_tokens"] for item in items) - before) / max(seconds, 1e-9),
+        versions=installed_versions(PACKAGES),
+        **settings,
+    )
+
+
+def counted_from(task: Task, items: Sequence[Item]) -> dict[str, Any]:
+    """Return the fields of `Summary` that follow from the items alone.
+
+    Args:
+        task: What was asked.
+        items: The lines of `items.jsonl`, one at least, with as many samples of each question.
+    """
     by_question: dict[int, list[Item]] = defaultdict(list)
     for item in items:
         by_question[item["index"]].append(item)
     questions = list(by_question.values())
     n, num_samples = len(questions), len(questions[0])
     corrects = [sum(item["correct"] for item in question) for question in questions]
-    tokens = sum(item["new_tokens"] for item in items)
+    distinct: dict[str, list[float]] = defaultdict(list)  # copies are one observation, with their mean
+    for question, right in zip(questions, corrects, strict=True):
+        distinct[question_key(question[0]["question"])].append(right / num_samples)
+    means = [sum(scores) / len(scores) for scores in distinct.values()]
     several = num_samples > 1
     vote = asdict(majority(questions, task.vote)) if several else None
     if vote is not None:
         vote["interval"] = list(wilson_interval(round(vote["accuracy"] * n), n, CONFIDENCE))
-    return Summary(
-        task=task.name,
-        n=n,
-        num_samples=num_samples,
-        correct=sum(corrects),
-        accuracy=sum(corrects) / len(items),
-        confidence=CONFIDENCE,
-        interval=(
-            _interval_of_means([correct / num_samples for correct in corrects])
-            if several
-            else wilson_interval(corrects.count(1), n, CONFIDENCE)
+    return {
+        "task": task.name,
+        "n": n,
+        "num_samples": num_samples,
+        "correct": sum(corrects),
+        "accuracy": sum(corrects) / len(items),
+        "confidence": CONFIDENCE,
+        "interval": (
+            wilson_interval(means.count(1), len(means), CONFIDENCE)
+            if set(means) <= {0, 1} and not several
+            else _interval_of_means(means)
         ),
-        majority=vote,
-        pass_at=pass_at(corrects, num_samples) if several else None,
-        found_by=dict(Counter(item["found_by"] for item in items).most_common()),
-        correct_by=dict(Counter(item["found_by"] for item in items if item["correct"]).most_common()),
-        truncated=sum(item["finished"] == "length" for item in items) / len(items),
-        new_tokens=tokens,
-        seconds=seconds,
-        tokens_per_second=(tokens - before) / max(seconds, 1e-9),
-        versions=installed_versions(PACKAGES),
-        **settings,
-    )
+        "majority": vote,
+        "pass_at": pass_at(corrects, num_samples) if several else None,
+        "found_by": dict(Counter(item["found_by"] for item in items).most_common()),
+        "correct_by": dict(Counter(item["found_by"] for item in items if item["correct"]).most_common()),
+        "truncated": sum(item["finished"] == "length" for item in items) / len(items),
+        "copies": n - len(means),
+        "still_thinking": sum(item["found_by"] == THINKING for item in items),
+        "new_tokens": sum(item["new_tokens"] for item in items),
+    }
 
 
 def _interval_of_means(means: Sequence[float]) -> tuple[float, float]:
@@ -163,35 +201,44 @@ def print_summary(summary: Summary, title: str, path: Path, console: Console | N
         console: Where to print; by default stdout.
     """
     table = Table(
-        title=f"{title}: {summary.model} on {summary.data} ({summary.split})",
+        title=Text(
+            visible(f"{title}: {summary.model} on {summary.data} ({summary.split})", one_line=True),
+            style="italic",
+        ),
         show_header=False,
         title_justify="left",
     )
-    low, high = summary.interval
     of = (
         f"{summary.correct} of {summary.n}"
         if summary.num_samples == 1
         else (f"mean of {summary.n} questions × {summary.num_samples} answers")
     )
-    table.add_row("accuracy", f"{summary.accuracy:.2%}  ({of})")
-    table.add_row(f"{summary.confidence:.0%} interval", f"{low:.2%} to {high:.2%}")
+    table.add_row("accuracy", f"{accuracy_text(summary.accuracy)}  ({of})")
+    table.add_row(f"{summary.confidence:.0%} interval", bounds_text(summary.interval))
+    if summary.copies:
+        repeated = counted(summary.copies, "question")
+        table.add_row("copies", f"{repeated} ask what another asks; the interval takes each once")
     if summary.majority is not None and summary.pass_at is not None:
         vote = summary.majority
         table.add_row(
             f"maj@{vote['k']}",
-            f"{vote['accuracy']:.2%}  ({vote['ties']} ties, by lot; {vote['no_votes']} without an answer)",
+            f"{accuracy_text(vote['accuracy'])}  ({vote['ties']} ties, by lot; {vote['no_votes']} without an answer)",
         )
         for k, value in summary.pass_at.items():
-            table.add_row(f"pass@{k}", f"{value:.2%}")
+            table.add_row(f"pass@{k}", accuracy_text(value))
     for form, count in summary.found_by.items():
-        name = f"{form} (fall-back)" if form == "last_number" else form
-        table.add_row(f"found by {name}", f"{count}, {summary.correct_by.get(form, 0)} correct")
-    table.add_row("cut off", f"{summary.truncated:.1%} at {summary.max_new_tokens} new tokens")
+        label = _LABELS.get(form, f"found by {form}")
+        table.add_row(label, f"{count}, {summary.correct_by.get(form, 0)} correct")
+    if summary.skipped:
+        table.add_row(
+            "left out", f"{counted(summary.skipped, 'question')}, for references that cannot be judged by"
+        )
+    table.add_row("cut off", f"{share_text(summary.truncated)} at {summary.max_new_tokens} new tokens")
     table.add_row(
         "time", f"{summary.seconds:.1f} s, {summary.tokens_per_second:.0f} tokens/s, {summary.batching}"
     )
     if summary.continued:
         table.add_row("kept from before", f"{summary.continued} answers")
-    console = console or Console()
+    console = console or DataConsole()
     console.print(table)
-    console.print(f"written to {path}", soft_wrap=True, highlight=False)
+    console.print(visible(f"written to {path}", one_line=True), soft_wrap=True, highlight=False, markup=False)

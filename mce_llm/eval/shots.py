@@ -7,7 +7,10 @@ pass those in a file.
 
 from __future__ import annotations
 
+import re
+
 from mce_llm.data import DataError, load_examples
+from mce_llm.eval.errors import EvaluationError
 
 Shot = tuple[str, str]
 """A question and its solution."""
@@ -95,6 +98,45 @@ SHOTS: dict[str, tuple[Shot, ...]] = {
     ),
 }
 """Task → examples."""
+
+
+DEFAULT = "default"
+"""In place of a file: the examples of this package."""
+_BARE = re.compile(r"The answer is (\d+)\.$")
+
+
+def chosen_shots(
+    task: str, path: str | None = None, number: int | None = None, *, boxed: bool = False
+) -> tuple[Shot, ...] | None:
+    r"""Return the worked examples that are to be shown.
+
+    Args:
+        task: A key of `SHOTS`: whose examples `DEFAULT` means.
+        path: A file, or `DEFAULT`; by default `DEFAULT` where a number is asked for.
+        number: The first so many; by default all.
+        boxed: Write the final answers of our own examples as `\boxed{…}`, for a prompt that asks for that.
+
+    Returns:
+        The examples, or None where none were asked for.
+
+    Raises:
+        DataError: If a file cannot be read, or holds conversations.
+        EvaluationError: If there are fewer than `number`.
+    """
+    if path is None and number is None:
+        return None
+    if path in (None, DEFAULT):
+        shots = SHOTS[task]
+        if boxed:
+            shots = tuple((asked, _BARE.sub(r"The answer is $\\boxed{\1}$.", told)) for asked, told in shots)
+    else:
+        shots = load_shots(str(path))
+    if number is not None and number > len(shots):
+        raise EvaluationError(
+            f"num_shots is {number}, and there are {len(shots)} worked examples in {path or DEFAULT}; give a file with "
+            "more as shots"
+        )
+    return shots[:number]
 
 
 def load_shots(path: str) -> tuple[Shot, ...]:

@@ -5,21 +5,42 @@ Anything with a `question` and an `answer` can be evaluated as one of these; `ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
-
-from mce_llm.data import DataError, load_examples
+from mce_llm.data.errors import DataError, problem_list
+from mce_llm.data.final_answers import ANSWER_PLACE
 from mce_llm.eval.answers import MATH as MATH_STYLE
 from mce_llm.eval.answers import Answer, GoldAnswerError, gold_expression, gold_value, judge, same_answer
-from mce_llm.eval.engines.decoding import Generation
-from mce_llm.eval.items import TASK_TITLES, Item
+from mce_llm.eval.items import TASK_TITLES, Generation, Item
 from mce_llm.eval.judging.answer import expression_answer
 from mce_llm.eval.judging.symbolic import check_math_verify
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 DEFAULT_SPLIT = "test"
+UNREADABLE = ("refuse", "skip")
+"""What becomes of a data set with references that cannot be judged by."""
+_SHOWN = 5
+_MULTIPLE_CHOICE = "the data are multiple choice: the reference is what the right option says, and the options are not shown to the model"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked.
+
+    Attributes:
+        rows: The columns `question` and `answer`; with `Task.solutions` also `solution`, and where in it the answer stands.
+        skipped: The records that were left out because their reference cannot be judged by: where, and why.
+        notes: What to know of how they were read.
+    """
+
+    rows: Dataset
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,7 @@ class Task:
         check_gold: Raises `GoldAnswerError` for a reference that cannot be judged by.
         example: A reference answer, for messages.
         check_ready: Raises `EvaluationError` where answers cannot be judged, before any is generated.
+        solutions: Load the worked solutions as well, for a task that scores them.
     """
 
     name: str
@@ -39,56 +61,106 @@ class Task:
     check_gold: Callable[[str], object]
     example: str
     check_ready: Callable[[], None] = lambda: None
+    solutions: bool = False
 
     @property
     def title(self) -> str:
         """The name as in tables."""
         return TASK_TITLES[self.name]
 
-    def load(self, source: str, split: str | None, limit: int | None) -> Dataset:
+    @property
+    def columns(self) -> list[str]:
+        """Those of the rows that `load` gives."""
+        return ["question", "answer", *(("solution", *ANSWER_PLACE) if self.solutions else ())]
+
+    def load(
+        self,
+        source: str,
+        split: str | None = None,
+        limit: int | None = None,
+        *,
+        name: str | None = None,
+        columns: Mapping[str, str | None] | None = None,
+        unreadable: str = "refuse",
+    ) -> Questions:
         """Load the questions and make sure that each can be judged.
 
         Args:
             source: As for `load_examples`.
             split: The split; by default `DEFAULT_SPLIT`, or the only one.
-            limit: Only so many.
+            limit: Only so many records.
+            name: The configuration of a data set of the hub.
+            columns: Role (of `mce_llm.data.questions`) → column, for records of other forms.
+            unreadable: One of `UNREADABLE`: what becomes of records whose reference cannot be judged by.
 
         Returns:
-            The columns `question` and `answer`.
+            The questions.
 
         Raises:
-            DataError: If the data cannot be read, or questions have no usable answer.
+            DataError: If the data cannot be read, a record has no question, or references cannot be judged by and are not
+                to be skipped, or all are like that.
         """
-        examples = load_examples(source, split=split, default_split=DEFAULT_SPLIT, limit=limit)
-        if not {"question", "answer"} <= set(examples.column_names):
-            raise DataError(
-                f"{source}: there are no reference answers, only {', '.join(examples.column_names)}; evaluation "
-                f"needs a question and an answer such as {self.example}"
-            )
-        problems = []
-        for row, gold in enumerate(examples["answer"], start=1):
-            try:
-                if gold is None:
-                    raise GoldAnswerError("there is no reference answer")
-                self.check_gold(gold)
-            except GoldAnswerError as error:
-                problems.append(f"record {row}: {error}")
-        if problems:
-            raise DataError(
-                f"{source}: {len(problems)} of {len(examples)} records cannot be judged; "
-                f"{'; '.join(problems[:3])}{'; ...' if len(problems) > 3 else ''}"
-            )
-        return examples.select_columns(["question", "answer"])
+        # Imported here, so that judging answers and comparing runs need neither datasets nor torch.
+        from mce_llm.data.requests import Request
+        from mce_llm.data.sources import read_examples
 
-    def judge(self, row: dict[str, str], answer: Generation) -> Item:
-        """Return the line of `items.jsonl` for a question and what the model answered."""
-        verdict = judge(answer.text, row["answer"], self.style)
+        asked = Request(
+            split,
+            DEFAULT_SPLIT,
+            name,
+            columns=columns,
+            limit=limit,
+            evaluation=True,
+            solutions=self.solutions,
+        )
+        examples, reading = read_examples(source, asked)
+        kept, skipped = [], []
+        for number, row in enumerate(examples):
+            try:
+                if row["answer"] is None:
+                    raise GoldAnswerError(row["problem"])
+                self.check_gold(row["answer"])
+                kept.append(number)
+            except GoldAnswerError as error:
+                skipped.append(f"{reading.place(number)}: {error}")
+        if skipped and (unreadable == "refuse" or not kept):
+            advice = (
+                "correct them, or leave them out with --unreadable_references skip"
+                if kept
+                else f"{self.title} needs an answer such as {self.example}; say which column holds it with --columns "
+                "'{answer: NAME}'"
+            )
+            use = "whose tokens can be told" if self.solutions else f"that {self.title} can judge by"
+            raise DataError(
+                f"{source}: {len(skipped)} of {len(examples)} records have no reference answer {use}:{problem_list(skipped[:_SHOWN], len(skipped))}\n{advice}"
+            )
+        rows = examples.select(kept).select_columns(self.columns)
+        notes = () if "options" not in reading.layout.columns else (_MULTIPLE_CHOICE,)
+        return Questions(rows, tuple(skipped), notes)
+
+    def judge(
+        self, row: dict[str, str], answer: Generation, *, opened: str = "", thinking_tags: Sequence[str] = ()
+    ) -> Item:
+        """Return the line of `items.jsonl` for a question and what the model answered.
+
+        Args:
+            row: The question and its reference answer.
+            answer: What the model wrote.
+            opened: The tag that the prompt ended with, where it opened a block of thoughts; the response is kept with it,
+                so that it can be judged by itself.
+            thinking_tags: As for `extract_answer`.
+
+        Returns:
+            The line.
+        """
+        response = opened + answer.text
+        verdict = judge(response, row["answer"], self.style, thinking_tags=thinking_tags)
         return {
             "index": answer.index,
             "sample": answer.sample,
             "question": row["question"],
             "gold": row["answer"],
-            "response": answer.text,
+            "response": response,
             "predicted": _recorded(verdict.answer),
             "found_by": verdict.answer.found_by,
             "correct": verdict.correct,

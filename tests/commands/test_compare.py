@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.evaluations import outcomes, write_run
-from mce_llm.commands.compare import read_pairs
+from mce_llm.commands.compare import read_arrangement
 from mce_llm.eval.comparing.comparison import compare_runs
 
 
@@ -15,7 +15,9 @@ from mce_llm.eval.comparing.comparison import compare_runs
 def one_pair(tmp_path):
     """The folders of A and B: 69.2 % and 72.3 % of 1,319 questions."""
     a, b = outcomes(800, 113, 154, 252)
-    text = ["Mark's [bold]garden[/] has\n  {} rows. How many?".format("many " * 20)] * 1319
+    text = [
+        "Mark's [bold]garden[/] has\n  {} rows. How many of {}?".format("many " * 20, k) for k in range(1319)
+    ]
     return [
         write_run(tmp_path / "runs" / name / "gsm8k", row, model=name, questions=text)
         for name, row in (("ce", a), ("mce", b))
@@ -34,6 +36,11 @@ def three_pairs(tmp_path):
     ]
 
 
+def by_arm(folders):
+    """A B A2 B2 … as the command line takes them."""
+    return ["--baseline", *folders[::2], "--arm", *folders[1::2]]
+
+
 def shown(result):
     assert result.exit_code == 0, result.output
     return " ".join(result.stdout.split())
@@ -44,8 +51,8 @@ def test_one_pair(command, one_pair):
     for part in (
         "GSM8K, 1,319 questions",
         "913/1,319",
-        "69.22%",
-        "72.33%",
+        "69.22 %",
+        "72.33 %",
         "66.7 to 71.7 %",
         "+3.1 points, 95 % interval +0.7 to +5.5",
         "Tango's score interval, for these two trained models",
@@ -66,14 +73,14 @@ def test_one_pair(command, one_pair):
 
 
 def test_several_pairs(command, three_pairs):
-    text = shown(command("compare", *three_pairs, columns=80))
+    text = shown(command("compare", *by_arm(three_pairs), columns=80))
     for part in (
         "B minus A, pair by pair",
         "B minus A over 3 training seeds",
         "seed to seed sd",
         "plain bootstrap",
         "3 drawn from 3 show 2/3 of their variance",
-        "by position: A1 with B1",
+        "by position: the first of the baseline with the first of each arm",
         "pairs of seeds",
         "on average over 3 training seeds",
     ):
@@ -85,7 +92,7 @@ def test_several_pairs(command, three_pairs):
 @pytest.mark.parametrize("columns", [60, 80, 120])
 @pytest.mark.parametrize("folders", ["one_pair", "three_pairs"])
 def test_it_fits_its_terminal(command, request, folders, columns):
-    result = command("compare", *request.getfixturevalue(folders), "--list", 3, columns=columns)
+    result = command("compare", *by_arm(request.getfixturevalue(folders)), "--list", 3, columns=columns)
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= columns
     if columns >= 80:  # nothing but the questions is cut
@@ -104,7 +111,9 @@ def test_json_is_the_whole_comparison(command, one_pair, tmp_path):
     result = command("compare", *one_pair, "--json", "--output", place, "--resamples", 200, "--seed", 3)
     found = json.loads(result.stdout)
     assert found == json.loads(place.read_text())
-    expected = compare_runs(read_pairs(one_pair), resamples=200, seed=3).to_dict()
+    arrangement = read_arrangement(one_pair)
+    pairs = arrangement.pairs(arrangement.arms[0])
+    expected = compare_runs(pairs, resamples=200, seed=3, pairing="as given").to_dict()
     assert found == json.loads(json.dumps(expected))
     assert len(found["questions"]) == 267
 
@@ -151,7 +160,7 @@ def test_several_samples(command, tmp_path):
     assert "exact sign-flip test p" in one
     assert "Student's t over questions" in one
     assert "both right" not in one
-    two = shown(command("compare", *folders, columns=80))
+    two = shown(command("compare", *by_arm(folders), columns=80))
     assert "scores differ" in two
     assert "two training seeds hardly show how much seeds vary" in two
 
@@ -168,9 +177,9 @@ def test_runs_without_any_difference(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "compared in pairs, A B A2 B2 …, got 0 folders|Missing argument"),
-        (["{a}"], "compared in pairs, A B A2 B2 …, got 1 folder;"),
-        (["{a}", "{b}", "{a}"], "got 3 folders; give a baseline A and a B for each training seed"),
+        ([], "a baseline and what is held against it, got 0 folders"),
+        (["{a}"], "a baseline and what is held against it, got 1 folder$"),
+        (["{a}", "{b}", "{a}"], "is given 2 times"),
         (["{a}", "{a}"], "is given 2 times"),
         (["{a}", "{place}/none"], "none: there is no such directory; give the --output of an evaluation"),
         (["{a}", "{place}"], "holds no evaluation: it has no summary.json"),

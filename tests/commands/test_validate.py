@@ -8,21 +8,10 @@ import pytest
 import transformers
 
 from helpers.recipes import save_chat_model
+from helpers.validation import texts, validated
 from mce_llm.data import train_tokenizer, write_jsonl
 
 GOOD = {"question": "Tom has 3 apples and buys 5. How many?", "answer": "3 + 5 = 8\n#### 8"}
-
-
-def validated(command, *words, code=0):
-    result = command("validate", *words, "--json")
-    assert result.exit_code == code, result.output
-    found = json.loads(result.stdout)
-    assert found["exit_code"] == code
-    return found
-
-
-def texts(found, level):
-    return [f"{item['subject']}: {item['text']}" for item in found["findings"] if item["level"] == level]
 
 
 def test_a_recipe_in_order(command, recipe):
@@ -364,42 +353,3 @@ def test_a_multimodal_model_is_trained_on_text(command, recipe, place, tmp_path,
     found = validated(command, recipe(model_name_or_path=str(target), lora_r=lora_r, packing=True))
     assert texts(found, "problem") == []
     assert found["trial_step"]["without_gradient"] == []
-
-
-def test_what_a_chat_template_leaves_out_and_what_plays_no_part(command, recipe, place, tmp_path):
-    model = save_chat_model(place, tmp_path / "chat")
-    turns = [
-        {"role": "user", "content": "Q", "time": "noon"},
-        {"role": "assistant", "content": "R", "reasoning_content": "Hm."},
-    ]
-    write_jsonl([{"messages": turns, "id": 1}] * 9, tmp_path / "talks.jsonl")
-    found = validated(
-        command,
-        recipe(model_name_or_path=str(model), dataset=str(tmp_path / "*.jsonl"), prompt="chat"),
-        "--max_length",
-        "200",
-    )
-    assert "train data: the chat template leaves out reasoning: 9 in 9 examples" in "\n".join(
-        texts(found, "warning")
-    )
-    in_order = "\n".join(texts(found, "ok"))
-    assert "the chat template leaves out field time: 9 in 9 examples" in in_order
-    assert "read as chat; columns that play no part: 'id'" in in_order
-    data = found["data"]["train"]
-    assert (data["format"], data["unused"], data["records"]) == ("chat", ["id"], 9)
-    assert {entry["kind"] for entry in data["lost"]} == {"reasoning", "field time"}
-    assert [fetch["detail"] for fetch in found["fetches"] if fetch["role"] == "dataset"] == ["1 file"]
-
-
-def test_each_turn_in_an_example_of_its_own(command, recipe, place, tmp_path):
-    model = save_chat_model(place, tmp_path / "chat")
-    turns = [
-        {"role": role, "content": text}
-        for role, text in zip(["user", "assistant"] * 3, "QRSTUV", strict=True)
-    ]
-    path = write_jsonl([{"messages": turns}] * 5, tmp_path / "talks.jsonl")
-    changed = recipe(model_name_or_path=str(model), dataset=str(path), prompt="chat", train_turns="each")
-    found = validated(command, changed)["data"]["train"]
-    assert (found["records"], found["examples"], found["kept"], found["duplicates"]) == (5, 15, 15, 4)
-    shown = command("validate", changed).output
-    assert "15, one for each trained turn of 5 records" in shown

@@ -1,7 +1,16 @@
+import copy
+
 import pytest
 from tokenizers import processors
 
-from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids, special_prefix
+from mce_llm.data.encoding import (
+    bare_ids,
+    continuation_ids,
+    opening_ids,
+    placed_continuation,
+    special_prefix,
+)
+from mce_llm.data.errors import DataError
 
 
 def test_opening_has_bos_as_the_tokenizer_adds_it_and_no_eos(any_tokenizer):
@@ -55,3 +64,31 @@ def test_special_prefix_of_several_tokens(byte_level):
         single="[gMASK] <sop> $A", special_tokens=[("[gMASK]", ids[0]), ("<sop>", ids[1])]
     )
     assert opening_ids(tokenizer, "How")[:2] == ids
+
+
+@pytest.mark.parametrize(
+    "text", ["She has 1,234 eggs.", " 18", "18", "a\n#### 5%", "é½ 三", "  two  spaces", ""]
+)
+@pytest.mark.parametrize("literal", [False, True])
+def test_places_are_those_of_the_same_tokens(any_tokenizer, text, literal):
+    placed = placed_continuation(any_tokenizer, text, literal=literal)
+    assert placed.ids == continuation_ids(any_tokenizer, text, literal=literal)
+    assert len(placed.ids) == len(placed.places)
+    visible = {place for place, character in enumerate(text) if not character.isspace()}
+    covered = [set(range(begin, end)) for begin, end in placed.places]
+    assert visible <= set().union(*covered)
+    for token, (begin, end) in zip(placed.ids, placed.places, strict=True):
+        assert 0 <= begin <= end <= len(text)
+        written = any_tokenizer.decode([token]).strip()
+        if written.isascii() and text.isascii():
+            assert written == text[begin:end].strip()
+
+
+def test_a_tokenizer_that_does_not_know_the_places(byte_level):
+    class Slow(type(byte_level)):
+        is_fast = False
+
+    slow = copy.copy(byte_level)
+    slow.__class__ = Slow
+    with pytest.raises(DataError, match="is a Slow, which does not say which characters a token stands for"):
+        placed_continuation(slow, "5")

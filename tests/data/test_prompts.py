@@ -147,3 +147,25 @@ def test_a_record_has_its_own_arguments_checked(chat_tokenizer):
         conversation = replace(chat.pair("Q", "R"), template_arguments=arguments)
         with pytest.raises(DataError, match=message):
             chat.encode_turns(chat_tokenizer, conversation)
+
+
+@pytest.mark.parametrize("name", ["plain", "metamath"])
+def test_a_pair_is_prompt_and_completion(any_tokenizer, name):
+    template = get_prompt(name)
+    pair = template.encode_pair(any_tokenizer, "How many?", "It is 18.\n#### 18")
+    assert pair.prompt_ids == template.encode_prompt(any_tokenizer, "How many?")
+    assert pair.completion_ids == template.encode_completion(any_tokenizer, "It is 18.\n#### 18")
+    assert pair.completion == template.completion_prefix + "It is 18.\n#### 18"
+    assert len(pair.places) == len(pair.completion_ids) - 1  # EOS stands nowhere in the text
+    longer = template.encode_pair(any_tokenizer, "How many?", "18", evaluation=True)
+    assert longer.prompt_ids == template.encode_prompt(any_tokenizer, "How many?", evaluation=True)
+
+
+def test_a_pair_of_a_chat_behind_worked_examples(chat_tokenizer):
+    chat = replace(get_prompt("chat"), shots=(("Q1", "A1"),), system="Be brief.")
+    pair = chat.encode_pair(chat_tokenizer, "Q2", "A2")
+    assert chat_tokenizer.decode(pair.prompt_ids) == chat_tokenizer.decode(
+        chat.encode_prompt(chat_tokenizer, "Q2")
+    )
+    assert pair.completion_ids == get_prompt("chat").encode_completion(chat_tokenizer, "A2")
+    assert pair.completion.startswith("A2")

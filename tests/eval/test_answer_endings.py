@@ -79,7 +79,7 @@ def run_benchmark(tmp_path, records, *options):
 def test_answer_forms_benchmark(tmp_path):
     result = run_benchmark(tmp_path, RECORDS * 4, "--texts", "8")
     assert result.returncode == 0, result.stdout
-    assert "| `all` | 1344 | 1344 | 1344 | 1344 |" in result.stdout
+    assert "| `all` | 1536 | 1536 | 1536 | 1536 |" in result.stdout
 
 
 def test_answer_forms_benchmark_sees_errors(tmp_path):

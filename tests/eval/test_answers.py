@@ -52,7 +52,7 @@ FORMS = [
     ("The answer is: 1 1/2 cups", "3/2", "answer_is"),
     ("The answer is: 1½ cups", "3/2", "answer_is"),
     ("The answer is: 3/4 of a pie.", "3/4", "answer_is"),
-    ("The answer is: $18 and 50 cents?", "18", "answer_is"),
+    ("The answer is: $18 and 50 cents?", "37/2", "answer_is"),
     ("The answer is 18 dollars and 50 cents.", "37/2", "answer_is"),
     ("The answer is: 5:30", None, "answer_is"),
     ("The answer is 5 hours and 30 minutes.", None, "answer_is"),

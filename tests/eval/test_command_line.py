@@ -104,11 +104,11 @@ def test_a_signal_ends_the_run_and_the_same_command_goes_on(
     words = ["--config", settings_file(batch_size=3)]
     judge, judged = tasks.Task.judge, []
 
-    def judge_and_signal(self, row, answer):
+    def judge_and_signal(self, row, answer, **options):
         if len(judged) == 4:
             os.kill(os.getpid(), number)
         judged.append(answer.index)
-        return judge(self, row, answer)
+        return judge(self, row, answer, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(tasks.Task, "judge", judge_and_signal)

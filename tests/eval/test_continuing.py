@@ -53,11 +53,11 @@ def interrupt_after(monkeypatch, count, error):
     judge = tasks.Task.judge
     seen = []
 
-    def judging(self, row, answer):
+    def judging(self, row, answer, **options):
         if len(seen) == count:
             raise error
         seen.append((answer.index, answer.sample))
-        return judge(self, row, answer)
+        return judge(self, row, answer, **options)
 
     monkeypatch.setattr(tasks.Task, "judge", judging)
     return seen
@@ -109,6 +109,32 @@ def test_half_a_line_is_answered_again(tmp_path, undisturbed, model_directory, q
     # Killed between joining the parts and removing them: some answers are in two files.
     (tmp_path / "items.done.jsonl").write_bytes(content.splitlines(keepends=True)[0])
     assert evaluate_gsm8k(config).continued == 5
+    assert lines(tmp_path / "items.jsonl") == undisturbed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"index": "1"},
+        {"index": [1]},
+        {"index": 99},
+        {"sample": 7},
+        {"correct": None},
+        {"new_tokens": float("nan")},
+        {"more": float("inf")},
+    ],
+    ids=str,
+)
+def test_a_damaged_line_is_answered_again(
+    change, tmp_path, undisturbed, model_directory, questions, monkeypatch
+):
+    config = Gsm8kConfig(**options(model_directory, questions, tmp_path))
+    interrupted_run(config, 4, monkeypatch)
+    file = tmp_path / "items.rank0.jsonl"
+    kept = lines(file)
+    kept[1].update(change)
+    file.write_text("".join(json.dumps(item) + "\n" for item in kept))
+    evaluate_gsm8k(config)
     assert lines(tmp_path / "items.jsonl") == undisturbed
 
 
@@ -169,6 +195,15 @@ def test_changed_questions_are_refused(tmp_path, model_directory, questions):
     data.write_text(questions.read_text().replace("Tom", "Tim", 1))
     with pytest.raises(EvaluationError, match=r"hashes data: '\w+' there"):
         evaluate_gsm8k(config)
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_record_that_cannot_be_read_is_refused(text, tmp_path, model_directory, questions):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(
+        EvaluationError, match=r"config.json cannot be read .*; use --overwrite to replace it"
+    ):
+        evaluate_gsm8k(Gsm8kConfig(**options(model_directory, questions, tmp_path)))
 
 
 def test_two_runs_at_once_are_refused(tmp_path, model_directory, questions):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.scripts import ROOT
+from helpers.scripts import ROOT, launch_processes
 from mce_llm.data import DataError, get_prompt, write_jsonl
 from mce_llm.eval.answers import extract_answer
 from mce_llm.eval.errors import EvaluationError, GenerationError
@@ -119,20 +119,7 @@ def test_a_model_in_memory(tmp_path, one_process, llama, tokenizer, questions):
 
 
 def launch(arguments, processes):
-    # --multi_gpu is what makes accelerate start several processes at all, without a GPU too (over gloo); with
-    # --cpu it ignores --num_processes.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    command += [f"--num_processes={processes}", "--num_machines=1", "--mixed_precision=no"]
-    command += ["--dynamo_backend=no", "--main_process_port=0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [*command, str(SCRIPT), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
+    return launch_processes(SCRIPT, arguments, processes)
 
 
 def test_two_processes_give_the_same_items(tmp_path, one_process, model_directory, questions):
@@ -167,7 +154,7 @@ def test_two_processes_report_a_problem_once(tmp_path, model_directory):
 def test_command_line_prints_a_table(tmp_path, model_directory, questions, capsys):
     assert main(command_line(options(model_directory, questions, tmp_path, limit=3))) == 0
     printed = capsys.readouterr().out
-    for word in ("accuracy", "95% interval", "found by", "cut off", "tokens/s", f"written to {tmp_path}"):
+    for word in ("accuracy", "95% interval", "no answer", "cut off", "tokens/s", f"written to {tmp_path}"):
         assert word in printed
 
 
@@ -187,7 +174,7 @@ def test_help_names_every_option_and_default(capsys):
     ):
         assert word in printed
     assert "(default: 512)" in printed
-    assert "(default: metamath)" in printed
+    assert "(default: auto)" in printed
 
 
 @pytest.mark.slow
@@ -305,9 +292,9 @@ def test_bad_models(name, tmp_path, model_directory, questions, capsys):
     [
         (
             [{"question": "q", "response": "r", "answer": "5:30"}],
-            "1 of 1 records cannot be judged; record 1: the ref",
+            "data.jsonl, line 1: the reference answer '5:30' is not one number",
         ),
-        ([{"question": "q", "response": "r"}], "no reference answers, only question, response"),
+        ([{"question": "q", "response": "r"}], "line 1: 'response' is a text that marks no final answer"),
         (
             [
                 {"question": "q", "response": "r", "answer": "5"},
@@ -317,7 +304,7 @@ def test_bad_models(name, tmp_path, model_directory, questions, capsys):
         ),
         (
             [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}],
-            "no reference answers",
+            "line 1: the answer in the conversation is a text that marks no final answer",
         ),
         ([], "empty"),
     ],
@@ -345,7 +332,10 @@ def test_bad_data(rows, message, tmp_path, model_directory, capsys):
         ({"prompt": "metamaths"}, "got 'metamaths' (did you mean 'metamath'?)"),
         ({"num_samples": 4}, "num_samples is 4 and temperature 0"),
         ({"temperature": -0.5}, "temperature must be 0 (greedy) or more, got -0.5"),
-        ({"shots": "x.jsonl"}, "shots has no effect without prompt cot-8shot"),
+        ({"shots": "x.jsonl"}, "shots has no effect without one of the prompts cot-8shot, chat, chat-cot"),
+        ({"num_shots": 9, "prompt": "cot-8shot"}, "num_shots is 9, and there are 8 worked examples"),
+        ({"unreadable_references": "drop"}, "unreadable_references must be one of refuse, skip, got 'drop'"),
+        ({"columns": "question"}, "columns must be a mapping, got 'question'"),
         ({"prompt": "cot-8shot", "shots": "x.jsonl"}, "x.jsonl: no such file"),
         ({"prompt": "cot-8shot"}, "more than the 512 positions of the model"),
         ({"backend": "tgi"}, "backend must be one of hf, vllm, got 'tgi'"),

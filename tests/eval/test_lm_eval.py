@@ -1,8 +1,11 @@
 """The tasks for lm-evaluation-harness: their numbers are ours; and what its own GSM8K filters get wrong."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,14 +16,19 @@ import lm_eval.tasks
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import exact_match_fn
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.filters import build_filter_ensemble
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from mce_llm.data import get_prompt, write_jsonl
+from mce_llm.errors import MceLlmError
 from mce_llm.eval.answers import extract_answer, is_correct
+from mce_llm.eval.gsm8k import Gsm8kConfig
 from mce_llm.eval.lm_eval_tasks import task_folder
+from mce_llm.eval.lm_eval_tasks.utils import checked_metadata
 from mce_llm.eval.metric import load_metric
+from mce_llm.eval.shots import SHOTS
 
 pytestmark = pytest.mark.ci
 
@@ -197,3 +205,152 @@ def test_where_the_stock_filters_are_wrong_ours_are_right(solution, gold, right,
 def test_the_stock_filters_are_run_as_the_harness_runs_them():
     assert stock_judgements("so 18\n#### 18", "18") == {"strict-match": True, "flexible-extract": True}
     assert stock_judgements("so 17\n#### 17", "18") == {"strict-match": False, "flexible-extract": False}
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def run_harness(model, tokenizer, metadata, **options):
+    """What the harness asks and counts with `--metadata`, and the model's arguments beside it, as its command line does."""
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, device="cpu")
+    found = simple_evaluate(
+        harness,
+        tasks=["mce_gsm8k"],
+        task_manager=TaskManager(
+            include_path=str(task_folder()),
+            include_defaults=False,
+            metadata={"pretrained": "some/model", "dtype": "float32", **metadata},
+        ),
+        log_samples=True,
+        bootstrap_iters=0,
+        **options,
+    )
+    assert found is not None
+    return found["samples"]["mce_gsm8k"]
+
+
+def test_metadata_chooses_prompt_data_and_limit_of_tokens(tmp_path, monkeypatch, llama, tokenizer):
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    data = write_jsonl(
+        [
+            {"asked": "1 + 1?", "told": 2.0},
+            {"asked": "When?", "told": "5:30"},
+            {"asked": "2 + 2?", "told": "4"},
+        ],
+        tmp_path / "data.jsonl",
+    )
+    metadata = {
+        "data": str(data),
+        "split": "train[1:]",
+        "columns": {"question": "asked", "answer": "told"},
+        "unreadable_references": "skip",
+        "prompt": "plain",
+        "max_new_tokens": 3,
+    }
+    (sample,) = run_harness(llama, tokenizer, metadata)
+    prompt, generation = sample["arguments"][0]
+    assert prompt == get_prompt("plain").evaluation_prompt("2 + 2?")
+    assert generation["until"] == list(get_prompt("plain").stop)
+    assert generation["max_gen_toks"] == 3
+    assert sample["doc"] == {"question": "2 + 2?", "answer": "4"}
+
+
+@pytest.mark.parametrize(("prompt", "shots"), [("chat", None), ("chat-cot", 2), ("chat", 8)])
+def test_chats_are_those_of_our_own_scripts(
+    prompt, shots, monkeypatch, llama, tokenizer, questions, question_rows
+):
+    """The harness's text with its own chat template is ours, turns of worked examples included."""
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    monkeypatch.setattr(tokenizer, "chat_template", CHATML)
+    metadata = {"data": str(questions), "prompt": prompt, "max_new_tokens": 1}
+    metadata |= {} if shots is None else {"num_shots": shots}
+    monkeypatch.setattr(
+        HFLM, "generate_until", lambda self, requests, disable_tqdm=False: ["5"] * len(requests)
+    )
+    samples = run_harness(
+        llama, tokenizer, metadata, apply_chat_template=True, fewshot_as_multiturn=True, limit=2
+    )
+    ours = Gsm8kConfig(model="m", output="o", prompt=prompt, num_shots=shots).template("gsm8k")
+    for sample, row in zip(samples, question_rows, strict=False):
+        text = sample["arguments"][0][0]
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ours.encode_prompt(
+            tokenizer, row["question"], evaluation=True
+        )
+        assert text.count("<|im_start|>user") == 1 + (shots or 0)
+
+
+@pytest.mark.parametrize("num", [0, 3])
+def test_the_harness_writes_turns_as_we_do(num, tokenizer, monkeypatch, llama):
+    """Its own few-shot turns (of a task that is not ours in anything but the words) against ours."""
+    monkeypatch.setattr(tokenizer, "chat_template", CHATML)
+    shots = SHOTS["gsm8k"][:num]
+    messages = []
+    for asked, told in shots:
+        messages += ConfigurableTask.build_qa_turn(SimpleNamespace(), q=asked, a=told, few_delim="\n\n")
+    messages += ConfigurableTask.build_qa_turn(SimpleNamespace(), q="How many?", few_delim="")
+    harness = HFLM(pretrained=llama, tokenizer=tokenizer, device="cpu")
+    text = harness.apply_chat_template([message.to_dict() for message in messages])
+    template = Gsm8kConfig(model="m", output="o", prompt="chat", num_shots=num or None).template("gsm8k")
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == template.encode_prompt(
+        tokenizer, "How many?", evaluation=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("metadata", "options", "message"),
+    [
+        ({"promt": "chat"}, {}, r"unknown key 'promt' \(did you mean 'prompt'\?\); .*the tasks take data, "),
+        ({"system_prompt": "x"}, {}, "unknown key 'system_prompt': set it with --system_instruction"),
+        ({"prompt": "chats"}, {}, r"prompt must be one of .*, got 'chats' \(did you mean 'chat'\?\)"),
+        (
+            {"prompt": "chat"},
+            {},
+            "the prompt chat needs the chat template of the tokenizer; add --apply_chat_template",
+        ),
+        ({}, {"apply_chat_template": True}, "--apply_chat_template would put the prompt metamath"),
+        (
+            {"prompt": "chat", "num_shots": 2},
+            {"apply_chat_template": True, "fewshot_as_multiturn": False},
+            "let --fewshot_as_multiturn be true",
+        ),
+        ({"num_shots": 2}, {}, "the prompt metamath shows no worked examples"),
+        ({"max_new_tokens": "many"}, {}, "max_new_tokens must be a whole number, got 'many'"),
+        ({"max_new_tokens": 0, "columns": "{"}, {}, "must be at least 1, got 0; .*columns is no JSON"),
+        ({"unreadable_references": "drop"}, {}, "unreadable_references must be one of refuse, skip"),
+        ({"columns": {"question": "q"}}, {}, "there is no column 'q' for the question"),
+    ],
+)
+def test_metadata_that_would_be_swallowed(
+    metadata, options, message, monkeypatch, llama, tokenizer, questions
+):
+    monkeypatch.setattr(tokenizer, "chat_template", CHATML)
+    with pytest.raises(MceLlmError, match=message):
+        run_harness(llama, tokenizer, {"data": str(questions), **metadata}, limit=1, **options)
+
+
+def test_arguments_of_models_pass(questions):
+    """The harness puts them into the metadata, and most have no name that a task could know."""
+    known = {"pretrained": "m", "base_url": "u", "gpu_memory_utilization": 0.9, "attn_implementation": "sdpa"}
+    known |= {"parallelize": True, "peft": "p", "num_concurrent": 2, "version": 1.0, "config_source": "x"}
+    assert checked_metadata({**known, "data": "d"}) == {"data": "d"}
+    assert checked_metadata({"rope_theta": 1, "ignore": ["rope_theta"]})["ignore"] == ["rope_theta"]
+    with pytest.raises(MceLlmError, match=r"unknown key 'rope_theta'.*\"ignore\""):
+        checked_metadata({"rope_theta": 1})
+
+
+@pytest.mark.slow
+def test_the_command_line_of_the_harness(tmp_path, model_directory, questions):
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--include_path", str(task_folder())]
+    command += ["--model_args", f"pretrained={model_directory},dtype=float32", "--device", "cpu"]
+    command += ["--tasks", "mce_gsm8k", "--limit", "2", "--output_path", str(tmp_path), "--metadata"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    given = {"data": str(questions), "prompt": "plain", "max_new_tokens": 4}
+    for metadata, code in ((given, 0), ({**given, "promt": "chat"}, 1)):
+        result = subprocess.run(
+            [*command, json.dumps(metadata)], capture_output=True, text=True, env=environment, check=False
+        )
+        assert result.returncode == code, result.stderr
+    assert "unknown key 'promt' (did you mean 'prompt'?)" in result.stderr

@@ -36,6 +36,7 @@ def test_counts(metric):
         "interval_high": high,
         "fallback": 1,
         "no_answer": 1,
+        "still_thinking": 0,
     }
 
 

@@ -49,6 +49,14 @@ def test_zero_shot():
     assert template.stop == ("\nQ:", "\nQuestion:")
 
 
+def test_solutions_behind_a_preset_follow_a_space():
+    """As in the worked examples, of whose solutions the prompt's own is one more."""
+    template = preset_template("cot-8shot", "gsm8k")
+    assert "\nA: " in template.prompt
+    for name in ("zero-shot-cot", "cot-8shot", "plain"):
+        assert preset_template(name, "gsm8k").completion_prefix == " "
+
+
 @pytest.mark.parametrize("task", sorted(SHOTS))
 def test_eight_examples_then_the_question(task):
     prompt = preset_template("cot-8shot", task).evaluation_prompt("How many {braces} \\boxed{}?")
@@ -135,7 +143,7 @@ def test_a_system_prompt_and_arguments_of_the_template(chat_tokenizer):
     config = Gsm8kConfig(
         model="m", output="o", prompt="chat", system_prompt="Be brief.", chat_template_kwargs="{think: true}"
     )
-    template = config.template("gsm8k", None)
+    template = config.template("gsm8k")
     text = chat_tokenizer.decode(template.encode_prompt(chat_tokenizer, "Why?", evaluation=True))
     assert text == "<system>Be brief.</system><user>Why?</user><assistant>"
     identity = prompt_identity(template, chat_tokenizer)

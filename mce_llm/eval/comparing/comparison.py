@@ -8,37 +8,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from scipy import stats
 
-from mce_llm.eval.comparing.comparability import (
-    RunPair,
-    check_pairs,
-    fallback_share,
-    find_notes,
-    run_labels,
-    truncated_share,
-)
+from mce_llm.eval.comparing.comparability import check_pairs, find_notes
 from mce_llm.eval.comparing.comparison_outcome import (
     Comparison,
     Detectable,
     PairComparison,
     QuestionOutcome,
-    RunAccuracy,
     SeedResult,
 )
+from mce_llm.eval.comparing.detecting import detectable_by_mcnemar, detectable_by_seeds
+from mce_llm.eval.comparing.distinct_questions import DistinctQuestions
+from mce_llm.eval.comparing.labels import run_labels
+from mce_llm.eval.comparing.notes import Note
 from mce_llm.eval.comparing.paired import (
     PairedCounts,
+    in_whole_units,
     mcnemar_exact,
     mean_interval,
     sign_flip_test,
     tango_interval,
 )
-from mce_llm.eval.comparing.power import POWER, questions_needed, smallest_detectable_difference
+from mce_llm.eval.comparing.pairing import RunPair
+from mce_llm.eval.comparing.power import POWER
+from mce_llm.eval.comparing.run_accuracy import is_all_or_nothing, run_accuracy
+from mce_llm.eval.comparing.training_differences import training_overview
 from mce_llm.eval.comparing.training_seeds import SeedSpread, bootstrap_interval
 from mce_llm.eval.comparing.verdicts import verdict
-from mce_llm.eval.intervals import Interval, check_confidence, wilson_interval
+from mce_llm.eval.errors import EvaluationError
+from mce_llm.eval.intervals import check_confidence
 from mce_llm.eval.saved_runs import SavedRun
 
 __all__ = ["Comparison", "compare_runs"]
@@ -51,6 +53,10 @@ def compare_runs(
     resamples: int = 10_000,
     seed: int = 0,
     allow_differences: bool = False,
+    pairing: str = "by position: the first A with the first B, and so on",
+    doubts: Sequence[str] = (),
+    sides: tuple[str, str] = ("A", "B"),
+    name: str | None = None,
 ) -> Comparison:
     """Compare evaluations of two methods on the same questions.
 
@@ -60,6 +66,10 @@ def compare_runs(
         resamples: Drawings of the bootstrap.
         seed: Of its random numbers.
         allow_differences: Compare runs whose prompt, decoding or dtype differs, with a warning in the outcome.
+        pairing: By what they were paired, in words, as `pairing` found it.
+        doubts: What speaks against this pairing, in words: warnings in the outcome.
+        sides: What A and B are called in words.
+        name: What people call B beside that.
 
     Returns:
         The comparison.
@@ -71,21 +81,32 @@ def compare_runs(
     """
     check_confidence(confidence)
     mismatches = check_pairs(pairs, allow_differences=allow_differences)
+    distinct = DistinctQuestions.of(pairs[0][0])
     labels = run_labels([run for pair in pairs for run in pair])
     compared = tuple(
-        _compare_pair(a, b, (labels[2 * place], labels[2 * place + 1]), confidence)
+        _compare_pair(a, b, (labels[2 * place], labels[2 * place + 1]), distinct, confidence)
         for place, (a, b) in enumerate(pairs)
     )
-    scores_a, scores_b = (np.array([pair[side].scores for pair in pairs]) for side in (0, 1))
+    scores_a, scores_b = (
+        np.array([[float(score) for score in distinct.scores(pair[side])] for pair in pairs])
+        for side in (0, 1)
+    )
     differences_SQ = scores_b - scores_a
     seeds: SeedResult | None = None
     if len(pairs) == 1:
         interval, method = compared[0].interval, compared[0].interval_method
+        p_value = compared[0].p_value
         detectable = _detectable_by_questions(compared[0], differences_SQ[0], confidence)
     else:
+        if distinct.n == 1:
+            raise EvaluationError(
+                "an interval over training seeds and questions needs two different questions at least, and all of "
+                f"{distinct.asked:,} are copies of one"
+            )
         spread = SeedSpread.of(differences_SQ)
         interval, method = spread.interval(confidence), "over seeds (Student's t) and questions"
-        detectable = _detectable_by_seeds(spread, confidence)
+        p_value = spread.p_value()
+        detectable = detectable_by_seeds(spread, confidence)
         seeds = SeedResult(
             seeds=spread.seeds,
             differences=tuple(pair.difference for pair in compared),
@@ -93,9 +114,14 @@ def compare_runs(
             sd_by_chance=spread.sd_by_chance,
             mean_squares=(spread.seed_mean_square, spread.question_mean_square, spread.residual_mean_square),
         )
+    trainings = training_overview([run for pair in pairs for run in pair])
     return Comparison(
         task=pairs[0][0].config["task"],
-        n=differences_SQ.shape[1],
+        title=pairs[0][0].data_title,
+        sides=sides,
+        name=name,
+        n=distinct.n,
+        asked=distinct.asked,
         confidence=confidence,
         resamples=resamples,
         seed=seed,
@@ -103,34 +129,47 @@ def compare_runs(
         difference=float(differences_SQ.mean()),
         interval=interval,
         interval_method=method,
+        p_value=p_value,
         bootstrap=bootstrap_interval(differences_SQ, confidence, resamples, seed),
         seeds=seeds,
         detectable=detectable,
-        questions=_questions(pairs, scores_a, scores_b),
+        questions=_questions(pairs, scores_a, scores_b, distinct),
+        pairing=pairing,
+        trainings=trainings,
         mismatches=mismatches,
-        notes=find_notes(pairs, mismatches),
+        notes=(
+            *(Note("warning", f"compared all the same: {doubt}") for doubt in doubts),
+            *find_notes(pairs, mismatches, distinct, trainings, sides),
+        ),
         verdict=verdict(
             difference=float(differences_SQ.mean()),
             interval=interval,
             confidence=confidence,
             seeds=len(pairs),
-            n=differences_SQ.shape[1],
+            n=distinct.n,
             test=compared[0].test if seeds is None else None,
-            p_value=compared[0].p_value if seeds is None else None,
+            p_value=p_value if seeds is None else None,
             discordance=float((differences_SQ != 0).mean()),
             detectable=detectable.difference,
+            sides=sides,
         ),
     )
 
 
-def _compare_pair(a: SavedRun, b: SavedRun, labels: tuple[str, str], confidence: float) -> PairComparison:
-    sides = _accuracy(a, labels[0], confidence), _accuracy(b, labels[1], confidence)
-    scores_a, scores_b = a.scores, b.scores
-    discordance = sum(x != y for x, y in zip(scores_a, scores_b, strict=True)) / len(scores_a)
-    if sides[0].num_samples == sides[1].num_samples == 1:
-        counts = PairedCounts.of([bool(score) for score in scores_a], [bool(score) for score in scores_b])
+def _compare_pair(
+    a: SavedRun, b: SavedRun, labels: tuple[str, str], distinct: DistinctQuestions, confidence: float
+) -> PairComparison:
+    side_a, side_b = (
+        run_accuracy(run, label, distinct, confidence) for run, label in zip((a, b), labels, strict=True)
+    )
+    scores_a, scores_b = distinct.scores(a), distinct.scores(b)
+    discordance = sum(x != y for x, y in zip(scores_a, scores_b, strict=True)) / distinct.n
+    plain = side_a.num_samples == side_b.num_samples == 1
+    if plain and is_all_or_nothing([*scores_a, *scores_b]):
+        counts = PairedCounts.of([score == 1 for score in scores_a], [score == 1 for score in scores_b])
         return PairComparison(
-            *sides,
+            side_a,
+            side_b,
             counts=counts,
             difference=counts.difference,
             interval=tango_interval(counts.only_a, counts.only_b, counts.n, confidence),
@@ -139,55 +178,29 @@ def _compare_pair(a: SavedRun, b: SavedRun, labels: tuple[str, str], confidence:
             test="exact McNemar",
             discordance=discordance,
         )
-    # Whole numbers, so that the test need not decide which sums of fractions are equal.
-    unit = math.lcm(sides[0].num_samples, sides[1].num_samples)
-    whole = [round((y - x) * unit) for x, y in zip(scores_a, scores_b, strict=True)]
-    differences = [value / unit for value in whole]
+    if distinct.n == 1:
+        raise EvaluationError(
+            f"there is one question ({distinct.asked:,} copies of it), and it is right in parts: an interval needs two "
+            "different questions at least"
+        )
+    differences = [y - x for x, y in zip(scores_a, scores_b, strict=True)]
     return PairComparison(
-        *sides,
+        side_a,
+        side_b,
         counts=None,
-        difference=sum(whole) / unit / len(whole),
-        interval=mean_interval(differences, confidence),
+        difference=float(sum(differences, Fraction()) / distinct.n),
+        interval=mean_interval([float(difference) for difference in differences], confidence),
         interval_method="Student's t over questions",
-        p_value=sign_flip_test(whole),
+        p_value=sign_flip_test(in_whole_units(differences)),
         test="exact sign-flip test",
         discordance=discordance,
-    )
-
-
-def _accuracy(run: SavedRun, label: str, confidence: float) -> RunAccuracy:
-    n, samples = run.summary["n"], run.summary["num_samples"]
-    correct = sum(bool(item["correct"]) for item in run.items)
-    if samples == 1:
-        interval = wilson_interval(correct, n, confidence)
-    else:
-        low, high = mean_interval(run.scores, confidence)
-        interval = Interval(max(0.0, low), high)
-    return RunAccuracy(
-        label=label,
-        path=str(run.path),
-        model=str(run.config["settings"].get("model", "")),
-        n=n,
-        num_samples=samples,
-        correct=correct,
-        accuracy=correct / (n * samples),
-        interval=interval,
-        truncated=truncated_share(run),
-        fallback=fallback_share(run),
     )
 
 
 def _detectable_by_questions(pair: PairComparison, differences: np.ndarray, confidence: float) -> Detectable:
     n, alpha = pair.a.n, round(1 - confidence, 12)
     if pair.counts is not None:
-        return Detectable(
-            difference=smallest_detectable_difference(n, pair.discordance, alpha),
-            needed=questions_needed(pair.difference, pair.discordance, alpha),
-            unit="questions",
-            alpha=alpha,
-            power=POWER,
-            method="exact McNemar",
-        )
+        return detectable_by_mcnemar(n, pair.discordance, pair.difference, confidence)
     reach = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) * float(np.std(differences, ddof=1))
     return Detectable(
         difference=reach / math.sqrt(n) if reach else None,
@@ -199,29 +212,20 @@ def _detectable_by_questions(pair: PairComparison, differences: np.ndarray, conf
     )
 
 
-def _detectable_by_seeds(spread: SeedSpread, confidence: float) -> Detectable:
-    return Detectable(
-        difference=spread.smallest_detectable_difference(confidence, POWER),
-        needed=spread.seeds_needed(spread.mean, confidence, POWER) if spread.mean else None,
-        unit="pairs of seeds",
-        alpha=round(1 - confidence, 12),
-        power=POWER,
-        method="the interval over seeds and questions",
-    )
-
-
 def _questions(
-    pairs: Sequence[RunPair], scores_a: np.ndarray, scores_b: np.ndarray
+    pairs: Sequence[RunPair], scores_a: np.ndarray, scores_b: np.ndarray, distinct: DistinctQuestions
 ) -> tuple[QuestionOutcome, ...]:
     """Where scores differ in a pair at least: most often won first, the rest in the order of the data."""
     firsts = [[run.first_samples for run in pair] for pair in pairs]
     outcomes = []
-    for index in np.flatnonzero((scores_a != scores_b).any(axis=0)).tolist():
-        a, b = scores_a[:, index], scores_b[:, index]
+    for unit in np.flatnonzero((scores_a != scores_b).any(axis=0)).tolist():
+        a, b = scores_a[:, unit], scores_b[:, unit]
+        index, *copies = distinct.places[unit]
         item = firsts[0][0][index]
         outcomes.append(
             QuestionOutcome(
                 index=index,
+                copies=1 + len(copies),
                 question=item["question"],
                 gold=item["gold"],
                 won=int((b > a).sum()),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mce_llm.eval.comparing.comparability import Mismatch, Note
+from mce_llm.eval.comparing.notes import Mismatch, Note
 from mce_llm.eval.comparing.paired import PairedCounts
+from mce_llm.eval.comparing.training_differences import TrainingOverview
 from mce_llm.eval.intervals import Interval
 
 
@@ -21,11 +22,12 @@ class RunAccuracy:
         label: A short name that tells it from the others.
         path: Its folder.
         model: What was evaluated.
-        n: Questions.
+        n: Different questions.
+        asked: Questions that were asked, copies included.
         num_samples: Samples of each.
-        correct: Right answers over all samples.
-        accuracy: Their share.
-        interval: Wilson's; with several samples a question Student's, over questions.
+        correct: Right answers over everything that was asked, and all samples.
+        accuracy: Mean over the different questions; correct / (n · num_samples) where there are no copies.
+        interval: Wilson's; where questions are right in parts (several samples, copies) Student's, over questions.
         truncated: Share of answers that were cut off.
         fallback: Share of answers that were found without a marker.
     """
@@ -34,12 +36,20 @@ class RunAccuracy:
     path: str
     model: str
     n: int
+    asked: int
     num_samples: int
     correct: int
     accuracy: float
     interval: Interval
     truncated: float
     fallback: float
+
+    @property
+    def right(self) -> str:
+        """`913 of 1,319`: right answers of all; with copies, what the different questions add up to."""
+        if self.asked == self.n:
+            return f"{self.correct:,} of {self.n * self.num_samples:,}"
+        return f"{self.accuracy * self.n:,.6g} of {self.n:,}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class PairComparison:
     Attributes:
         a: The baseline.
         b: The run that is compared with it.
-        counts: Who was right where; None with several samples a question.
+        counts: Who was right where; None where questions are right in parts (several samples, unlike copies).
         difference: Accuracy of B minus that of A.
         interval: For the difference of these two trained models on questions like these.
         interval_method: How it was computed.
@@ -114,7 +124,8 @@ class QuestionOutcome:
     """A question on which A and B differ.
 
     Attributes:
-        index: As in `items.jsonl`, from 0; tables and the report count from 1.
+        index: As in `items.jsonl`, from 0, the first of copies; tables and the report count from 1.
+        copies: How often it was asked.
         question: Its text.
         gold: The reference answer.
         won: Pairs in which B did better.
@@ -126,6 +137,7 @@ class QuestionOutcome:
     """
 
     index: int
+    copies: int
     question: str
     gold: str
     won: int
@@ -142,7 +154,11 @@ class Comparison:
 
     Attributes:
         task: gsm8k or math.
-        n: Questions.
+        title: The data set, as people write it.
+        sides: What A and B are called: A and B, or A and C where another arm is B.
+        name: What people call B beside that; None where nobody said.
+        n: Different questions.
+        asked: Questions that were asked, copies included.
         confidence: Coverage of all intervals.
         resamples: Drawings of the bootstrap.
         seed: Of its random numbers.
@@ -150,17 +166,24 @@ class Comparison:
         difference: Mean over the pairs.
         interval: For one pair as there; for several over seeds and questions.
         interval_method: How it was computed.
+        p_value: Of no difference: for one pair the test's; for several, the least α whose interval leaves out 0.
         bootstrap: The plain percentile interval, seeds and questions drawn anew; too narrow for few seeds.
         seeds: How the pairs vary; None with one pair.
         detectable: What could have been found.
         questions: Where A and B differ: those that B won most often first, those it lost most often last.
+        pairing: By what A and B were paired, in words.
+        trainings: How the trainings behind the models differ, as far as that is recorded.
         mismatches: What was allowed to differ between the runs.
         notes: What a reader must know, warnings first.
         verdict: What may be concluded, in plain words.
     """
 
     task: str
+    title: str
+    sides: tuple[str, str]
+    name: str | None
     n: int
+    asked: int
     confidence: float
     resamples: int
     seed: int
@@ -168,10 +191,13 @@ class Comparison:
     difference: float
     interval: Interval
     interval_method: str
+    p_value: float
     bootstrap: Interval
     seeds: SeedResult | None
     detectable: Detectable
     questions: tuple[QuestionOutcome, ...]
+    pairing: str
+    trainings: TrainingOverview
     mismatches: tuple[Mismatch, ...]
     notes: tuple[Note, ...]
     verdict: str

@@ -9,12 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
 from scipy import stats
 
 from mce_llm.eval.intervals import Interval, IntervalError, check_confidence
+
+# The sign-flip test takes about discordant questions² × unit steps: a few seconds at most.
+_MOST_WORK = 2_000_000_000
+_FINEST = 64
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,24 @@ def sign_flip_test(differences: Sequence[int]) -> float:
         chances, reach = wider, reach + size
     sums = np.abs(np.arange(-total, total + 1))
     return min(1.0, float(chances[sums >= seen].sum()))
+
+
+def in_whole_units(differences: Sequence[Fraction]) -> list[int]:
+    """Differences as whole numbers, so that the test need not decide which sums of fractions are equal.
+
+    Questions with many different numbers of copies have no unit of a size that the test can work with. They are rounded
+    to one: that changes both signs of a difference alike, so that the test stays exact, for the rounded differences.
+
+    Args:
+        differences: B minus A for each question, as shares.
+
+    Returns:
+        The same in units of which each is a whole number, or nearly so.
+    """
+    discordant = sum(difference != 0 for difference in differences)
+    finest = max(_FINEST, _MOST_WORK // max(1, discordant**2))
+    unit = min(math.lcm(*(difference.denominator for difference in differences)), finest)
+    return [round(difference * unit) for difference in differences]
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
+from mce_llm.eval.comparing.p_values import least_alpha
 from mce_llm.eval.comparing.paired import least_half_width
+from mce_llm.eval.comparing.question_tails import QuestionTails
 from mce_llm.eval.intervals import Interval, IntervalError, check_confidence
 
 _CHUNK = 500  # resamples at a time: 5 MB for 1,319 questions
@@ -32,6 +34,10 @@ class SeedSpread:
         seed_mean_square: n/(S−1) · Σ (mean of seed s − mean)²; expected to be n·var(a) + var(e).
         question_mean_square: S/(n−1) · Σ (mean of question q − mean)²; expected to be S·var(b) + var(e).
         residual_mean_square: What neither explains, over (S−1)(n−1); expected to be var(e).
+        bound: No difference is farther from 0; None where differences have no bound.
+        step: The least change of one question's score, 0 where it is as small as one likes: intervals are never
+            narrower than so many `least_half_width`.
+        tails: What stands in place of Student's quantiles for questions; None: Student's.
     """
 
     seeds: int
@@ -40,13 +46,26 @@ class SeedSpread:
     seed_mean_square: float
     question_mean_square: float
     residual_mean_square: float
+    bound: float | None = 1.0
+    step: float = 1.0
+    tails: QuestionTails | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, differences: np.ndarray) -> SeedSpread:
+    def of(
+        cls,
+        differences: np.ndarray,
+        *,
+        bound: float | None = 1.0,
+        step: float = 1.0,
+        tails: QuestionTails | None = None,
+    ) -> SeedSpread:
         """Split the variation of a table.
 
         Args:
             differences: (S, n), two of each at least.
+            bound: No difference is farther from 0: 1 for shares, None where there is no bound.
+            step: The least change of one question's score: 1 for right and wrong answers.
+            tails: Of the questions' mean differences, where these may be skewed.
 
         Returns:
             The mean squares.
@@ -66,6 +85,9 @@ class SeedSpread:
             seed_mean_square=float(questions * ((by_seed - mean) ** 2).sum() / (seeds - 1)),
             question_mean_square=float(seeds * ((by_question - mean) ** 2).sum() / (questions - 1)),
             residual_mean_square=float((rest_SQ**2).sum() / ((seeds - 1) * (questions - 1))),
+            bound=bound,
+            step=step,
+            tails=tails,
         )
 
     @property
@@ -91,30 +113,44 @@ class SeedSpread:
         proportion (Banerjee, Sankhyā 22 (1960), 357, for sums of independent parts). To add the variances first and
         find one common t (Satterthwaite) is narrower, and covers only 91 % for two seeds that differ much; see
         benchmarks/interval_coverage.py. The interval is never narrower than for these trained models alone, so seeds
-        that happen to agree do not feign certainty, nor than `least_half_width`.
+        that happen to agree do not feign certainty, nor than `step` times `least_half_width`. With `tails`, their factors
+        stand in place of t', one for each side.
 
         Args:
             confidence: The coverage, strictly between 0 and 1.
 
         Returns:
-            The interval, within [-1, 1].
+            The interval, within `bound`.
 
         Raises:
             IntervalError: The confidence is out of range.
         """
         check_confidence(confidence)
-        half = float(self._half_widths(confidence, self.seeds, np.array([self.seed_mean_square]))[0])
-        return Interval(max(-1.0, self.mean - half), min(1.0, self.mean + half))
+        sides = self._half_widths(confidence, self.seeds, np.array([self.seed_mean_square]))
+        down, up = (float(side[0]) for side in sides)
+        bound = math.inf if self.bound is None else self.bound
+        return Interval(max(-bound, self.mean - down), min(bound, self.mean + up))
 
-    def _half_widths(self, confidence: float, seeds: int, seed_mean_squares: np.ndarray) -> np.ndarray:
-        """Half the width with S seeds whose means vary so; the other parts as they were seen here."""
+    def p_value(self) -> float:
+        """Return the least α at which the interval of coverage 1 − α leaves out 0; 1 where none does."""
+        return least_alpha(self.mean, self.interval)
+
+    def _half_widths(
+        self, confidence: float, seeds: int, seed_mean_squares: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """How far it reaches down and up with S seeds whose means vary so; the other parts as they were seen here."""
         n, upper = self.questions, (1 + confidence) / 2
-        t_seeds, t_questions = float(stats.t.ppf(upper, seeds - 1)), float(stats.t.ppf(upper, n - 1))
+        t_seeds, t_questions = float(special.stdtrit(seeds - 1, upper)), float(special.stdtrit(n - 1, upper))
         over_seeds = t_seeds**2 * seed_mean_squares / (seeds * n)
-        given_models = t_questions**2 * self.residual_mean_square / (seeds * n)
-        questions = t_questions**2 * self.question_variance / n
-        halves = np.sqrt(np.maximum(over_seeds, given_models) + questions)
-        return np.maximum(halves, least_half_width(n, confidence))
+        least = self.step * least_half_width(n, confidence)
+
+        def reach(factor: float) -> np.ndarray:
+            given_models = factor**2 * self.residual_mean_square / (seeds * n)
+            questions = factor**2 * self.question_variance / n
+            return np.maximum(np.sqrt(np.maximum(over_seeds, given_models) + questions), least)
+
+        down, up = (t_questions, t_questions) if self.tails is None else self.tails.factors(upper)
+        return reach(down), reach(up)
 
     def power(self, difference: float, seeds: int, confidence: float = 0.95) -> float:
         """Return the probability that the interval from this many seeds lies on the right side of 0.
@@ -130,14 +166,15 @@ class SeedSpread:
         Returns:
             The power.
         """
+        return _power(difference, *self._outlook(seeds, confidence))
+
+    def _outlook(self, seeds: int, confidence: float) -> tuple[np.ndarray, float]:
+        """Half the widths that intervals from so many seeds would have, and the standard error of their middle."""
         expected = max(self.seed_mean_square, self.residual_mean_square)
         error = math.sqrt(self.question_variance / self.questions + expected / (seeds * self.questions))
         places = (np.arange(200) + 0.5) / 200
         shares = stats.chi2.ppf(places, seeds - 1) / (seeds - 1)
-        halves = self._half_widths(confidence, seeds, expected * shares)
-        if error == 0:
-            return float((abs(difference) > halves).mean())
-        return float(stats.norm.cdf((abs(difference) - halves) / error).mean())
+        return np.maximum(*self._half_widths(confidence, seeds, expected * shares)), error
 
     def smallest_detectable_difference(
         self, confidence: float = 0.95, power: float = 0.8, seeds: int | None = None
@@ -150,10 +187,19 @@ class SeedSpread:
             seeds: With so many seeds; by default as many as here.
 
         Returns:
-            The difference; None where even one of 100 points would be missed more often.
+            The difference; None where even the largest there can be would be missed more often, or nothing varies.
         """
-        seeds = seeds or self.seeds
-        return _least(lambda value: self.power(value, seeds, confidence) >= power)
+        outlook = self._outlook(seeds or self.seeds, confidence)
+
+        def enough(value: float) -> bool:
+            return _power(value, *outlook) >= power
+
+        if self.bound is not None:
+            return _least(enough, self.bound)
+        most = float(outlook[0].max())
+        while most > 0 and not enough(most):
+            most *= 2
+        return _least(enough, most) if most > 0 else None
 
     def seeds_needed(self, difference: float, confidence: float = 0.95, power: float = 0.8) -> int | None:
         """Return how many seeds, on these questions, tell a difference from 0 with this power.
@@ -226,12 +272,19 @@ def _table(differences: np.ndarray, least: int = 2) -> np.ndarray:
     return table_SQ
 
 
-def _least(enough: Callable[[float], bool]) -> float | None:
-    """The least number in [0, 1] for which a condition holds that goes on holding; None where there is none."""
-    low, high = 0.0, 1.0
+def _power(difference: float, halves: np.ndarray, error: float) -> float:
+    """Mean over equally likely half widths of the probability that the middle is farther from 0 than that."""
+    if error == 0:
+        return float((abs(difference) > halves).mean())
+    return float(stats.norm.cdf((abs(difference) - halves) / error).mean())
+
+
+def _least(enough: Callable[[float], bool], most: float) -> float | None:
+    """The least number up to `most` for which a condition holds that goes on holding; None where there is none."""
+    low, high = 0.0, most
     if not enough(high):
         return None
-    while high - low > 1e-6:
+    while high - low > 1e-6 * most:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high

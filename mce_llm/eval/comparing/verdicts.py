@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from mce_llm.eval.intervals import Interval
+from mce_llm.eval.wording import hundredfold, share_text
+from mce_llm.running.messages import counted
+
+_MOST_DECIMALS = 12
 
 
 def points(share: float, *, sign: bool = False) -> str:
@@ -15,11 +19,12 @@ def points(share: float, *, sign: bool = False) -> str:
     Returns:
         Such as `3.1`, with a real minus sign.
     """
-    value = 100 * share
-    text = f"{abs(value):.1f}" if abs(value) >= 0.05 else f"{abs(value):.2f}"
+    text = hundredfold(abs(share))
+    if float(text) == 0:
+        text = hundredfold(abs(share), 2)
     if float(text) == 0:
         return "0.0"
-    return f"{'−' if value < 0 else '+' if sign else ''}{text}"
+    return f"{'−' if share < 0 else '+' if sign else ''}{text}"
 
 
 def p_text(p_value: float) -> str:
@@ -30,8 +35,11 @@ def p_text(p_value: float) -> str:
 
 
 def percent(confidence: float) -> str:
-    """`95 %`, `99.5 %`."""
-    return f"{100 * confidence:g} %"
+    """`95 %`, `99.5 %`, `97.5 %`; more decimals only where there are, and where it would be 0 or 100 otherwise."""
+    decimals = 2
+    while round(100 * confidence, decimals) in (0, 100) and 0 < confidence < 1 and decimals < _MOST_DECIMALS:
+        decimals += 1
+    return f"{round(100 * confidence, decimals):.{decimals}f}".rstrip("0").rstrip(".") + " %"
 
 
 def verdict(
@@ -45,6 +53,7 @@ def verdict(
     p_value: float | None,
     discordance: float,
     detectable: float | None,
+    sides: tuple[str, str] = ("A", "B"),
 ) -> str:
     """Say what a comparison shows, in plain words.
 
@@ -60,6 +69,7 @@ def verdict(
         p_value: Its outcome.
         discordance: Share of the questions whose scores differ.
         detectable: Least true difference that is found four times out of five.
+        sides: What A and B are called.
 
     Returns:
         One to three sentences.
@@ -67,7 +77,8 @@ def verdict(
     apart = not interval.low <= 0 <= interval.high
     rejected = apart if p_value is None else p_value <= 1 - confidence
     tested = f"; {test} {p_text(p_value)}" if p_value is not None else ""
-    better, worse = ("B", "A") if difference > 0 else ("A", "B")
+    a, b = sides
+    better, worse = (b, a) if difference > 0 else (a, b)
     alone = " It is one training seed each: nothing here knows of other seeds." if seeds == 1 else ""
     if apart and rejected:
         low, high = interval if difference > 0 else (-interval.high, -interval.low)
@@ -78,9 +89,9 @@ def verdict(
         return f"{size} on average over {seeds} training seeds {bounds}."
     low, high = interval
     bounds = f"{percent(confidence)} interval {points(low, sign=True)} to {points(high, sign=True)}{tested}"
-    seen = f"These runs do not tell A and B apart: B minus A is {points(difference, sign=True)} points ({bounds})."
+    seen = f"These runs do not tell {a} and {b} apart: {b} minus {a} is {points(difference, sign=True)} points ({bounds})."
     here = (
-        f"{n:,} questions, {discordance:.1%} of them answered unlike"
+        f"{counted(n, 'question')}, {share_text(discordance)} of them answered unlike"
         if seeds == 1
         else f"{seeds} seeds that vary like these"
     )

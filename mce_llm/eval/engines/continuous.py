@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache
 
-from mce_llm.eval.engines.decoding import Ends, Generation, Picker, Request, base_model, evaluating
+from mce_llm.eval.engines.decoding import Ends, Picker, Request, base_model, evaluating
 from mce_llm.eval.engines.key_value_rows import KeyValueRows
+from mce_llm.eval.items import Generation
 
 _SHORTEST_COMMON = 16  # tokens; a shorter common beginning is not worth handling apart
 _USUAL_TOKENS = 128  # of an answer, until some have ended

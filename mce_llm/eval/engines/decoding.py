@@ -12,15 +12,16 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.eval.errors import GenerationError
+from mce_llm.eval.items import Finished, Generation
+from mce_llm.eval.judging.reasoning import is_thinking_tag
+from mce_llm.matrix.precision import exact_dtype
 from mce_llm.running.messages import raise_all
-
-Finished = Literal["eos", "stop", "length"]
 
 _PARTIAL_TOKENS = 8  # tokens that may decode to nothing by themselves: special ones, and parts of a character
 _REPLACEMENT = "\ufffd"  # what the bytes of an unfinished character decode to
@@ -114,25 +115,6 @@ def wanted_requests(
     ]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What the model answered to one prompt.
-
-    Attributes:
-        index: The prompt's place in the sequence that was passed.
-        sample: Which of the answers to this prompt, from 0.
-        text: The new text, without special tokens, cut at the earliest stop string.
-        n_tokens: New tokens until EOS, the token that completed a stop string, or the limit, each included.
-        finished: `eos`, `stop` (a stop string), or `length` (cut off at `max_new_tokens`).
-    """
-
-    index: int
-    sample: int
-    text: str
-    n_tokens: int
-    finished: Finished
-
-
 class Picker:
     """Chooses the next token of each row: the most probable, or sampled with the row's own random numbers."""
 
@@ -180,8 +162,8 @@ class Picker:
         sorted_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
         if self.decoding.top_k:
             sorted_BV[:, self.decoding.top_k :] = -torch.inf
-        # float64: over 128,000 tokens float32 sums would lose the rarest.
-        cumulative_BV = sorted_BV.double().softmax(dim=-1).cumsum(dim=-1)
+        # In float64: over 128,000 tokens float32 sums would lose the rarest.
+        cumulative_BV = sorted_BV.to(exact_dtype(sorted_BV.device)).softmax(dim=-1).cumsum(dim=-1)
         if self.decoding.top_p < 1:
             kept_B = (cumulative_BV < self.decoding.top_p).sum(dim=-1, keepdim=True)
             kept_B = kept_B.clamp(max=cumulative_BV.shape[-1] - 1)
@@ -189,7 +171,7 @@ class Picker:
         else:
             total_B = cumulative_BV[:, -1:]
         uniform_B = torch.tensor([[self._uniform(row)] for row in rows], dtype=torch.float64)
-        place_B = (cumulative_BV <= uniform_B.to(total_B.device) * total_B).sum(dim=-1, keepdim=True)
+        place_B = (cumulative_BV <= uniform_B.to(total_B) * total_B).sum(dim=-1, keepdim=True)
         return order_BV.gather(-1, place_B.clamp(max=order_BV.shape[-1] - 1)).squeeze(-1)
 
     def _uniform(self, row: Request | None) -> float:
@@ -214,6 +196,7 @@ class Ends:
         # SentencePiece drops the space of a token that is decoded alone.
         self._ends_in_space = any(character.isspace() for character in self._last_characters)
         self._may_complete: dict[int, bool] = {}
+        self._kept = special_tags(tokenizer)
 
     def reached(self, new_ids: Sequence[int]) -> bool:
         """Whether the last of an answer's tokens ended it; to be asked after each token."""
@@ -231,7 +214,15 @@ class Ends:
         return Generation(row.index, row.sample, text, len(new_ids), finished)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Decode without special tokens."""
+        """Decode without special tokens, but for the tags around thoughts, which some tokenizers have as special ones."""
+        pieces, start = [], 0
+        for place, token in enumerate(ids):
+            if token in self._kept:
+                pieces += [self._decode(ids[start:place]), self._kept[token]]
+                start = place + 1
+        return "".join([*pieces, self._decode(ids[start:])]) if pieces else self._decode(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return str(
             self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
@@ -250,6 +241,15 @@ class Ends:
                 or not self._last_characters.isdisjoint(text)
             )
         return self._may_complete[token]
+
+
+def special_tags(tokenizer: PreTrainedTokenizerBase, tags: Sequence[str] = ()) -> dict[int, str]:
+    """Return the special tokens of a tokenizer that are tags around thoughts: id → text."""
+    return {
+        token: added.content
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special and is_thinking_tag(added.content, tags)
+    }
 
 
 def base_model(model: Any) -> Any:

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mce_llm.eval.engines.bucketed import answer_in_buckets
 from mce_llm.eval.engines.continuous import answer_continuously, continuous_problem
-from mce_llm.eval.engines.decoding import Decoding, Ends, Generation, Picker, wanted_requests
+from mce_llm.eval.engines.decoding import Decoding, Ends, Picker, wanted_requests
 from mce_llm.eval.errors import GenerationError
+from mce_llm.eval.items import Generation
 
 BATCHINGS = ("auto", "continuous", "bucketed", "static")
 """How prompts share the model: rows that are refilled one by one; batches of like length; the same with a static cache."""
@@ -59,7 +60,14 @@ def generate(
     decoding = decoding or Decoding()
     numbers = range(len(prompts)) if indices is None else indices
     ends = Ends(tokenizer, _end_ids(tokenizer, end_token_ids), decoding)
-    _check(model, prompts, numbers, decoding.max_new_tokens, batch_size)
+    check_prompts(
+        prompts,
+        numbers,
+        rows=model.get_input_embeddings().weight.shape[0],
+        longest=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        max_new_tokens=decoding.max_new_tokens,
+        batch_size=batch_size,
+    )
     batching = choose_batching(model, batching)
     wanted = wanted_requests(prompts, numbers, decoding, done)
     wanted.sort(key=lambda request: (-len(request.prompt), request.index, request.sample))
@@ -101,21 +109,34 @@ def _end_ids(tokenizer: PreTrainedTokenizerBase, end_token_ids: Sequence[int] | 
     return list(dict.fromkeys(int(token) for token in end_token_ids))
 
 
-def _check(
-    model: Any,
+def check_prompts(
     prompts: Sequence[Sequence[int]],
     numbers: Sequence[int],
+    *,
+    rows: int,
+    longest: int | None,
     max_new_tokens: int,
     batch_size: int,
 ) -> None:
+    """Refuse what no engine can answer.
+
+    Args:
+        prompts: Token ids.
+        numbers: The number of each prompt.
+        rows: Ids that the model knows.
+        longest: Positions that it knows; None where it says nothing.
+        max_new_tokens: The most tokens that are added to a prompt.
+        batch_size: Prompts at a time.
+
+    Raises:
+        GenerationError: If an argument is out of range, or a prompt is empty, too long or of another vocabulary.
+    """
     if batch_size < 1:
         raise GenerationError(f"batch_size must be at least 1, got {batch_size}")
     if len(numbers) != len(prompts) or len(set(numbers)) != len(prompts):
         raise GenerationError(
             f"indices must number the {len(prompts)} prompts, each differently, got {numbers!r}"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for index, prompt in zip(numbers, prompts, strict=True):
         if not len(prompt):
             raise GenerationError(f"prompt {index} has no tokens")
@@ -125,8 +146,9 @@ def _check(
                 "does not belong to the model"
             )
         if longest is not None and len(prompt) + max_new_tokens > longest:
+            room = longest - len(prompt)
+            lower = f"lower max_new_tokens to {room} or " if room > 0 else ""
             raise GenerationError(
                 f"prompt {index} has {len(prompt)} tokens and max_new_tokens is {max_new_tokens}, together more "
-                f"than the {longest} positions of the model; lower max_new_tokens to {max(longest - len(prompt), 0)}"
-                " or leave the prompt out"
+                f"than the {longest} positions of the model; {lower}leave the prompt out"
             )

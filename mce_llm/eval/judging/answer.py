@@ -9,8 +9,9 @@ from mce_llm.eval.judging.markers import UNITS
 from mce_llm.eval.judging.quantities import quantity_at
 from mce_llm.eval.judging.reading import Expression, read_expression
 
-STYLES = ("hash", "answer_is", "boxed", "a_colon", "bold", "last_number")
-"""The ways in which an answer can be found; `none` is reported when there is no number at all."""
+STYLES = ("hash", "answer_is", "boxed", "answer_tag", "a_colon", "bold", "last_number")
+"""The ways in which an answer can be found; `none` is reported when there is no number at all, and `thinking` where a text
+ends inside a block of thoughts."""
 
 MATH = "math"
 """The style of answers that may be any expression."""
@@ -23,7 +24,7 @@ class Answer:
     Attributes:
         value: The exact value; None when there is no answer or it is not one number.
         text: The answer as written, e.g. `$1,080.00`.
-        found_by: One of `STYLES`, or `none`; `bare` for a text that is nothing but the answer, `reference` for a
+        found_by: One of `STYLES`, `none` or `thinking`; `bare` for a text that is nothing but the answer, `reference` for a
             reference.
         math: Whether the text is LaTeX, to be judged as an expression (see `extract_answer`).
     """
@@ -45,8 +46,13 @@ class Answer:
 
     @property
     def is_missing(self) -> bool:
-        """Whether the text gives no answer."""
+        """Whether the text gives no answer, though its thoughts have ended."""
         return self.found_by == "none"
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the text ends inside a block of thoughts, so that there is no answer yet."""
+        return self.found_by == "thinking"
 
 
 def number_alone(plain: str, found_by: str) -> Answer | None:

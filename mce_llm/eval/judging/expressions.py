@@ -1,18 +1,21 @@
 r"""Whether two answers in LaTeX mean the same: the judge of MATH.
 
-`same_meaning` takes three steps. Equal writing is equal (`latex` knows what does not count as writing). Two
-numbers are compared as exact fractions, so `0.3333` is not `1/3`. Tuples, intervals, sets, lists, unions and
-matrices are taken apart here, and their elements compared in turn: order and brackets count where they mean
-something. What remains, single expressions and relations, is left to math-verify (see `symbolic`), but with
-what it gets wrong kept from it:
+`same_meaning` takes three steps. Equal writing is equal, whatever it says (`latex` knows what does not count as writing).
+Two numbers are compared as exact fractions, so `0.3333` is not `1/3`. Tuples, intervals, sets, lists, unions, ratios and
+matrices are taken apart here, and their elements compared in turn: order and brackets count where they mean something.
+What remains, single expressions and relations, is left to algebra in a process of its own (see `symbolic`), which rounds
+nothing away (`symbolic_equality`) and knows when two equations or inequalities are the same (`symbolic_statements`).
 
-- decimals are passed on as fractions, because it rounds floats to six digits;
-- bases (`2516_8`) and indices are compared as written, because it drops the subscript;
-- single letters are compared as written, because it takes `x` and `X` for the same;
-- words are compared as words, because it takes them for products of letters (`now` = `won`);
-- units are taken off here, because it also takes the variable off `2t`;
-- of an equation that answers a plain value only `name = value` or a worked sum counts, because it would take the
-  right side of any equation (`x + 3 = 5` for 5).
+- A list in any order is the same list, of letters and words too: `\text{A, B}`, `\text{B and A}`, `\{A, B\}`, `{A,B}`.
+- Words are compared as words, in small letters, and never as products of letters (`now` is not `won`); letters as
+  written (`x` is not `X`), and so are three or more capitals (`ABC` is not `CAB`).
+- Bases (`2516_8`) are compared as written.
+- Units are taken off here, and differ where both sides have known ones that differ.
+- Of an equation that answers a plain value only `name = value` or a worked sum counts: `x + 3 = 5` does not answer 5.
+- `2\sqrt3 \approx 3.46` is its exact side, `x \approx 1.31` is `x = 1.31`.
+
+It is symmetric but for what only an answer may do: give the sum with its value (`3 + 4 = 7`), an equation with a name for
+a reference without one and a letter of choice with its content (`C. 5`).
 
 Known limits: the form is not judged (an expanded product equals its factors), a missing "+ C" is wrong only
 where the reference has it, and a value in other units is wrong.
@@ -31,11 +34,14 @@ from mce_llm.eval.judging.symbolic import symbolically_equal
 _LONGEST_LIST = 60
 _NAME = (
     r"(?:\\angle|\\triangle|\\overline|\\hat|\\mathcal|\\max|\\min)?\s*\{?(?:\\?[A-Za-z]{1,12})\}?'*"
-    r"(?:_\{?\w+\}?|\^\{-1\}|\^[*'])*(?:\([^()=]*\))?"
+    r"(?:_[A-Za-z0-9]+|_\{[A-Za-z0-9]+\}|\^\{-1\}|\^[*'])*(?:\([^()=]*\))?"
 )
 _ASSIGNED = re.compile(rf"(?P<name>(?:\({_NAME}(?:,{_NAME})+\)|{_NAME}|)\s*)=(?P<value>[^=<>].*)", re.DOTALL)
+_NAMED = re.compile(_NAME)
+_CONSTANTS = ("\\pi", "e", "i")
 _MEMBER = re.compile(rf"{_NAME}\\in(?![A-Za-z])\s*(?P<value>.+)")
 _RELATION = re.compile(r"=|<|>|\\(?:le|ge|ne|lt|gt|equiv|approx|in|ni|subset)(?![A-Za-z])")
+_OTHER_SET = re.compile(r"\\(?:mathbb|setminus|cap)(?![A-Za-z])")
 _BASE = re.compile(r"(?P<digits>[0-9A-Z]+)_\{?(?P<base>\d+|[a-z]+)\}?")
 _BASES = {
     "two": "2",
@@ -49,13 +55,21 @@ _BASES = {
 }
 _ALL_REALS = ("all real numbers", "all reals", "all real")
 _CHOICE = re.compile(r"\(?(?P<letter>[A-H])\)?")
-_NAMED_CHOICE = re.compile(r"\(?(?P<letter>[A-H])(?:[).:]|$)")  # also "(C) 5", "C. 5"
+# Also "(C) 5" and "C. 5"; but "(A), (B)" are two, and "(A)+1" is a sum.
+_NAMED_CHOICE = re.compile(
+    r"\(?(?P<letter>[A-H])(?:[).:](?!\s*(?:[,;+*/^_=<>&!']|\\c|\(?[A-H]\)?(?![A-Za-z])))|$)"
+)
+_TURNED_INTERVAL = re.compile(r"([\[\]])([^\[\]]+[,;][^\[\]]+)([\[\]])")
 _TIME = re.compile(r"(?P<clock>\d{1,2}:\d\d)\s*(?:(?P<half>[AaPp])\.?\s?[Mm]\.?)?")
 _MATRIX = re.compile(
-    r"\\begin\{(?P<kind>[pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(?P<rows>.*)\\end\{(?P=kind)\}",
+    r"\\begin\{(?P<kind>[pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(?P<rows>(?:(?!\\begin).)*)\\end\{(?P=kind)\}",
     re.DOTALL,
 )
+_ROW_END = re.compile(r"\\\\(?:\[-?[\d.]+(?:pt|em|ex|mm|cm|in|mu|bp|pc)\])?|\\cr(?![A-Za-z])")
+_REPEATING = re.compile(r"\d*\.\d*\\overline\{\d+\}")
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?!\d|\\overline)")
+_CAPITALS = re.compile(r"[A-Z]{3,}")
+_AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])|&|\\land")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{4,}")
 
 
@@ -78,7 +92,7 @@ def equivalent(prediction: str, gold: str) -> bool:
         Whether they mean the same.
 
     Raises:
-        EvaluationError: If math-verify is needed and not installed.
+        EvaluationError: If algebra is needed and math-verify, which brings it, is not installed.
     """
     return same_meaning(read_expression(prediction), read_expression(gold))
 
@@ -87,8 +101,8 @@ def equivalent(prediction: str, gold: str) -> bool:
 def same_meaning(prediction: Expression, gold: Expression) -> bool:
     r"""Compare an answer with the reference.
 
-    Never raises on what is written; an answer that is too long, or that cannot be compared within the time
-    limit of `symbolic`, is not equal.
+    Never raises on what is written. Every text that is not blank equals itself; beyond that an answer that is too
+    long, or that cannot be compared within the time limit of `symbolic`, is not equal.
 
     Args:
         prediction: The answer, such as `\frac{\sqrt3}{2}`.
@@ -98,8 +112,10 @@ def same_meaning(prediction: Expression, gold: Expression) -> bool:
         Whether they mean the same.
 
     Raises:
-        EvaluationError: If math-verify is needed and not installed.
+        EvaluationError: If algebra is needed and math-verify, which brings it, is not installed.
     """
+    if prediction.is_written_like(gold):
+        return True
     if prediction.is_cut or gold.is_cut:
         return False
     ours, theirs = prediction.plain, gold.plain
@@ -107,6 +123,8 @@ def same_meaning(prediction: Expression, gold: Expression) -> bool:
         return False
     if prediction.value is not None and gold.value is not None:
         return prediction.value == gold.value
+    if ours.text and ours.text == theirs.text and ours.said == theirs.said:
+        return True
     if theirs.said in _ALL_REALS or ours.said in _ALL_REALS:
         ours, theirs = (
             replace(side, text="(-\\infty,\\infty)", in_words=False) if side.said in _ALL_REALS else side
@@ -124,8 +142,27 @@ def same_meaning(prediction: Expression, gold: Expression) -> bool:
         halves = {match["half"].lower() for match in times if match and match["half"]}
         return times[0]["clock"] == times[1]["clock"] and len(halves) < 2
     if ours.in_words or theirs.in_words:
-        return bool(ours.said) and ours.said == theirs.said
-    return _equal(ours.text.partition("\\approx")[0] or ours.text, theirs.text, 0)
+        return bool(ours.said) and (ours.said == theirs.said or ours.items == theirs.items)
+    mine, gold_text = _without_approximation(ours.text), _without_approximation(theirs.text)
+    if "\\cup" in gold_text and not _AND.search(prediction.latex):
+        mine = _as_union(mine)
+    elif "\\cup" in mine and not _AND.search(gold.latex):
+        gold_text = _as_union(gold_text)
+    return _equal(mine, gold_text, 0)
+
+
+def _as_union(text: str) -> str:
+    r"""Write `x < 1 \text{ or } x > 2`, here `x<1,x>2`, as the union that it is."""
+    pieces = _split(text, ",")
+    return "\\cup ".join(pieces) if len(pieces) > 1 and all(map(_states, pieces)) else text
+
+
+def _without_approximation(text: str) -> str:
+    r"""Take the exact side of `2\sqrt3 \approx 3.46`; behind a name, `\approx` says what `=` does."""
+    exact, sign, rest = text.partition("\\approx")
+    if not sign or not exact:
+        return text
+    return f"{exact}={rest}" if _NAMED.fullmatch(exact) and exact not in _CONSTANTS else exact
 
 
 def _equal(ours: str, theirs: str, depth: int) -> bool:
@@ -148,9 +185,15 @@ def _equal(ours: str, theirs: str, depth: int) -> bool:
     if mine.kind == gold.kind:
         return _match(mine, gold, lambda a, b: _equal(a, b, depth + 1))
     kinds = {mine.kind, gold.kind}
-    if "one" in kinds and (_RELATION.search(ours) or _RELATION.search(theirs) or "\\mathbb" in ours + theirs):
+    if "one" in kinds and (_RELATION.search(ours + theirs) or _OTHER_SET.search(ours + theirs)):
         return _compare_single(ours, theirs)  # 1 < x < 2 and (1, 2)
-    if kinds == {"set", "one"} and len(mine.items) == len(gold.items):
+    if "one" in kinds and any(kind.startswith(("determinant", "matrix")) for kind in kinds):
+        return symbolically_equal(_exactly(theirs), _exactly(ours))
+    if (
+        kinds == {"set", "one"}
+        and len(mine.items) == len(gold.items)
+        and "\\emptyset" not in mine.items + gold.items
+    ):
         return _equal(mine.items[0], gold.items[0], depth + 1)  # {5} and 5
     return False
 
@@ -173,17 +216,35 @@ def _match(mine: _Parts, gold: _Parts, same: Callable[[str, str], bool]) -> bool
 def _without_names(ours: str, theirs: str) -> tuple[str, str]:
     r"""Drop `x =`, `f(x) =` and `x \in` where the other side does without it, and sums that are worked out."""
     for pattern in (_ASSIGNED, _MEMBER):
-        mine, gold = pattern.fullmatch(ours), pattern.fullmatch(theirs)
+        mine, gold = _fullmatch_one(pattern, ours), _fullmatch_one(pattern, theirs)
         if mine and gold and mine[0].removesuffix(mine["value"]) == gold[0].removesuffix(gold["value"]):
             return mine["value"], gold["value"]
-        if mine and not gold and not _RELATION.search(theirs):
+        if mine and not gold and not _states(theirs):
             return mine["value"], theirs
-        if gold and not mine and not _RELATION.search(ours):
+        if gold and not mine and not _states(ours):
             return ours, gold["value"]
-    sides = ours.split("=")
-    if len(sides) > 1 and all(sides) and not _RELATION.search(theirs) and not _has_variable(sides[0]):
+    sides = _split(ours, "=") if "=" in ours.strip("=") else [ours]
+    if len(sides) > 1 and all(sides) and not _states(theirs) and not _has_variable(sides[0]):
         return sides[-1], theirs  # 3 + 4 = 7
     return ours, theirs
+
+
+def _fullmatch_one(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Match one name and its value; of `x = 1, y = 2` the value of x is not `1, y = 2`."""
+    match = pattern.fullmatch(text)
+    if match and match["value"].count("{") != match["value"].count("}"):
+        return None  # the index of a sum
+    if match and _states(match["value"]) and len(_split(match["value"], "[,;]")) > 1:
+        return None
+    return match
+
+
+def _states(text: str) -> bool:
+    """Whether a relation stands outside all brackets: not in the index of a sum."""
+    return any(
+        sum(before.count(bracket) for bracket in "([{") == sum(before.count(bracket) for bracket in ")]}")
+        for before in (text[: match.start()] for match in _RELATION.finditer(text))
+    )
 
 
 def _has_variable(side: str) -> bool:
@@ -196,31 +257,45 @@ def _in_base(text: str) -> tuple[str, str] | None:
 
 
 def _parts(text: str) -> _Parts:
-    while text.startswith("{") and _closing(text, 0) == len(text) - 1:
+    while (
+        text.startswith("{") and text.endswith("}") and len(text) > 2 and _closing(text, 0) == len(text) - 1
+    ):
         text = text[1:-1]
+    if turned := _TURNED_INTERVAL.fullmatch(text):  # ]2, 3[ is (2, 3)
+        text = f"{'(' if turned[1] == ']' else '['}{turned[2]}{')' if turned[3] == '[' else ']'}"
     if matrix := _MATRIX.fullmatch(text):
-        rows = [row for row in re.split(r"\\\\|\\cr(?![A-Za-z])", matrix["rows"]) if row.strip()]
+        rows = [row for row in _ROW_END.split(matrix["rows"]) if row.strip()]
         cells = [row.split("&") for row in rows]
         kind = "determinant" if matrix["kind"] in ("vmatrix", "Vmatrix") else "matrix"
         shape = "x".join([str(len(cells)), *sorted({str(len(row)) for row in cells})])
         return _Parts(f"{kind} {shape}", tuple(cell.strip() for row in cells for cell in row))
+    if text[:1] == text[-1:] == "|" and (matrix := _MATRIX.fullmatch(text[1:-1])):
+        return replace(inner := _parts(text[1:-1]), kind=inner.kind.replace("matrix", "determinant"))
+    if text[:1] == "[" and text[-1:] == "]" and _MATRIX.fullmatch(text[1:-1]):
+        return _parts(text[1:-1])
     if len(pieces := _split(text, r"\\cup(?![A-Za-z])")) > 1:
         return _Parts("union", tuple(pieces))
     if text.startswith("\\{") and text.endswith("\\}") and _closing(text, 1) == len(text) - 1:
         inside = text[2:-2]
+        if not inside:
+            return _Parts("one", ("\\emptyset",))
         if condition := re.fullmatch(rf"{_NAME}(?:\\in[^|:]*)?(?:\\mid|\||:)(?P<rest>.+)", inside):
             return _Parts("one", (condition["rest"],))
         return _Parts("set", tuple(_with_signs(_split(inside, ","))))
     if text[0] in "([" and _closing(text, 0) == len(text) - 1:
-        items = _split(text[1:-1], ",")
+        items = _split(text[1:-1], "[,;]")
         if len(items) > 1:
             return _Parts(f"{text[0]},{text[-1]}", tuple(items))
         if text[0] == "(" and text[-1] == ")":
             return _parts(text[1:-1]) if len(text) > 2 else _Parts("one", (text,))
     if re.fullmatch(r"-?\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?[^,]*", text):
         return _Parts("one", (text,))  # 12,345 √2: thousands
-    items = _with_signs(_split(text, ","))
-    return _Parts("set" if len(items) > 1 else "one", tuple(items))
+    if len(terms := _split(text, ":")) > 2 and not _states(text):
+        return _Parts(
+            f"ratio of {len(terms)}", tuple(rf"\frac{{{term}}}{{{terms[0]}}}" for term in terms[1:])
+        )
+    items = _with_signs(_split(text, "[,;]"))
+    return _Parts("set" if len(items) > 1 else "one", tuple(items) or (text,))
 
 
 def _with_signs(items: list[str]) -> list[str]:
@@ -264,20 +339,19 @@ def _compare_single(ours: str, theirs: str) -> bool:
         ours = inner.items[0]
     if ours == theirs:
         return True
-    letters = r"(?:[A-Za-z]|\\[A-Za-z]+)'*"
-    if re.fullmatch(letters, ours) or re.fullmatch(letters, theirs):
+    if any(_WORD.search(side) or _CAPITALS.fullmatch(side) for side in (ours, theirs)):
         return False
-    if _WORD.search(ours) or _WORD.search(theirs) or _subscripts(ours) != _subscripts(theirs):
-        return False
-    if bool(_RELATION.search(ours)) > bool(_RELATION.search(theirs)) and _parts(theirs).kind == "one":
+    if _states(ours) > _states(theirs) and _parts(theirs).kind == "one":
         return False  # an equation or inequality for a value
     return symbolically_equal(_exactly(theirs), _exactly(ours))
 
 
-def _subscripts(text: str) -> list[str]:
-    return sorted(set(re.findall(r"(?<!\\log)(?<!\\sum)(?<!\\int)_(\{[^{}]*\}|\w)", text)))
-
-
 def _exactly(text: str) -> str:
-    """Write decimals as fractions, for math-verify rounds floats."""
+    """Write decimals as fractions, which nothing rounds."""
+
+    def fraction(match: re.Match[str]) -> str:
+        value = number_of(match[0])
+        return match[0] if value is None else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+    text = _REPEATING.sub(fraction, text)
     return _DECIMAL.sub(lambda match: rf"\frac{{{int(match[1] + match[2])}}}{{{10 ** len(match[2])}}}", text)

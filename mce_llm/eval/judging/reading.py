@@ -6,6 +6,7 @@ is known in `latex`, what two expressions mean in `expressions`.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,15 +24,22 @@ class Expression:
 
     Attributes:
         latex: As written, up to `LONGEST_EXPRESSION` characters.
-        is_cut: Whether it was longer than that; then it equals nothing.
+        is_cut: Whether it was longer than that; then it equals only what is written the same.
         plain: Its plain writing.
         value: The exact value where it is one number, perhaps with a unit; otherwise None.
+        whole: A digest of the whole text where it was cut; otherwise empty.
     """
 
     latex: str
     is_cut: bool
     plain: PlainLatex = field(compare=False)
     value: Fraction | None = field(compare=False)
+    whole: str = ""
+
+    def is_written_like(self, other: Expression) -> bool:
+        """Whether two answers are the same text, spaces around it aside, and not an empty one."""
+        text = self.latex.strip()
+        return bool(text) and text == other.latex.strip() and self.whole == other.whole
 
 
 def read_expression(latex: str) -> Expression:
@@ -43,7 +51,13 @@ def read_expression(latex: str) -> Expression:
     Returns:
         The answer with its value, which is None where it is not one number.
     """
-    return _read(latex[:LONGEST_EXPRESSION], len(latex) > LONGEST_EXPRESSION)
+    whole = latex.strip()
+    digest = (
+        hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
+        if len(whole) > LONGEST_EXPRESSION
+        else ""
+    )
+    return _read((whole if digest else latex)[:LONGEST_EXPRESSION], digest)
 
 
 def number_of(latex: str) -> Fraction | None:
@@ -53,9 +67,9 @@ def number_of(latex: str) -> Fraction | None:
 
 # Markers read an answer before it is chosen, and the samples of one question give the same answers again.
 @lru_cache(maxsize=16384)
-def _read(latex: str, is_cut: bool) -> Expression:
+def _read(latex: str, whole: str) -> Expression:
     plain = plain_latex(latex)
-    return Expression(latex, is_cut, plain, _value_of(plain))
+    return Expression(latex, bool(whole), plain, None if whole else _value_of(plain), whole)
 
 
 def _value_of(written: PlainLatex) -> Fraction | None:

@@ -11,10 +11,14 @@ from mce_llm.eval.judging.answer import MATH, Answer, expression_answer, number_
 from mce_llm.eval.judging.quantities import normalize
 
 _LATEX = re.compile(r"\\[A-Za-z]{2}|\\[{!]|\\\\")
+# What surrounds answers and says nothing alone.
+_NOTHING = re.compile(
+    r"(?:\\(?:[A-Za-z]*text[a-z]*|q?quad|left|right|mathrm)(?![A-Za-z])|\\[ ,;:!>()\[\]]|[\s{}$.,;:*_`~])*"
+)
 
 
 class GoldAnswerError(MceLlmError, ValueError):
-    """A reference answer that is not one number, or for MATH none at all."""
+    """A reference answer that is not one number, or for MATH nothing at all."""
 
 
 def read_reference(gold: str, style: str | None = None) -> Answer:
@@ -30,7 +34,8 @@ def read_reference(gold: str, style: str | None = None) -> Answer:
         The answer.
 
     Raises:
-        GoldAnswerError: If it is not one number, or for MATH holds no expression.
+        GoldAnswerError: If it is not one number, or for MATH there is nothing but
+            blanks, brackets or punctuation; letters (`A, D`) and words in any script are answers.
         TypeError: If it is not a string.
     """
     _check_reference(gold)
@@ -92,7 +97,7 @@ def _reference_expression(gold: str) -> Answer:
     # A box that is empty or not closed: what is around it is not the answer.
     unboxed = "" if re.search(r"\\f?box", gold) else gold.rpartition("####")[2].strip()
     answer = expression_answer(boxed[-1] if boxed else unboxed, "reference")
-    if not (answer.expression.plain.text or answer.expression.plain.said):
+    if not (answer.expression.plain.text or answer.expression.plain.said) and _NOTHING.fullmatch(answer.text):
         raise GoldAnswerError(
             f"the reference answer {gold[-80:]!r} holds no expression such as '18' or '\\\\boxed{{18}}'"
         )

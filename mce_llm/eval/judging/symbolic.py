@@ -1,8 +1,8 @@
-"""math-verify behind a time limit that holds everywhere: in threads, in subprocesses, and while sympy hangs.
+"""Algebra behind a time limit that holds everywhere: in threads, in subprocesses, and while sympy hangs.
 
-math-verify's own limit is an alarm signal, which only the main thread may set and which waits for the end of
-a long C computation. Here the comparison runs in a process of its own (`symbolic_worker`), which is started
-once, answers over a pipe, and is ended and replaced when it does not answer in time.
+An alarm signal could be set by the main thread only, and waits for the end of a long C computation. Here the
+comparison runs in a process of its own (`symbolic_worker`), which is started once, answers over a pipe, and is ended
+and replaced when it does not answer in time.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def check_math_verify() -> None:
 
 
 def symbolically_equal(gold: str, prediction: str) -> bool:
-    """Compare two single expressions with math-verify.
+    """Compare two single expressions or relations with algebra.
 
     Args:
         gold: The reference, in plain LaTeX.

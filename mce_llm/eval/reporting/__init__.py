@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mce_llm.eval.reporting.collect import read_sources
+from mce_llm.eval.reporting.likelihood_sections import LikelihoodSection, arrange_likelihoods
 from mce_llm.eval.reporting.page import make_page
-from mce_llm.eval.reporting.sections import Section, arrange
+from mce_llm.eval.reporting.sections import Groups, Section, arrange
 from mce_llm.eval.reporting.writing import check_output, write_page
 
 __all__ = ["WrittenReport", "write_report"]
@@ -26,18 +27,21 @@ class WrittenReport:
     Attributes:
         page: The file to open.
         pictures: How many PNG files are in the same folder.
-        sections: What stands in it, a section a task.
+        sections: What of answers stands in it, a section a data set, and arm where there are several.
+        likelihoods: What of likelihoods stands in it, a section a data set.
     """
 
     page: Path
     pictures: int
     sections: tuple[Section, ...]
+    likelihoods: tuple[LikelihoodSection, ...] = ()
 
 
 def write_report(
     runs: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
     *,
+    arms: Sequence[tuple[str | None, Sequence[str | os.PathLike[str]]]] = (),
     pair: bool | None = None,
     allow_differences: bool = False,
     overwrite: bool = False,
@@ -46,7 +50,9 @@ def write_report(
     """Write a report.
 
     Args:
-        runs: Folders of evaluations, or of trainings with their evaluations below; of each task A, B, A2, B2, …
+        runs: Folders of evaluations, or of trainings with their evaluations below: A and B, or more, which are arranged by
+            what their trainings recorded. With `arms`, those of the baseline.
+        arms: (name, folders) of each arm that is held against the baseline, with as many folders as that has.
         output: The folder for `index.html` and the pictures.
         pair: Compare (True: or fail), never compare (False), or compare where it is possible (None).
         allow_differences: Compare runs that differ in more than the model, too; the page shows a warning.
@@ -62,7 +68,23 @@ def write_report(
     """
     folder = Path(output).expanduser()
     check_output(folder, overwrite=overwrite)
-    sources = read_sources(runs)
-    sections = arrange(sources, pair=pair, allow_differences=allow_differences)
-    page = make_page(sources, sections, command=command, written=datetime.now(UTC))
-    return WrittenReport(write_page(page, folder, overwrite=overwrite), len(page.charts), tuple(sections))
+    sources = read_sources([*runs, *(folder for _, folders in arms for folder in folders)])
+    groups = _groups(len(runs), arms)
+    sections = arrange(sources, groups=groups, pair=pair, allow_differences=allow_differences)
+    likelihoods = arrange_likelihoods(sources, groups=groups, pair=pair, allow_differences=allow_differences)
+    page = make_page(sources, sections, likelihoods, command=command, written=datetime.now(UTC))
+    written = write_page(page, folder, overwrite=overwrite)
+    return WrittenReport(written, len(page.charts), tuple(sections), tuple(likelihoods))
+
+
+def _groups(
+    baseline: int, arms: Sequence[tuple[str | None, Sequence[str | os.PathLike[str]]]]
+) -> Groups | None:
+    """Places of the runs of each group, where runs of the baseline stand first and the arms behind them."""
+    if not arms:
+        return None
+    places, start = [], baseline
+    for name, folders in arms:
+        places.append((name, range(start, start + len(folders))))
+        start += len(folders)
+    return range(baseline), places

@@ -18,10 +18,12 @@ FORMS = {
     "hash": "####",
     "answer_is": "The answer is",
     "boxed": "\\boxed",
+    "answer_tag": "<answer>",
     "a_colon": "A: or Answer:",
     "bold": "bold",
     "last_number": "last number (fall-back)",
     "none": "no answer",
+    "thinking": "still thinking",
 }
 """`found_by` of an item → what people call it."""
 
@@ -33,7 +35,7 @@ def browser_data(sections: Sequence[Section]) -> dict[str, Any]:
         sections: The sections of the report.
 
     Returns:
-        `forms`, and under `sections` for each section its questions, runs and views. A question is [text, gold]; runs on other data have another set
+        `forms`, and under `sections` for each section its questions, runs, views and the names of its sides. A question is [text, gold]; runs on other data have another set
         of them. An answer is [response, predicted, found by, right, finished, tokens], a list of answers for each
         question, one a sample. A view is what is shown side by side: two runs, or one.
     """
@@ -72,11 +74,12 @@ def _section(section: Section) -> dict[str, Any]:
         )
     pairs = [[2 * k, 2 * k + 1] for k in range(len(section.pairs))]
     return {
-        "task": section.task,
+        "task": section.key,
         "title": section.title,
         "sets": sets,
         "runs": runs,
         "paired": bool(pairs),
+        "sides": list(section.sides),
         "views": pairs or _views([run["set"] for run in runs]),
     }
 

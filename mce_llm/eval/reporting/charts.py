@@ -12,17 +12,12 @@ from matplotlib.axes import Axes
 from mce_llm.eval.comparing.comparison import Comparison
 from mce_llm.eval.comparing.verdicts import percent, points
 from mce_llm.eval.intervals import Interval
-from mce_llm.eval.reporting.drawing import COLOURS, Chart, draw, short
+from mce_llm.eval.reporting.drawing import COLOURS, Chart, draw, legend_below, short
 from mce_llm.eval.reporting.sections import Member, Section
+from mce_llm.eval.wording import ACCURACY_DECIMALS, accuracy_text, bounds_text, hundredfold
 
 _ROW = 0.36  # inches of height for each line of a picture
 _FRAME = 0.85  # and for title and axis
-_OUTCOMES = (
-    ("both", "both right", "both"),
-    ("only_a", "only A", "arm-a"),
-    ("only_b", "only B", "arm-b"),
-    ("neither", "both wrong", "neither"),
-)
 _NARROW = 0.05  # of a bar: too narrow for its number
 
 
@@ -30,23 +25,22 @@ def accuracy_chart(section: Section) -> Chart:
     """Dot and whisker: the accuracy of each run with its interval; all of A's above all of B's."""
     members = by_arm(section)
     level = "/".join(sorted({percent(member.run.summary["confidence"]) for member in members}))
-    texts = []
-    for member in members:
-        summary = member.run.summary
-        value, low, high = (f"{100 * share:.1f}" for share in (summary["accuracy"], *member.interval))
-        texts.append(f"{member.look.label}: {value} % ({low} to {high})")
+    texts = [
+        f"{member.look.label}: {accuracy_text(member.accuracy.accuracy)} ({bounds_text(member.accuracy.interval)})"
+        for member in members
+    ]
 
     def paint(axes: Axes) -> None:
         for place, member in enumerate(members):
-            value = member.run.summary["accuracy"]
-            _whisker(axes, place, value, member.interval, COLOURS[member.look.colour], "o")
-            _value(axes, place, value, f"{100 * value:.1f}")
+            value = member.accuracy.accuracy
+            _whisker(axes, place, value, member.accuracy.interval, COLOURS[member.look.colour], "o")
+            _value(axes, place, value, hundredfold(value, ACCURACY_DECIMALS))
         _rows(axes, [f"{member.look.tag}  {short(member.look.name)}" for member in members])
         axes.set_xlabel("right answers (%)")
-        axes.set_title(f"{section.title}: accuracy with {level} intervals")
+        axes.set_title(f"{short(section.data)}: accuracy with {level} intervals")
 
     about = f"Accuracy on {section.title} with {level} intervals. {'; '.join(texts)}."
-    return draw(f"{section.task}-accuracy", about, paint, _FRAME + _ROW * len(members))
+    return draw(f"{section.key}-accuracy", about, paint, _FRAME + _ROW * len(members))
 
 
 def difference_chart(section: Section, comparison: Comparison) -> Chart:
@@ -55,32 +49,39 @@ def difference_chart(section: Section, comparison: Comparison) -> Chart:
         (f"pair {number}", pair.difference, pair.interval)
         for number, pair in enumerate(comparison.pairs, start=1)
     ]
+    a, b = comparison.sides
+    minus, together = f"{b} − {a}", None
     several = len(rows) > 1
     if several:
         rows.append(("over all pairs", comparison.difference, comparison.interval))
     else:
-        rows = [("B − A", comparison.difference, comparison.interval)]
+        rows = [(minus, comparison.difference, comparison.interval)]
+    if section.arm is not None:
+        together = len(rows)
+        rows.append(("all arms together", comparison.difference, section.arm.simultaneous))
 
     def paint(axes: Axes) -> None:
         axes.axvline(0, color=COLOURS["muted"], linewidth=1.1, linestyle=(0, (4, 2)))
         for place, (_, value, interval) in enumerate(rows):
-            last = place == len(rows) - 1
+            last = place == len(rows) - 1 if together is None else place >= together - 1
             _whisker(axes, place, value, interval, COLOURS["ink" if last else "muted"], "D" if last else "o")
             _value(axes, place, value, points(value, sign=True))
         reach = 115 * max(abs(end) for _, _, interval in rows for end in interval)
         axes.set_xlim(-reach, reach)
         _rows(axes, [label for label, _, _ in rows])
-        axes.set_xlabel("← A better · B − A (points) · B better →")
+        axes.set_xlabel(f"← {a} better · {minus} (points) · {b} better →")
         axes.set_title(
-            f"{section.title}: difference with {percent(comparison.confidence)} interval{'s' * several}"
+            f"{short(section.data)}: difference with {percent(comparison.confidence)} interval{'s' * several}"
         )
 
     texts = [
         f"{label}: {points(value, sign=True)} points ({points(low, sign=True)} to {points(high, sign=True)})"
         for label, value, (low, high) in rows
     ]
-    about = f"Difference of the accuracies on {section.title}, B minus A, with intervals. {'; '.join(texts)}."
-    return draw(f"{section.task}-difference", about, paint, _FRAME + _ROW * len(rows))
+    about = (
+        f"Difference of the accuracies on {section.data}, {b} minus {a}, with intervals. {'; '.join(texts)}."
+    )
+    return draw(f"{section.key}-difference", about, paint, _FRAME + _ROW * len(rows))
 
 
 def outcomes_chart(section: Section, comparison: Comparison) -> Chart | None:
@@ -89,10 +90,18 @@ def outcomes_chart(section: Section, comparison: Comparison) -> Chart | None:
     if not rows:
         return None
 
+    a, b = comparison.sides
+    outcomes = (
+        ("both", "both right", "both"),
+        ("only_a", f"only {a}", section.colours[0]),
+        ("only_b", f"only {b}", section.colours[1]),
+        ("neither", "both wrong", "neither"),
+    )
+
     def paint(axes: Axes) -> None:
         for place, (_, counts) in enumerate(rows):
             left = 0
-            for name, title, colour in _OUTCOMES:
+            for name, title, colour in outcomes:
                 count = getattr(counts, name)
                 label = title if place == 0 else None
                 axes.barh(place, count, left=left, height=0.5, color=COLOURS[colour], label=label)
@@ -101,17 +110,17 @@ def outcomes_chart(section: Section, comparison: Comparison) -> Chart | None:
                 left += count
         axes.set_xlim(0, comparison.n)
         axes.grid(axis="y", visible=False)
-        _rows(axes, [f"pair {number}" if len(rows) > 1 else "A and B" for number, _ in rows])
+        _rows(axes, [f"pair {number}" if len(rows) > 1 else f"{a} and {b}" for number, _ in rows])
         axes.set_xlabel("questions")
-        axes.set_title(f"{section.title}: who got which questions right")
-        axes.figure.legend(loc="outside lower center", ncols=4, handlelength=1, columnspacing=1.2)
+        axes.set_title(f"{short(section.data)}: who got which questions right")
+        legend_below(axes, 4, handlelength=1, columnspacing=1.2)
 
     texts = [
-        f"pair {number}: " + ", ".join(f"{title} {getattr(counts, name)}" for name, title, _ in _OUTCOMES)
+        f"pair {number}: " + ", ".join(f"{title} {getattr(counts, name)}" for name, title, _ in outcomes)
         for number, counts in rows
     ]
     about = f"Questions of {section.title} answered rightly by both, one or neither. {'; '.join(texts)}."
-    return draw(f"{section.task}-outcomes", about, paint, _FRAME + 0.3 + 1.2 * _ROW * len(rows))
+    return draw(f"{section.key}-outcomes", about, paint, _FRAME + 0.3 + 1.2 * _ROW * len(rows))
 
 
 def _whisker(

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mce_llm.eval.errors import EvaluationError
+from mce_llm.eval.likelihood.saved import SavedLikelihood
+from mce_llm.eval.saved_evaluations import Evaluation, read_evaluation
 from mce_llm.eval.saved_runs import SavedRun
 from mce_llm.running.messages import cause
 
@@ -72,18 +74,21 @@ class Source:
 
     Attributes:
         path: The folder, as it was given.
-        evaluations: Task → the evaluation.
+        evaluations: Those of answers on different data, in the order of their folders.
+        likelihoods: The same of likelihoods.
         training: Where the model came from, or None where no such folder is known.
     """
 
     path: Path
-    evaluations: Mapping[str, SavedRun] = field(default_factory=dict)
+    evaluations: tuple[SavedRun, ...] = ()
+    likelihoods: tuple[SavedLikelihood, ...] = ()
     training: Training | None = None
 
     @property
     def is_evaluation(self) -> bool:
         """Whether the folder itself is an evaluation, and not one that holds evaluations."""
-        return [run.path for run in self.evaluations.values()] == [self.path]
+        found: list[Evaluation] = [*self.evaluations, *self.likelihoods]
+        return [run.path for run in found] == [self.path]
 
 
 def read_sources(paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
@@ -105,40 +110,45 @@ def read_sources(paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
     evaluations = [_evaluations(folder) for folder in folders]
     given: dict[Path, Path] = {}
     for folder, found in zip(folders, evaluations, strict=True):
-        for place in {run.path.resolve() for run in found.values()} or {folder.resolve()}:
+        for place in {run.path.resolve() for run in found} or {folder.resolve()}:
             if place in given:
                 raise EvaluationError(
                     f"{given[place]} and {folder} are one run, {place}; a report takes each run once"
                 )
             given[place] = folder
     return [
-        Source(folder, found, _training(folder, found))
+        Source(
+            folder,
+            tuple(run for run in found if isinstance(run, SavedRun)),
+            tuple(run for run in found if isinstance(run, SavedLikelihood)),
+            _training(folder, found),
+        )
         for folder, found in zip(folders, evaluations, strict=True)
     ]
 
 
-def _evaluations(folder: Path) -> dict[str, SavedRun]:
+def _evaluations(folder: Path) -> tuple[Evaluation, ...]:
     if (folder / "summary.json").is_file():
-        run = SavedRun.read(folder)
-        return {run.identity["task"]: run}
-    found: dict[str, SavedRun] = {}
+        return (read_evaluation(folder),)
+    found: dict[tuple[str, str], Evaluation] = {}
     for place in sorted(
         file.parent for pattern in ("*", "*/*") for file in folder.glob(f"{pattern}/summary.json")
     ):
-        run = SavedRun.read(place)
-        task = run.identity["task"]
-        if task in found:
+        run = read_evaluation(place)
+        asked = run.identity["task"], run.identity["data"]
+        if asked in found:
             raise EvaluationError(
-                f"{folder} holds two evaluations on {task}, {found[task].path} and {place}; give the one that is meant"
+                f"{folder} holds two evaluations on {run.data_title}, {found[asked].path} and {place}; give the one that "
+                "is meant"
             )
-        found[task] = run
+        found[asked] = run
     if not found and not (folder / _STATE).is_file():
         SavedRun.read(folder)  # raises, and says what is missing
-    return found
+    return tuple(found.values())
 
 
-def _training(folder: Path, evaluations: Mapping[str, SavedRun]) -> Training | None:
-    places = [*(run.training_folder for run in evaluations.values()), folder]
+def _training(folder: Path, evaluations: Sequence[Evaluation]) -> Training | None:
+    places = [*(run.training_folder for run in evaluations), folder]
     known = next((place for place in places if place is not None and (place / _STATE).is_file()), None)
     return None if known is None else Training.read(known)
 
@@ -147,7 +157,7 @@ def _history(path: Path, missing: list[str]) -> list[Mapping[str, Any]]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["log_history"]
         return [entry for entry in entries if isinstance(entry["step"], int)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         missing.append(f"{path} cannot be read, so there are no training curves: {cause(error)}")
         return []
 
@@ -175,9 +185,11 @@ def _spectra_record(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
         parts = [record[name] for name in ("hidden", "density") if name in record]
         usable = isinstance(record["step"], int) and all(
-            0 < len(part["eigenvalues"]) <= part["width"] and isinstance(part["effective_rank"], float)
+            0 < len(part["eigenvalues"]) <= part["width"]
+            and isinstance(part["effective_rank"], float)
+            and all(isinstance(value, int | float) for value in [*part["eigenvalues"], part["rest"]])
             for part in parts
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return record if usable else None

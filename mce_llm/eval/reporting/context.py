@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mce_llm.eval.comparing.comparability import fallback_share, truncated_share
 from mce_llm.eval.comparing.comparison import Comparison
 from mce_llm.eval.comparing.verdicts import p_text, percent, points
 from mce_llm.eval.reporting.browsing import FORMS
 from mce_llm.eval.reporting.charts import accuracy_chart, by_arm, difference_chart, outcomes_chart
 from mce_llm.eval.reporting.collect import Training
 from mce_llm.eval.reporting.drawing import Chart
-from mce_llm.eval.reporting.sections import Look, Member, Section
+from mce_llm.eval.reporting.looks import Look, printable
+from mce_llm.eval.reporting.sections import Member, Section
 from mce_llm.eval.reporting.training_charts import (
-    QUANTITIES,
     SPECTRA,
+    Quantity,
     curve_chart,
     last_spectra_chart,
+    quantities_of,
     spectra_chart,
 )
+from mce_llm.eval.reporting.trainings_table import trainings_table
+from mce_llm.eval.wording import accuracy_text, bounds_text, share_text
 
 Cells = dict[str, Any]
 
@@ -40,17 +43,28 @@ def section_context(section: Section) -> Cells:
     charts: list[Chart | None] = [accuracy_chart(section)]
     if comparison is not None:
         charts += [difference_chart(section, comparison), outcomes_chart(section, comparison)]
+    letters = section.sides
     return {
-        "task": section.task,
-        "title": section.title,
+        "key": section.key,
+        "title": printable(section.title),
+        "data": printable(section.data),
+        "letters": letters,
+        "trainings": trainings_table(section.trainings),
+        "conclusion": section.conclusion and printable(section.conclusion),
         "not_compared": section.not_compared,
         "verdict": comparison and comparison.verdict,
-        "sides": [_side(section, arm) for arm in ("A", "B")] if comparison else [],
-        "figures": _figures(section, comparison) if comparison else [],
-        "mismatches": [f"{item.run} against {item.reference}: {item}" for item in comparison.mismatches]
+        "pairing": comparison and printable(comparison.pairing),
+        "sides": [_side(section, arm, letter) for arm, letter in zip("AB", letters, strict=True)]
         if comparison
         else [],
-        "notes": _notes(comparison) if comparison else [],
+        "figures": _figures(section, comparison) if comparison else [],
+        "mismatches": [
+            printable(f"{item.run} against {item.reference}: {item}") for item in comparison.mismatches
+        ]
+        if comparison
+        else [],
+        "warnings": [text for text, warns in _notes(section) if warns],
+        "notes": [text for text, warns in _notes(section) if not warns],
         "runs": [_run(member) for member in by_arm(section)],
         "several_samples": any(member.run.summary["num_samples"] > 1 for member in section.members),
         "pairs": _pairs(comparison) if comparison else [],
@@ -78,12 +92,13 @@ def training_context(trainings: Sequence[tuple[Look, Training | None]]) -> Cells
         "at the path of the evaluated model, and above the evaluation"
     ] * bool(unknown)
     missing += [f"{look.label}: {text}" for look, training in known for text in training.missing]
-    for quantity in QUANTITIES:
-        for name, kind in quantity.logged:
+    quantities = quantities_of(training for _, training in known)
+    for quantity in quantities:
+        for name, kind in quantity.logged if not quantity.optional else ():
             without = [look.tag for look, training in known if training.history and not training.curve(name)]
             if without:
-                missing.append(f"{quantity.title}, {kind}: not logged by {', '.join(without)} ({name})")
-    curves = [(quantity, curve_chart(quantity, known)) for quantity in QUANTITIES]
+                missing.append(f"{quantity.titled(kind)}: not logged by {', '.join(without)} ({name})")
+    curves = [(quantity, curve_chart(quantity, known)) for quantity in quantities]
     spectra = [spectra_chart(kind, place, subject) for kind in SPECTRA for place, subject in enumerate(known)]
     return {
         "any": bool(trainings),
@@ -91,31 +106,24 @@ def training_context(trainings: Sequence[tuple[Look, Training | None]]) -> Cells
         "curves": [(chart, quantity.note) for quantity, chart in curves if chart is not None],
         "last_spectra": [chart for kind in SPECTRA if (chart := last_spectra_chart(kind, known)) is not None],
         "spectra": [chart for chart in spectra if chart is not None],
-        "rows": [_training(look, training) for look, training in known],
-        "quantities": [quantity.unit for quantity in QUANTITIES if quantity.held_out],
+        "rows": [_training(look, training, quantities) for look, training in known],
+        "quantities": [quantity.unit for quantity in quantities if quantity.held_out],
     }
-
-
-def share(value: float, decimals: int = 1) -> str:
-    """A share as per cent."""
-    return f"{100 * value:.{decimals}f} %"
-
-
-def _interval(interval: Sequence[float]) -> str:
-    return f"{100 * interval[0]:.1f} – {100 * interval[1]:.1f} %"
 
 
 def _signed(value: float) -> str:
     return points(value, sign=True)
 
 
-def _side(section: Section, arm: str) -> Cells:
+def _side(section: Section, arm: str, letter: str) -> Cells:
     members = [member for member in section.members if member.look.arm == arm]
+    called = section.comparison.name if section.comparison and arm == "B" else None
     return {
-        "arm": arm,
+        "arm": letter,
         "role": "baseline" if arm == "A" else "held against it",
         "colour": members[0].look.colour,
         "names": [member.look.name for member in members],
+        "called": printable(called) if called else None,
     }
 
 
@@ -123,20 +131,22 @@ def _figures(section: Section, comparison: Comparison) -> list[Cells]:
     """The few numbers that stand out."""
     several = len(comparison.pairs) > 1
     found = []
-    for arm, side in (("A", "a"), ("B", "b")):
+    for place, (letter, side) in enumerate(zip(comparison.sides, "ab", strict=True)):
         accuracies = [getattr(pair, side) for pair in comparison.pairs]
         mean = sum(item.accuracy for item in accuracies) / len(accuracies)
-        detail = (
-            f"mean of {len(accuracies)} runs"
-            if several
-            else f"{accuracies[0].correct:,} of {accuracies[0].n * accuracies[0].num_samples:,}"
+        detail = f"mean of {len(accuracies)} runs" if several else accuracies[0].right
+        found.append(
+            {
+                "name": f"accuracy of {letter}",
+                "value": accuracy_text(mean),
+                "detail": detail,
+                "colour": section.colours[place],
+            }
         )
-        colour = f"arm-{arm.lower()}"
-        found.append({"name": f"accuracy of {arm}", "value": share(mean), "detail": detail, "colour": colour})
     low, high = comparison.interval
     found.append(
         {
-            "name": "difference B − A",
+            "name": f"difference {comparison.sides[1]} − {comparison.sides[0]}",
             "value": f"{_signed(comparison.difference)} points",
             "detail": f"{percent(comparison.confidence)} interval {_signed(low)} to {_signed(high)}",
             "colour": "",
@@ -163,7 +173,18 @@ def _figures(section: Section, comparison: Comparison) -> list[Cells]:
                 "colour": "",
             }
         )
-    detectable = comparison.detectable
+    if section.arm is not None:
+        low, high = section.arm.simultaneous
+        found.append(
+            {
+                "name": "corrected for the number of arms",
+                "value": p_text(section.arm.p_holm),
+                "detail": f"Holm; alone {p_text(section.arm.p_value)}; simultaneous interval {_signed(low)} to "
+                f"{_signed(high)}",
+                "colour": "",
+            }
+        )
+    detectable = comparison.detectable if section.arm is None else section.arm.detectable
     if detectable.difference is not None:
         needed = (
             ""
@@ -174,34 +195,34 @@ def _figures(section: Section, comparison: Comparison) -> list[Cells]:
             {
                 "name": "smallest detectable difference",
                 "value": f"{points(detectable.difference)} points",
-                "detail": f"found in {detectable.power:.0%} of cases by {detectable.method}{needed}",
+                "detail": f"found in {percent(detectable.power)} of cases by {detectable.method}{needed}",
                 "colour": "",
             }
         )
     return found
 
 
-def _notes(comparison: Comparison) -> list[Cells]:
-    """The comparison's notes, but for what the banner says already."""
-    told = [str(mismatch) for mismatch in comparison.mismatches]
+def _notes(section: Section) -> list[tuple[str, bool]]:
+    """The section's notes, but for what the banner says already; each with whether it is a warning."""
+    told = [str(mismatch) for mismatch in section.comparison.mismatches] if section.comparison else []
     return [
-        {"text": note.text, "warns": note.level == "warning"}
-        for note in comparison.notes
+        (printable(note.text), note.level == "warning")
+        for note in section.notes
         if not any(text in note.text for text in told)
     ]
 
 
 def _run(member: Member) -> Cells:
-    summary, run = member.run.summary, member.run
+    summary, accuracy = member.run.summary, member.accuracy
     answers = summary["n"] * summary["num_samples"]
     return {
         "look": member.look,
-        "accuracy": share(summary["accuracy"], 2),
-        "interval": _interval(member.interval),
+        "accuracy": accuracy_text(accuracy.accuracy),
+        "interval": bounds_text(accuracy.interval),
         "confidence": percent(summary["confidence"]),
-        "right": f"{summary['correct']:,} of {answers:,}",
-        "truncated": share(truncated_share(run)),
-        "fallback": share(fallback_share(run)),
+        "right": accuracy.right,
+        "truncated": share_text(accuracy.truncated),
+        "fallback": share_text(accuracy.fallback),
         "tokens": f"{summary['new_tokens'] / answers:,.0f}",
         "speed": f"{summary['tokens_per_second']:,.0f}",
     }
@@ -213,8 +234,8 @@ def _pairs(comparison: Comparison) -> list[Cells]:
         rows.append(
             {
                 "number": number,
-                "a": share(pair.a.accuracy),
-                "b": share(pair.b.accuracy),
+                "a": accuracy_text(pair.a.accuracy),
+                "b": accuracy_text(pair.b.accuracy),
                 "counts": pair.counts,
                 "difference": _signed(pair.difference),
                 "interval": f"{_signed(pair.interval.low)} to {_signed(pair.interval.high)}",
@@ -230,7 +251,11 @@ def _overall(comparison: Comparison) -> Cells | None:
     if len(comparison.pairs) == 1:
         return None
     low, high = comparison.interval
-    return {"difference": _signed(comparison.difference), "interval": f"{_signed(low)} to {_signed(high)}"}
+    return {
+        "difference": _signed(comparison.difference),
+        "interval": f"{_signed(low)} to {_signed(high)}",
+        "p": p_text(comparison.p_value),
+    }
 
 
 def _methods(comparison: Comparison) -> str:
@@ -262,7 +287,7 @@ def _forms(section: Section) -> Cells:
         cells = []
         for form in counted:
             count, right = (summary[name].get(form, 0) for name in ("found_by", "correct_by"))
-            cells.append(f"{count:,} ({share(right / count, 0)} right)" if count else "0")
+            cells.append(f"{count:,} ({accuracy_text(right / count)} right)" if count else "0")
         rows.append({"look": member.look, "cells": cells})
     return {"names": [FORMS.get(form, form) for form in counted], "rows": rows}
 
@@ -277,18 +302,19 @@ def _votes(section: Section) -> Cells | None:
     rows = []
     for look, summary in summaries:
         passed, voted = summary.get("pass_at") or {}, summary.get("majority") or {}
-        cells = [share(passed[k]) if k in passed else "–" for k in ks]
+        cells = [accuracy_text(passed[k]) if k in passed else "–" for k in ks]
         if majority:
-            ends = f" ({_interval(voted['interval'])})" if "interval" in voted else ""
-            cells.append(share(voted["accuracy"]) + ends if "accuracy" in voted else "–")
+            ends = f" ({bounds_text(voted['interval'])})" if "interval" in voted else ""
+            cells.append(accuracy_text(voted["accuracy"]) + ends if "accuracy" in voted else "–")
         rows.append({"look": look, "samples": summary["num_samples"], "cells": cells})
     names = [f"pass@{k}" for k in ks] + ["majority of the samples"] * majority
-    return {"names": names, "rows": rows}
+    copies = any(member.accuracy.asked > member.accuracy.n for member in section.members)
+    return {"names": names, "rows": rows, "copies": copies}
 
 
-def _training(look: Look, training: Training) -> Cells:
+def _training(look: Look, training: Training, quantities: Sequence[Quantity]) -> Cells:
     cells = []
-    for quantity in QUANTITIES:
+    for quantity in quantities:
         if quantity.held_out:
             points_seen = training.curve(quantity.held_out)
             cells.append(f"{points_seen[-1][1]:.4f}" if points_seen else "not logged")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ _STYLE: dict[Any, Any] = {
 }
 WIDTH, HEIGHT = 4.8, 3.1  # inches: at the width of a phone the text is still of the size that it has here
 _DPI = 160
+_TITLE_WIDTH = 50  # characters
 _LONGEST_NAME = 30
 
 
@@ -144,7 +146,9 @@ def draw(name: str, description: str, paint: Callable[[Axes], None], height: flo
         matplotlib.rcParams.update({**_STYLE, "font.family": "DejaVu Sans", "svg.hashsalt": name})
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
-        paint(figure.add_subplot())
+        axes = figure.add_subplot()
+        paint(axes)
+        _title_over_all(figure, axes)
         vector, pixels = io.StringIO(), io.BytesIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         with warnings.catch_warnings():
@@ -154,6 +158,21 @@ def draw(name: str, description: str, paint: Callable[[Axes], None], height: flo
             figure.set_layout_engine("none")  # it is laid out by now
             figure.savefig(pixels, format="png", dpi=_DPI, facecolor="white")
     return Chart(name, description, _for_page(vector.getvalue(), description), pixels.getvalue())
+
+
+def _title_over_all(figure: Figure, axes: Axes) -> None:
+    """Begin the title at the edge of the picture: beside long names the axes are too narrow for it."""
+    title = axes.get_title(loc="left")
+    axes.set_title("", loc="left")
+    if title:
+        figure.suptitle(
+            "\n".join(textwrap.fill(line, _TITLE_WIDTH) for line in title.split("\n")),
+            x=0.012,
+            horizontalalignment="left",
+            size=_STYLE["axes.titlesize"],
+            weight=_STYLE["axes.titleweight"],
+            color=_STYLE["axes.titlecolor"],
+        )
 
 
 def _for_page(svg: str, description: str) -> str:
@@ -181,6 +200,21 @@ def short(name: str) -> str:
         return name
     kept = _LONGEST_NAME // 2
     return f"{name[:kept]}…{name[1 - kept :]}"
+
+
+def legend_below(axes: Axes, most_columns: int, **options: Any) -> None:
+    """Put the names of what is drawn below a picture, in as many columns as its width has room for.
+
+    Args:
+        axes: Of a figure whose layout is constrained.
+        most_columns: Where there is room.
+        options: Of matplotlib's legend.
+    """
+    for columns in range(most_columns, 0, -1):
+        legend = axes.figure.legend(loc="outside lower center", ncols=columns, **options)
+        if columns == 1 or legend.get_window_extent().width <= axes.figure.bbox.width:
+            return
+        legend.remove()
 
 
 def power_of_ten(value: float, _: float = 0) -> str:

@@ -21,7 +21,10 @@ from mce_llm.eval.reporting.browsing import browser_data, embedded_json
 from mce_llm.eval.reporting.collect import Source
 from mce_llm.eval.reporting.context import section_context, training_context
 from mce_llm.eval.reporting.drawing import COLOURS, COLOURS_ON_DARK, Chart
-from mce_llm.eval.reporting.sections import Section, trainings
+from mce_llm.eval.reporting.likelihood_context import likelihood_context
+from mce_llm.eval.reporting.likelihood_sections import LikelihoodSection
+from mce_llm.eval.reporting.looks import printable
+from mce_llm.eval.reporting.sections import AnySection, Section, trainings
 from mce_llm.eval.results import PACKAGES
 from mce_llm.running.installation import installed_versions
 
@@ -45,13 +48,19 @@ class Page:
 
 
 def make_page(
-    sources: Sequence[Source], sections: Sequence[Section], *, command: str, written: datetime
+    sources: Sequence[Source],
+    sections: Sequence[Section],
+    likelihoods: Sequence[LikelihoodSection] = (),
+    *,
+    command: str,
+    written: datetime,
 ) -> Page:
     """Make the page.
 
     Args:
         sources: The runs.
-        sections: What `arrange` made of them.
+        sections: What `arrange` made of their answers.
+        likelihoods: What `arrange_likelihoods` made of their likelihoods.
         command: What was typed to make this report.
         written: When.
 
@@ -66,8 +75,10 @@ def make_page(
         lstrip_blocks=True,
     )
     told = [section_context(section) for section in sections]
-    training = training_context(trainings(sources, sections))
-    charts: list[Chart] = [chart for section in told for chart in section["charts"]]
+    of_likelihoods = [likelihood_context(section) for section in likelihoods]
+    everything: list[AnySection] = [*sections, *likelihoods]
+    training = training_context(trainings(sources, everything))
+    charts: list[Chart] = [chart for section in [*told, *of_likelihoods] for chart in section["charts"]]
     charts += [chart for chart, _ in training["curves"]] + training["last_spectra"] + training["spectra"]
     script = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     style = environment.get_template("style.css").render(
@@ -75,17 +86,18 @@ def make_page(
     )
     html = environment.get_template("page.html.j2").render(
         generator=GENERATOR,
-        title=_title(sections),
+        title=_title(sections, likelihoods),
         policy=_policy(script),
         style=Markup(style),
         script=Markup(script),
         answers=Markup(embedded_json(browser_data(sections))),
         drawn=lambda chart: Markup(chart.svg),
         sections=told,
+        likelihoods=of_likelihoods,
         training=training,
         pictures=[f"{chart.name}.png" for chart in charts],
-        origins=[_origin(section) for section in sections],
-        command=command,
+        origins=[_origin(section) for section in everything],
+        command=printable(command),
         written=f"{written:%Y-%m-%d %H:%M} {written.tzname()}",
         versions=installed_versions(PACKAGES),
     )
@@ -93,12 +105,19 @@ def make_page(
     return Page(html.encode("utf-8", "backslashreplace").decode("utf-8"), tuple(charts))
 
 
-def _title(sections: Sequence[Section]) -> str:
-    if not sections:
+def _title(sections: Sequence[Section], likelihoods: Sequence[LikelihoodSection]) -> str:
+    everything: list[Section | LikelihoodSection] = [*sections, *likelihoods]
+    if not everything:
         return "Training report"
-    tasks = " and ".join(section.title for section in sections)
-    compared = all(section.comparison is not None for section in sections)
-    return f"{tasks}: A against B" if compared else f"{tasks}: evaluations"
+    data = " and ".join(dict.fromkeys(printable(section.data) for section in everything))
+    if not all(section.comparison is not None for section in everything):
+        return f"{data}: evaluations"
+    letters = [section.sides[1] for section in sections]
+    letters += [
+        arm.letter for section in likelihoods if section.comparison for arm in section.comparison.arms
+    ]
+    others = list(dict.fromkeys(letters))
+    return f"{data}: A against {' and '.join([', '.join(others[:-1]), others[-1]] if others[1:] else others)}"
 
 
 def _variables(colours: dict[str, str]) -> str:
@@ -114,7 +133,7 @@ def _policy(script: str) -> str:
     )
 
 
-def _origin(section: Section) -> dict[str, Any]:
+def _origin(section: AnySection) -> dict[str, Any]:
     """The folder of each run, and what its answers depend on."""
     rows = []
     for member in section.members:
@@ -124,10 +143,10 @@ def _origin(section: Section) -> dict[str, Any]:
         rows.append(
             {
                 "look": member.look,
-                "path": str(member.run.path),
+                "path": printable(str(member.run.path)),
                 "hashes": {name: hashes[name] for name in sorted(hashes)},
-                "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
-                "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+                "settings": printable(", ".join(f"{name} {value}" for name, value in settings.items())),
+                "versions": printable(", ".join(f"{name} {value}" for name, value in versions.items())),
             }
         )
-    return {"title": section.title, "rows": rows}
+    return {"title": printable(section.title), "rows": rows}

@@ -1,48 +1,34 @@
-"""What stands in a report: a section for each task, which run is A and which is B there, and what cannot be compared.
+"""What stands in a report: a section for each data set (and arm), which run is A and which B, and what is not compared.
 
-The statistics are those of `mce_llm.eval.comparing.comparison`; only their place is decided here.
+The statistics are those of `mce_llm.eval.comparing`; only their place is decided here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Protocol
 
-from mce_llm.eval.comparing.comparability import run_labels
 from mce_llm.eval.comparing.comparison import Comparison, compare_runs
+from mce_llm.eval.comparing.comparison_outcome import RunAccuracy
+from mce_llm.eval.comparing.distinct_questions import DistinctQuestions
+from mce_llm.eval.comparing.evaluations import SavedEvaluation
+from mce_llm.eval.comparing.labels import run_labels
+from mce_llm.eval.comparing.notes import Note
+from mce_llm.eval.comparing.pairing import Arm, Arrangement, Run, arrange_groups, arrange_runs
+from mce_llm.eval.comparing.run_accuracy import run_accuracy
+from mce_llm.eval.comparing.several_arms import ArmResult, ArmsComparison, compare_arms
+from mce_llm.eval.comparing.training_differences import TrainingOverview, training_overview
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.intervals import IntervalError
-from mce_llm.eval.items import TASK_TITLES
 from mce_llm.eval.reporting.collect import Source, Training
-from mce_llm.eval.reporting.drawing import COLOURS, LINES
+from mce_llm.eval.reporting.data_sets import DataSet, data_sets
+from mce_llm.eval.reporting.looks import Look, paired, printable, unpaired
 from mce_llm.eval.saved_runs import SavedRun
+from mce_llm.running.messages import counted
 
-_UNPAIRED = [name for name in COLOURS if name.startswith("run-")]
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one run is named and drawn, the same everywhere in a report.
-
-    Attributes:
-        tag: `A`, `B`, `A2`, … in a comparison, else `run 1`, …
-        name: The run's own name.
-        arm: Which side of the comparison it is on, or None.
-        colour: A name out of `COLOURS`.
-        line: A line style of matplotlib; runs of one colour have different ones.
-    """
-
-    tag: str
-    name: str
-    arm: Literal["A", "B"] | None
-    colour: str
-    line: Any
-
-    @property
-    def label(self) -> str:
-        """Tag and name."""
-        return f"{self.tag} · {self.name}"
+Groups = tuple[Sequence[int], Sequence[tuple[str | None, Sequence[int]]]]
+"""Places of the baseline's sources, and (name, places) of each arm."""
 
 
 @dataclass(frozen=True)
@@ -52,34 +38,81 @@ class Member:
     Attributes:
         look: How it is drawn.
         run: Its files.
-        interval: Of its accuracy: the comparison's, else that of its summary.
+        accuracy: Over different questions, with its interval.
     """
 
     look: Look
     run: SavedRun
-    interval: tuple[float, float]
+    accuracy: RunAccuracy
+
+
+class AnyMember(Protocol):
+    """An evaluation in a section of any kind."""
+
+    @property
+    def look(self) -> Look:
+        """How it is drawn."""
+
+    @property
+    def run(self) -> SavedEvaluation:
+        """Its files."""
+
+
+class AnySection(Protocol):
+    """A section about evaluations of any kind."""
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+
+    @property
+    def members(self) -> Sequence[AnyMember]:
+        """Its evaluations."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """The evaluations on one task.
+    """The evaluations on one data set; where several arms are held against one baseline, those of one arm.
 
     Attributes:
-        task: `gsm8k` or `math`.
+        key: Its name in links and files.
+        data: The data set, as people call it.
+        task: How answers are judged, `gsm8k` or `math`.
         members: In the order in which they were given: A, B, A2, B2, … where they are compared.
         comparison: Its outcome, or None.
         not_compared: Why there is none, in words; None where there is one.
+        trainings: In what the trainings of its runs differ.
+        notes: What a reader must know.
+        arm: The arm among several, with what the correction for their number gives; else None.
+        conclusion: What may be concluded of all arms, at the last of them; else None.
     """
 
+    key: str
+    data: str
     task: str
     members: tuple[Member, ...]
     comparison: Comparison | None
     not_compared: str | None
+    trainings: TrainingOverview
+    notes: tuple[Note, ...]
+    arm: ArmResult | None = None
+    conclusion: str | None = None
 
     @property
     def title(self) -> str:
-        """The task as people write it."""
-        return TASK_TITLES.get(self.task, self.task)
+        """The data set, and the arm where there are several."""
+        return self.data if self.arm is None else f"{self.data}: {self.sides[1]}, {printable(self.arm.name)}"
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What A and B are called."""
+        return ("A", "B") if self.comparison is None else self.comparison.sides
+
+    @property
+    def colours(self) -> tuple[str, str]:
+        """Those of A and B."""
+        a, b, *_ = self.members
+        return a.look.colour, b.look.colour
 
     @property
     def pairs(self) -> list[tuple[Member, Member]]:
@@ -90,106 +123,194 @@ class Section:
 
 
 def arrange(
-    sources: Sequence[Source], *, pair: bool | None = None, allow_differences: bool = False
+    sources: Sequence[Source],
+    *,
+    groups: Groups | None = None,
+    pair: bool | None = None,
+    allow_differences: bool = False,
 ) -> list[Section]:
     """Put evaluations into sections and compare what can be compared.
 
-    The runs of a task, in the order in which they were given, are A, B, A2, B2, …
-
     Args:
         sources: What `read_sources` found.
+        groups: Which of them belong to which arm; None: two are A and B, more are arranged by their records.
         pair: Compare (True: or fail), never compare (False), or compare where it is possible (None).
         allow_differences: Compare runs that differ in more than the model, too; the comparison says in what.
 
     Returns:
-        One section a task, in the order of their first runs; none where there are trainings alone.
+        One section a data set, and arm where there are several, in the order of their first runs; none where there are
+        trainings alone.
 
     Raises:
-        EvaluationError: `pair` is True and the runs of a task cannot be compared.
+        EvaluationError: `pair` is True, or groups are given, and the runs on a data set cannot be compared.
     """
-    tasks = list(dict.fromkeys(task for source in sources for task in source.evaluations))
-    if pair and not tasks:
-        raise EvaluationError("--pair compares evaluations, and none of these folders holds one")
-    return [_section(task, sources, pair, allow_differences) for task in tasks]
+    found = data_sets(sources, lambda source: source.evaluations)
+    if (pair or groups is not None) and not any(
+        source.evaluations or source.likelihoods for source in sources
+    ):
+        what = "--pair" if groups is None else "--baseline"
+        raise EvaluationError(f"{what} compares evaluations, and none of these folders holds one")
+    if groups is not None and pair is False:
+        raise EvaluationError(
+            "--baseline and --arm say what is compared, --no-pair that nothing is; leave one out"
+        )
+    return [
+        section for data in found for section in _sections(data, sources, groups, pair, allow_differences)
+    ]
 
 
-def trainings(sources: Sequence[Source], sections: Sequence[Section]) -> list[tuple[Look, Training | None]]:
+def trainings(
+    sources: Sequence[Source], sections: Sequence[AnySection]
+) -> list[tuple[Look, Training | None]]:
     """The trainings behind the runs, each once, drawn as the evaluation of its model is."""
     found: list[tuple[Look, Training | None]] = []
     seen = set()
     for place, source in enumerate(sources):
-        runs = [id(run) for run in source.evaluations.values()]
+        runs = [id(run) for run in (*source.evaluations, *source.likelihoods)]
         looks = [member.look for section in sections for member in section.members if id(member.run) in runs]
         looks.sort(key=lambda look: look.arm is None)  # as a side of a comparison, where it is one anywhere
         if source.training is not None:
             if (folder := source.training.folder.resolve()) in seen:
                 continue
             seen.add(folder)
-        found.append(
-            (
-                looks[0] if looks else _unpaired(place, _printable(source.path.absolute().name)),
-                source.training,
-            )
-        )
+        look = looks[0] if looks else unpaired(place, printable(source.path.absolute().name))
+        found.append((look, source.training))
     return found
 
 
-def _section(task: str, sources: Sequence[Source], pair: bool | None, allow_differences: bool) -> Section:
-    places = [place for place, source in enumerate(sources) if task in source.evaluations]
-    runs = [sources[place].evaluations[task] for place in places]
-    problem, comparison = _why_not(sources, task, pair), None
+def _sections(
+    data: DataSet[SavedRun],
+    sources: Sequence[Source],
+    groups: Groups | None,
+    pair: bool | None,
+    allow_differences: bool,
+) -> list[Section]:
+    problem = why_not_compared(sources, data, groups, pair)
     if problem is None:
         try:
-            pairs = list(zip(runs[::2], runs[1::2], strict=True))
-            comparison = compare_runs(pairs, allow_differences=allow_differences)
+            arrangement = arranged(data, groups, allow_differences)
+            return _compared(data, arrangement, allow_differences)
         except (EvaluationError, IntervalError) as error:
-            problem = _printable(str(error))
-    if pair and problem is not None:
-        raise EvaluationError(problem)
-    names = [_printable(name) for name in run_labels(runs)]
-    if comparison is None:
-        intervals = [run.summary["interval"] for run in runs]
-        looks = [_unpaired(place, name) for place, name in zip(places, names, strict=True)]
-    else:
-        intervals = [side.interval for pair in comparison.pairs for side in (pair.a, pair.b)]
-        looks = [_paired(place, len(runs), name) for place, name in enumerate(names)]
+            problem = printable(str(error))
+            if groups is not None:
+                raise EvaluationError(f"{data.title}: {problem}") from error
+    if pair:
+        raise EvaluationError(f"{data.title}: {problem}")
+    runs = list(data.runs.values())
+    names = [printable(name) for name in run_labels(runs)]
+    looks = [unpaired(place, name) for place, name in zip(data.runs, names, strict=True)]
     members = tuple(
-        Member(look, run, (interval[0], interval[1]))
-        for look, run, interval in zip(looks, runs, intervals, strict=True)
+        Member(look, run, run_accuracy(run, look.name, DistinctQuestions.of(run), run.summary["confidence"]))
+        for look, run in zip(looks, runs, strict=True)
     )
-    return Section(task, members, comparison, problem)
+    notes = [
+        Note("warning", f"{member.look.label}: {text}") for member in members for text in member.run.remarks
+    ]
+    copies = {told: None for run in runs if (told := DistinctQuestions.of(run).told()) is not None}
+    notes += [Note("warning", text) for text in copies]
+    return [
+        Section(
+            data.key, data.title, data.task, members, None, problem, training_overview(runs), tuple(notes)
+        )
+    ]
 
 
-def _why_not(sources: Sequence[Source], task: str, pair: bool | None) -> str | None:
-    """The reason for which the runs of a task are not compared, as far as it can be told without their answers."""
-    count = sum(task in source.evaluations for source in sources)
-    title = TASK_TITLES.get(task, task)
+def arranged(data: DataSet[Run], groups: Groups | None, allow_differences: bool) -> Arrangement[Run]:
+    """Put the runs on a data set into arms.
+
+    Args:
+        data: The runs.
+        groups: Which of the sources belong to which arm; None: by the records of the trainings.
+        allow_differences: Accept groups that the records contradict.
+
+    Raises:
+        EvaluationError: It is not clear which is held against which.
+    """
+    if groups is None:
+        return arrange_runs(list(data.runs.values()), "mce-llm report")
+    baseline, arms = groups
+    return arrange_groups(
+        [data.runs[place] for place in baseline],
+        [(name, [data.runs[place] for place in places]) for name, places in arms],
+        allow_differences=allow_differences,
+    )
+
+
+def _compared(
+    data: DataSet[SavedRun], arrangement: Arrangement[SavedRun], allow_differences: bool
+) -> list[Section]:
+    """A section for the comparison, or one for each arm."""
+    if len(arrangement.arms) == 1:
+        comparison = compare_runs(
+            arrangement.pairs(arrangement.arms[0]),
+            allow_differences=allow_differences,
+            pairing=arrangement.how,
+            doubts=arrangement.doubts,
+            name=arrangement.arms[0].name,
+        )
+        return [_section(data, arrangement, arrangement.arms[0], comparison)]
+    outcome = compare_arms(arrangement, allow_differences=allow_differences)
+    return [
+        _section(data, arrangement, arm, result.comparison, (outcome, place))
+        for place, (arm, result) in enumerate(zip(arrangement.arms, outcome.arms, strict=True))
+    ]
+
+
+def _section(
+    data: DataSet[SavedRun],
+    arrangement: Arrangement[SavedRun],
+    arm: Arm[SavedRun],
+    comparison: Comparison,
+    among: tuple[ArmsComparison, int] | None = None,
+) -> Section:
+    pairs, place = arrangement.pairs(arm), 0 if among is None else among[1]
+    members = []
+    for number, (runs, outcome) in enumerate(zip(pairs, comparison.pairs, strict=True)):
+        for side, (run, accuracy) in enumerate(zip(runs, (outcome.a, outcome.b), strict=True)):
+            letter = comparison.sides[side]
+            look = paired(number, len(pairs), printable(accuracy.label), letter, place if side else None)
+            members.append(Member(look, run, accuracy))
+    outcome_of_all = among[0] if among is not None else None
+    last = outcome_of_all is not None and place == len(outcome_of_all.arms) - 1
+    return Section(
+        data.key if among is None else f"{data.key}-{comparison.sides[1].lower()}",
+        data.title,
+        data.task,
+        tuple(members),
+        comparison,
+        None,
+        comparison.trainings,
+        comparison.notes,
+        None if outcome_of_all is None else outcome_of_all.arms[place],
+        outcome_of_all.verdict if outcome_of_all is not None and last else None,
+    )
+
+
+def why_not_compared(
+    sources: Sequence[Source], data: DataSet[Run], groups: Groups | None, pair: bool | None
+) -> str | None:
+    """Say why the runs on a data set are not compared, as far as it can be told without their answers.
+
+    Args:
+        sources: All runs of the report.
+        data: Those on one data set.
+        groups: Which belong to which arm.
+        pair: Whether a comparison is wanted.
+
+    Returns:
+        The reason; None where there is none.
+    """
     if pair is False:
         return "a comparison was not wanted (--no-pair)"
-    if count == 1:
-        return f"there is one run on {title} only; a comparison takes two, A and B"
-    for source in sources:
-        if task not in source.evaluations and not source.is_evaluation:
-            return f"{source.path} has no evaluation on {title}, so it is not clear which of the others is A and which B"
-    if count % 2:
+    if len(data.runs) == 1 and groups is None:
+        return f"there is one run on {data.title} only; a comparison takes two, A and B"
+    for place, source in enumerate(sources):
+        if place in data.runs or (source.is_evaluation and groups is None):
+            continue
         return (
-            f"there are {count} runs on {title}, an odd number; a comparison takes pairs: A B, or A B A2 B2 …"
+            f"{source.path} has no evaluation on {data.title}, so it is not clear which of the others is A and which B"
+            if groups is None
+            else f"{source.path} has no evaluation on {data.title}, where {counted(len(data.runs), 'other run')} "
+            f"{'has' if len(data.runs) == 1 else 'have'} one"
         )
     return None
-
-
-def _printable(text: str) -> str:
-    """Names of folders may hold bytes that are no UTF-8; pictures and pages cannot."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _paired(place: int, count: int, name: str) -> Look:
-    number, is_b = divmod(place, 2)
-    arm: Literal["A", "B"] = "B" if is_b else "A"
-    tag = arm if count == 2 else f"{arm}{number + 1}"
-    return Look(tag, name, arm, f"arm-{arm.lower()}", LINES[number % len(LINES)])
-
-
-def _unpaired(place: int, name: str) -> Look:
-    line = LINES[place // len(_UNPAIRED) % len(LINES)]
-    return Look(f"run {place + 1}", name, None, _UNPAIRED[place % len(_UNPAIRED)], line)

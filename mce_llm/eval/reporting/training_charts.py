@@ -7,7 +7,7 @@ is for the page to say.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from mce_llm.eval.reporting.collect import Training
-from mce_llm.eval.reporting.drawing import COLOURS, Chart, draw, power_of_ten, short
-from mce_llm.eval.reporting.sections import Look
+from mce_llm.eval.reporting.drawing import COLOURS, Chart, draw, legend_below, power_of_ten, short
+from mce_llm.eval.reporting.looks import Look
 
 Subject = tuple[Look, Training]
 """A training and how it is drawn."""
@@ -38,6 +38,7 @@ class Quantity:
         held_out: Name in the log of its value on held-out data, drawn in bold with a dot at each evaluation.
         training: Name in the log of its value on training data, drawn thin.
         note: What to know when reading it.
+        optional: Only some losses have it: without a word where nobody logged it.
     """
 
     name: str
@@ -46,12 +47,17 @@ class Quantity:
     held_out: str | None
     training: str | None
     note: str
+    optional: bool = False
 
     @property
     def logged(self) -> list[tuple[str, str]]:
         """Name in the log and on which data, of what there is."""
         kinds = ((self.held_out, "held out"), (self.training, "training"))
         return [(name, kind) for name, kind in kinds if name is not None]
+
+    def titled(self, kind: str) -> str:
+        """The title with the kind of data behind it, which some titles name themselves."""
+        return self.title if kind in self.title else f"{self.title}, {kind}"
 
 
 QUANTITIES = (
@@ -69,7 +75,25 @@ QUANTITIES = (
         "MCE (nats/token)",
         "eval_mce_loss",
         "mce_loss",
-        "Bold with dots: held-out data. Thin: training batches; a training with weight 0 does not log it there.",
+        "Bold with dots: held-out data. Thin: training batches; a training without it in its loss does not log it there.",
+    ),
+    Quantity(
+        "smoothing",
+        "Cross-entropy against uniform targets",
+        "S (nats/token)",
+        "eval_smoothing_loss",
+        "smoothing_loss",
+        "The part of label smoothing. Bold with dots: held-out data. Thin: training batches.",
+        optional=True,
+    ),
+    Quantity(
+        "emo-distance",
+        "Earth mover's distance (EMO)",
+        "1 − cosine",
+        "eval_emo_distance",
+        "emo_distance",
+        "Between the predicted distribution and the target. Bold with dots: held-out data. Thin: training batches.",
+        optional=True,
     ),
     Quantity(
         "effective-rank",
@@ -101,6 +125,16 @@ SPECTRA = {
     "density": "predicted density matrices",
 }
 """Kind of spectrum in `spectra.jsonl` → of what it is."""
+
+
+def quantities_of(trainings: Iterable[Training]) -> list[Quantity]:
+    """What is shown of these trainings: every quantity, but those of some losses only where one logged them."""
+    known = list(trainings)
+    return [
+        quantity
+        for quantity in QUANTITIES
+        if not quantity.optional or any(one.curve(name) for one in known for name, _ in quantity.logged)
+    ]
 
 
 def curve_chart(quantity: Quantity, subjects: Sequence[Subject]) -> Chart | None:
@@ -208,7 +242,7 @@ def _about_spectra(kind: str, labelled: Sequence[tuple[str, Mapping[str, Any]]])
 
 def _legend(axes: Axes, entries: int) -> None:
     if entries > _MANY:
-        axes.figure.legend(loc="outside lower center", ncols=3, fontsize=7.5, handlelength=2.6)
+        legend_below(axes, 3, fontsize=7.5, handlelength=2.6)
     else:
         axes.legend(handlelength=2.6)
 

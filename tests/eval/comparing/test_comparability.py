@@ -73,13 +73,13 @@ def test_other_questions_are_never_paired(make):
     silent = make("silent", b, questions=[f"What are {k}?" for k in range(10)], hashes=same_hash)
     shorter = make("shorter", b[:6])
     with pytest.raises(
-        EvaluationError, match=r"data \(question 9 is 'How many are 9 and 9\?' and 'Who is it\?'\)"
+        EvaluationError, match=r"data \(question no. 10 is 'How many are 9 and 9\?' and 'Who is it\?'\)"
     ):
         compare_runs([(ce, other)])
-    with pytest.raises(EvaluationError, match=r"did not answer the same questions \(question 9 is"):
+    with pytest.raises(EvaluationError, match=r"did not answer the same questions \(question no. 10 is"):
         compare_runs([(ce, other)], allow_differences=True)
     with pytest.raises(
-        EvaluationError, match=r"ce and silent did not answer the same questions \(question 0 is"
+        EvaluationError, match=r"ce and silent did not answer the same questions \(question no. 1 is"
     ):
         compare_runs([(ce, silent)])
     with pytest.raises(
@@ -117,8 +117,8 @@ def test_answers_cut_off_or_found_without_a_marker(make):
     cut, fallback = ["length"] * 3 + ["eos"] * 97, ["last_number"] * 8 + ["answer_is"] * 92
     found = notes_of((make("ce", a), make("mce", b, finished=cut, found_by=fallback)))
     assert [text for _, text in found] == [
-        "0.0% of A's answers and 3.0% of B's were cut off, which can hide or feign a difference in skill; raise max_new_tokens",
-        "0.0% of A's answers and 8.0% of B's were found without a marker, which can hide or feign a difference in skill; "
+        "0.0 % of A's answers and 3.0 % of B's were cut off, which can hide or feign a difference in skill; raise max_new_tokens",
+        "0.0 % of A's answers and 8.0 % of B's were found without a marker, which can hide or feign a difference in skill; "
         "read them in items.jsonl",
     ]
     few = ["last_number"] * 4 + ["answer_is"] * 96

@@ -24,6 +24,7 @@ def test_points(share, text, signed):
 def test_numbers_as_words():
     assert [p_text(p) for p in (1.0, 0.0314, 0.05, 1e-9)] == ["p = 1", "p = 0.031", "p = 0.05", "p < 0.0001"]
     assert [percent(c) for c in (0.95, 0.995, 0.9)] == ["95 %", "99.5 %", "90 %"]
+    assert [percent(c) for c in (0.999999, 1e-6, 1.0, 0.0)] == ["99.9999 %", "0.0001 %", "100 %", "0 %"]
 
 
 def test_a_close_call_is_called_one():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from mce_llm.eval.engines import decoding
 from mce_llm.eval.engines.decoding import Decoding, Picker, Request
 
 
@@ -23,8 +24,10 @@ def rows(count, sample=0):
         {"temperature": 1.0, "top_k": 100},
     ],
 )
-def test_frequencies_are_those_of_the_stock_warpers(options):
+@pytest.mark.parametrize("exact", [torch.float64, torch.float32])
+def test_frequencies_are_those_of_the_stock_warpers(options, exact, monkeypatch):
     """20,000 draws against temperature, top-k and top-p of transformers: 5 standard errors on every token."""
+    monkeypatch.setattr(decoding, "exact_dtype", lambda device: exact)  # MPS has no float64
     logits_V = torch.tensor([2.0, -1.0, 0.5, 1.9, 0.0, -3.0, 1.0, 0.51])
     scores_1V = TemperatureLogitsWarper(options["temperature"])(None, logits_V[None])
     if "top_k" in options:

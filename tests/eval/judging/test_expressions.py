@@ -177,6 +177,13 @@ def test_references_that_are_latex_are_compared_as_expressions_unasked():
         (r"\boxed 2", "2"),
         ("so 5\n#### 5", "5"),
         (r"\text{Evelyn}", r"\text{Evelyn}"),
+        (r"\boxed{\text{A,B}}", r"\text{A,B}"),
+        (r"\text{A, D, F, G, H}", r"\text{A, D, F, G, H}"),
+        (r"\text{m}", r"\text{m}"),
+        (r"\text{偶数}", r"\text{偶数}"),
+        ("Нет", "Нет"),
+        (r"\%", r"\%"),
+        ("♥", "♥"),
     ],
 )
 def test_reference(gold, expression):
@@ -188,6 +195,8 @@ def test_reference(gold, expression):
     [
         (lambda: gold_expression(""), GoldAnswerError, "holds no expression such as"),
         (lambda: gold_expression(r"\boxed{}"), GoldAnswerError, "holds no expression"),
+        (lambda: gold_expression(r"\text{ }"), GoldAnswerError, "holds no expression"),
+        (lambda: gold_expression(r"$\,$."), GoldAnswerError, "holds no expression"),
         (lambda: gold_expression(r"so \boxed{\frac{1}{2}"), GoldAnswerError, "holds no expression"),
         (lambda: gold_expression(5), TypeError, "must be a string, got int"),
         (lambda: is_correct("5", "", style="math"), GoldAnswerError, "holds no expression"),
@@ -211,6 +220,18 @@ LATEX = st.lists(
             "\\pi",
             "\\text",
             "\\begin{pmatrix}",
+            "\\end{pmatrix}",
+            "\\approx",
+            "\\in",
+            "\\cup",
+            "\\left",
+            "\\{",
+            "\\}",
+            "\\mathrm",
+            "\\color",
+            "\\overset",
+            ":",
+            ";",
             "\\\\",
             "−",
             *"&{}()[]",
@@ -227,8 +248,65 @@ def test_never_raises_and_knows_itself(answer, gold):
     assert equivalent(answer, gold) in (True, False)
     found = extract_answer(rf"\boxed{{{answer}}} {gold}", style="math")
     assert found.value is None or isinstance(found.value, Fraction)
-    if gold.strip("$ .,;:*_`\\") and number_of(gold) is not None:
-        assert equivalent(gold, gold)
+    assert equivalent(gold, gold) is bool(gold.strip())
+
+
+# Ways of writing the same: none of them changes what an answer is.
+LOOKS = [
+    "{%s}", "$%s$", r"\(%s\)", r"\displaystyle %s", r"{\displaystyle{%s}}", r"\mathbf{%s}", r"\boldsymbol{%s}",
+    r"\textcolor{red}{%s}", r"{\color{blue} %s}", r"\boxed{%s}", r"\,%s\,", "%s.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_looks_change_no_answer(look):
+    golds = sorted({gold for _, gold in EQUAL} | set(GOLDS))
+    assert [gold for gold in golds if not equivalent(look % gold, gold)] == []
+
+
+# What only an answer may do: see the module.
+ONE_SIDED = re.compile(r"\(?[A-C][).]|= 7$|= 2.5$|\\text\{\([A-C]\)")
+
+
+def test_equality_has_no_direction():
+    pairs = [pair for pair in EQUAL + DIFFERENT if not any(map(ONE_SIDED.search, pair))]
+    assert len(pairs) > 600
+    assert [pair for pair in pairs if equivalent(*pair) != equivalent(*reversed(pair))] == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text(max_size=40)
+    | LATEX
+    | st.sampled_from([r"x \approx 1.31", "\\", "{", "}{", r"\text{", "=", ",", r"\frac"])
+)
+def test_every_text_that_is_not_blank_equals_itself(text):
+    assert equivalent(text, text) is bool(text.strip())
+    assert equivalent(text, "{x}") in (True, False)
+
+
+def test_texts_that_are_too_long_equal_only_the_same_text():
+    long = "x+" * 600 + "1"
+    assert equivalent(long, f" {long} ")
+    assert not equivalent(long, long[:-1] + "2")  # differ only behind the limit
+    assert not equivalent(long, long[:1000])
+    assert not equivalent("1" * 1500, "1" * 1500 + "0")
+
+
+ADVERSARIAL = [
+    "x_", "x_1", "√", r"\,", ", ", "a and ", r"\frac", r"\mathbf{", r"\text{", "{", "(", "[", "|", "'", "1 ", "1,", "x=",
+    r"\pm", r"\overset{", r"\sqrt(", "5 m ", r"\approx", r"\color", "(A)", "cm ", r"{\rm", r"\cup", r"^{\prime", "f(",
+    r"\begin{pmatrix}", r"\\[4pt]", "...", "A,", ":", "x<", r"\left", "1/",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", ADVERSARIAL)
+def test_no_pattern_goes_back_and_forth(piece, monkeypatch):
+    monkeypatch.setattr(symbolic, "TIME_LIMIT", 0.2)  # of the other process; what is measured is this one
+    for text in (piece * 1000, piece * 200 + "!", "1" + piece * 300, r"\text{A" + piece * 300 + "}"):
+        start = time.process_time()
+        equivalent(text[:1000], "1" + text[1:999])
+        assert time.process_time() - start < 5  # of this process alone; an exponential pattern takes years
 
 
 @settings(max_examples=60, deadline=None)
@@ -298,7 +376,7 @@ def test_a_worker_that_died_is_replaced():
 
 
 def test_without_math_verify_the_message_says_what_to_install(monkeypatch, tmp_path):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('not here')")
+    (tmp_path / "latex2sympy2_extended.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(symbolic, "_worker", None)
     with pytest.raises(

@@ -92,7 +92,7 @@ def two_pairs(tmp_path_factory):
                 place / name,
                 right,
                 model=str(model),
-                responses=[f"{HOSTILE[k % 4]}\nStep {k} of {name}.\nThe answer is: {k}" for k in range(N)],
+                responses=[f"{HOSTILE[k % 4]}\nStep {k} of {name}." for k in range(N)],
                 questions=[f"Question {HOSTILE[k % 4]} {k}?" for k in range(N)],
                 found_by=["last_number" if k % 9 == 0 else "answer_is" for k in range(N)],
                 finished=["length" if k % 11 == 0 else "eos" for k in range(N)],
@@ -104,4 +104,4 @@ def two_pairs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def report(two_pairs):
     """Page and sections of the two pairs."""
-    return page_of(two_pairs)
+    return page_of(two_pairs, groups=([0, 2], [(None, [1, 3])]))

@@ -20,7 +20,7 @@ def test_an_evaluation_and_the_training_above_it(tmp_path):
     write_run(tmp_path / "ce" / "eval", A)
     (source,) = read_sources([tmp_path / "ce" / "eval"])
     assert source.is_evaluation
-    assert list(source.evaluations) == ["gsm8k"]
+    assert [run.path.name for run in source.evaluations] == ["eval"]
     assert source.training.folder == tmp_path / "ce"
 
 
@@ -30,10 +30,7 @@ def test_a_training_brings_the_evaluations_below_it(tmp_path):
     write_run(tmp_path / "ce" / "math", B, task="math")
     (source,) = read_sources([tmp_path / "ce"])
     assert not source.is_evaluation
-    assert {task: run.path.name for task, run in source.evaluations.items()} == {
-        "gsm8k": "gsm8k",
-        "math": "math",
-    }
+    assert {run.data_title: run.path.name for run in source.evaluations} == {"GSM8K": "gsm8k", "MATH": "math"}
     assert source.training.folder == tmp_path / "ce"
 
 
@@ -41,7 +38,7 @@ def test_a_folder_of_evaluations_alone(tmp_path):
     write_run(tmp_path / "eval" / "gsm8k", A)
     write_run(tmp_path / "eval" / "math", B, task="math")
     (source,) = read_sources([tmp_path / "eval"])
-    assert set(source.evaluations) == {"gsm8k", "math"}
+    assert [run.data_title for run in source.evaluations] == ["GSM8K", "MATH"]
     assert source.training is None
 
 
@@ -55,7 +52,7 @@ def test_the_training_is_that_of_the_evaluated_model(tmp_path):
 def test_a_training_without_evaluation_is_one_too(tmp_path):
     write_training(tmp_path / "ce")
     (source,) = read_sources([tmp_path / "ce"])
-    assert source.evaluations == {}
+    assert source.evaluations == ()
     assert source.training.history
 
 
@@ -107,7 +104,7 @@ def unfinished(place):
         (the_same_twice, "are one run, .*takes each run once"),
         (by_two_ways, "are one run"),
         (a_training_twice, "are one run"),
-        (two_of_one_task, "two evaluations on gsm8k, .*first and .*second"),
+        (two_of_one_task, "two evaluations on GSM8K, .*first and .*second"),
         (unfinished, "not finished"),
     ],
 )
@@ -144,6 +141,7 @@ def test_a_curve_has_each_step_once_with_its_last_value(entries):
     [
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
+        ("[" * 100_000, "RecursionError"),
         ("{}", "KeyError"),
         ('{"log_history": [{"loss": 1}]}', "KeyError"),
     ],
@@ -169,7 +167,11 @@ def test_spectra_that_are_not_there_are_missed(tmp_path):
         '{"hidden": {}}',
         '{"step": 3, "hidden": {"width": 2, "eigenvalues": [1, 1, 1], "effective_rank": 2.0}}',
         '{"step": 3, "hidden": {"width": 2, "eigenvalues": [], "effective_rank": 2.0}}',
-        '{"step": "3", "hidden": {"width": 2, "eigenvalues": [1], "effective_rank": 2.0}}',
+        '{"step": "3", "hidden": {"width": 2, "eigenvalues": [1], "rest": 0.0, "effective_rank": 2.0}}',
+        '{"step": 3, "hidden": {"width": 2, "eigenvalues": [1], "effective_rank": 2.0}}',
+        '{"step": 3, "hidden": {"width": 2, "eigenvalues": [1], "rest": "0", "effective_rank": 2.0}}',
+        '{"step": 3, "hidden": {"width": 2, "eigenvalues": ["1"], "rest": 0.0, "effective_rank": 2.0}}',
+        "[" * 100_000,
     ],
 )
 def test_spectra_that_cannot_be_used_are_counted(tmp_path, line):

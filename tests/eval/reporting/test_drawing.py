@@ -5,12 +5,19 @@ import re
 import numpy as np
 import pytest
 from matplotlib import rcParams
+from matplotlib.figure import Figure
 
 from helpers.trainings import spectrum_record, write_training
 from mce_llm.eval.reporting.collect import Training
-from mce_llm.eval.reporting.drawing import COLOURS, draw, power_of_ten, short
+from mce_llm.eval.reporting.drawing import COLOURS, draw, legend_below, power_of_ten, short
 from mce_llm.eval.reporting.sections import Look
-from mce_llm.eval.reporting.training_charts import QUANTITIES, curve_chart, last_spectra_chart, spectra_chart
+from mce_llm.eval.reporting.training_charts import (
+    QUANTITIES,
+    curve_chart,
+    last_spectra_chart,
+    quantities_of,
+    spectra_chart,
+)
 
 LOOK = Look("A", "ce", "A", "arm-a", "-")
 
@@ -69,6 +76,14 @@ def test_a_quantity_that_nobody_logged_is_not_drawn(tmp_path):
     assert last_spectra_chart("hidden", [(LOOK, training)]) is None
 
 
+def test_quantities_of_some_losses_are_there_where_they_were_logged(tmp_path):
+    plain = Training.read(write_training(tmp_path / "ce", weight=0))
+    emo = Training(tmp_path, ({"step": 1, "emo_distance": 0.5, "eval_emo_distance": 0.6},), ())
+    usual = {quantity.name for quantity in quantities_of([plain])}
+    assert usual == {quantity.name for quantity in QUANTITIES if not quantity.optional}
+    assert {quantity.name for quantity in quantities_of([plain, emo])} - usual == {"emo-distance"}
+
+
 def test_values_that_are_no_numbers_are_told():
     history = ({"step": 1, "ce_loss": 2.0}, {"step": 2, "ce_loss": np.nan}, {"step": 3, "ce_loss": np.inf})
     chart = curve_chart(QUANTITIES[0], [(LOOK, Training(None, history, ()))])
@@ -83,3 +98,43 @@ def test_spectra_are_shares_at_few_steps(tmp_path):
     assert steps[-1] == "100"
     assert len(steps) == 5
     assert "of 8" in chart.description
+
+
+def test_titles_fit_beside_long_names():
+    """The axes of a picture with long names are narrow: its title begins at the edge and is broken where it is long."""
+    title = f"{short('a-data-set-with-a-name-that-is-long')}: difference with 95 % intervals"
+
+    def paint(axes):
+        axes.barh([0, 1], [1, 2], color=COLOURS["arm-a"])
+        axes.set_yticks([0, 1], ["a run whose name is very long", "another run of a name like it"])
+        axes.set_title(title)
+
+    lines = re.findall(r"<text[^>]*>([^<]*)</text>", draw("one", "", paint).svg)
+    parts = [text for text in lines if text and text in title]
+    assert " ".join(parts) == title
+    assert all(len(text) <= 50 for text in parts)
+
+
+def test_titles_keep_their_lines():
+    def paint(axes):
+        axes.set_title("A  ce\npredicted density matrices")
+
+    lines = re.findall(r"<text[^>]*>([^<]*)</text>", draw("one", "", paint).svg)
+    assert [text.split() for text in lines if "ce" in text.split() or "density" in text] == [
+        ["A", "ce"],
+        ["predicted", "density", "matrices"],
+    ]
+
+
+@pytest.mark.parametrize(("length", "columns"), [(3, 3), (30, 2), (60, 1)])
+def test_a_legend_has_as_many_columns_as_there_is_room_for(length, columns):
+    axes = Figure(figsize=(7.68, 4), layout="constrained").subplots()
+    for letter in "ABCDEF":
+        axes.plot([0, 1], [0, 1], label=letter * length)
+    legend_below(axes, 3, fontsize=8)
+    (legend,) = axes.figure.legends
+    axes.figure.draw_without_rendering()
+    assert legend._ncols == columns
+    box, frame = legend.get_window_extent(), axes.figure.bbox
+    assert frame.x0 <= box.x0 <= box.x1 <= frame.x1
+    assert frame.y0 <= box.y0 <= box.y1 <= frame.y1

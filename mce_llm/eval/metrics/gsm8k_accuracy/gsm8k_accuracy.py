@@ -21,7 +21,7 @@ Args:
     references: Reference answers such as "1,234" or "... #### 1,234".
 Returns:
     accuracy, correct, n, interval_low, interval_high, fallback (answers found without a marker),
-    no_answer (texts without a number).
+    no_answer (texts without a number), still_thinking (texts that end inside reasoning).
 """
 
 

@@ -21,7 +21,7 @@ Args:
     references: Reference answers such as "\\\\frac{1}{2}", or solutions with their answer in a box.
 Returns:
     accuracy, correct, n, interval_low, interval_high, fallback (answers found without a marker),
-    no_answer (texts without an answer).
+    no_answer (texts without an answer), still_thinking (texts that end inside reasoning).
 """
 
 

@@ -127,7 +127,7 @@
     answers.forEach((x, side) => head.append(chip(run(side), x[RIGHT])));
     if (severalPairs()) {
       const { a, b, net } = record(question);
-      if (a || b) head.append(make("span", `net ${net > 0 ? "arm-b" : net < 0 ? "arm-a" : ""}`, `B won ${b}, A ${a}`));
+      if (a || b) head.append(make("span", `net ${net > 0 ? run(1).colour : net < 0 ? run(0).colour : ""}`, `${section().sides[1]} won ${b}, ${section().sides[0]} ${a}`));
     }
     if (answers.some((x) => x[FINISHED] === "length")) head.append(make("span", "flag", "cut off"));
     if (answers.some((x) => x[FOUND_BY] === "last_number")) head.append(make("span", "flag", "fall-back"));
@@ -190,7 +190,7 @@
     const { a, b } = record(question);
     const total = section().views.length;
     const table = make("table", "seeds");
-    table.append(make("caption", "", `B won ${b}, A won ${a}, even in ${total - a - b} of ${total} pairs`));
+    table.append(make("caption", "", `${section().sides[1]} won ${b}, ${section().sides[0]} won ${a}, even in ${total - a - b} of ${total} pairs`));
     const head = table.createTHead().insertRow();
     head.append(make("th", "", "pair"));
     section().views.forEach((_, place) => {
@@ -204,9 +204,9 @@
       head.append(cell);
     });
     const body = table.createTBody();
-    ["A", "B"].forEach((arm, side) => {
+    section().sides.forEach((arm, side) => {
       const line = body.insertRow();
-      const name = make("th", `arm-${arm.toLowerCase()}`, arm);
+      const name = make("th", run(side).colour, arm);
       name.scope = "row";
       line.append(name);
       section().views.forEach((pair) => {

@@ -1,0 +1,121 @@
+r"""Answers of which a part reads like a number: the whole is judged, or it has no value."""
+
+from fractions import Fraction
+
+import pytest
+
+from mce_llm.eval.answers import extract_answer, is_correct
+
+# Behind a marker; None where the whole is not one number.
+QUANTITIES = [
+    (r"2\text{ dozen}", "24"),
+    (r"3\ \text{hundred}", "300"),
+    (r"1.8\times10^3", "1800"),
+    (r"1.8 \times 10^{3}", "1800"),
+    (r"\frac12", "1/2"),
+    (r"\dfrac12", "1/2"),
+    (r"3\frac12", "7/2"),
+    (r"3 \tfrac12", "7/2"),
+    (r"\frac1{2}", "1/2"),
+    (r"\frac{1}2", "1/2"),
+    (r"\frac{\$36}{2}", "18"),
+    ("4 and one-half hours", "9/2"),
+    ("4 and two-fifths", "22/5"),
+    ("3 thousands", "3000"),
+    ("half of a dozen", "6"),
+    ("1/2 a dozen", "6"),
+    ("a dozen and a half", "18"),
+    ("3 dozen and a half", "42"),
+    ("$18 a dozen", "18"),
+    ("1.25% of 5,000", None),
+    ("3 thousand 500", None),
+    ("18 : 3", None),
+    (r"7\text{:}30", None),
+    ("7{:}30", None),
+    ("2' 3\"", None),
+    ("50% of 36", None),
+    ("25% of 80 = 20 students", "20"),
+    ("25% of the students", "25"),
+    ("1/2 of 36", None),
+    ("1/2 of the cake", "1/2"),
+    ("2 hours & 30 minutes", None),
+    ("3 weeks and a day", None),
+    ("18 hours a day", "18"),
+    ("18 apples, 3 pears", None),
+    ("18 through 20", None),
+    ("120 minutes, or 2 hours", "120"),
+    (r"\pm 18", None),
+    ("x=18, y=3", None),
+    ("the sum of 9 and 9", None),
+    ("one more than 17", None),
+]
+
+
+@pytest.mark.parametrize("text", ["The answer is {}.", "\\boxed{{{}}}"])
+@pytest.mark.parametrize(("quantity", "value"), QUANTITIES)
+def test_the_whole_or_nothing(text, quantity, value):
+    expected = None if value is None else Fraction(value)
+    assert extract_answer(text.format(quantity)).value == expected
+
+
+@pytest.mark.parametrize("content", [r"\frac{x}{2}", "x+5", r"> 18", r"18\pm2"])
+def test_a_box_without_a_value(content):
+    answer = extract_answer(f"She has 2 and 5 and 18.\n\\boxed{{{content}}}")
+    assert (answer.value, answer.found_by) == (None, "boxed")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Answer: 16 - 3 - 4 = 9 eggs. 9 * 2 = 18 dollars.", 18),
+        ("A: 5 + 3 = 8 apples.\n8 x 2 = 16 dollars.", 16),
+        ("Answer: 9 * 2 = 18 dollars.\n\nExplanation: 16 - 7 = 9 eggs.", 18),
+        ("Answer: 18 dollars. She sells 16 - 7 = 9 eggs.", 18),
+        ("Answer: 1. She has 9 eggs.\n2. She makes $18.", 18),
+        ("The answer is 2 hrs. 30 min.", None),
+        ("The answer is 2 hrs. She sleeps.", 2),
+        ("The answer is 20, no wait, 18.", 18),
+        ("The answer is 20... actually 18.", 18),
+        ("The answer is 20 (sorry, 18).", 18),
+        ("The answer is 18. Actually 9 eggs are sold.", 18),
+        ("答案是18个苹果和3个梨。", None),
+    ],
+)
+def test_the_first_number_of_a_solution_is_not_its_answer(text, value):
+    assert extract_answer(text).value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "right"),
+    [
+        (r"The solutions are $\boxed{3}$ and $\boxed{-2}$.", "3,-2", True),
+        (r"The solutions are $\boxed{3}$ and $\boxed{-2}$.", "-2", False),
+        (r"$x = \boxed{3}$ or $x = \boxed{-2}$", "-2", False),
+        (r"The answer is $\boxed{3}$ or $\boxed{4}$.", "4", False),
+        (r"The answer is \boxed{A}, \boxed{D}", "A, D", True),
+        (r"\boxed{3}, \boxed{5}, \boxed{7}", "7,5,3", True),
+        (r"So $x = 3$ or $x = 4$.", "4", False),
+        (r"So $x = 3$ and $x = 4$.", "3, 4", True),
+        (r"The roots are $3$ and $4$.", "4", False),
+        (r"With $r = 3$ and $A = 9\pi$.", r"9\pi", True),
+        (r"\boxed{3} eggs. Hence \boxed{-2}", "-2", True),
+        (r"\boxed{3}\text{ or }\boxed{3}", "3", True),
+        (r"Thus the area is $12\pi \approx 37.7$.", r"12\pi", True),
+        (r"Thus $A = 12\pi \approx 37.7$.", r"12\pi", True),
+        (r"So $x \approx 37.7$.", "37.7", True),
+        (r"\boxed{\Large 5}", "5", True),
+    ],
+)
+def test_joined_boxes_and_exact_sides(text, gold, right):
+    assert is_correct(extract_answer(text, "math"), gold) is right
+
+
+def test_boxes_of_several_answers_have_no_value():
+    assert extract_answer("\\boxed{3} or \\boxed{5}").value is None
+    assert extract_answer("\\boxed{5} and \\boxed{5}").value == 5
+    assert extract_answer("\\boxed{9} eggs at $2, so \\boxed{18}").value == 18
+
+
+def test_words_equal_themselves():
+    assert is_correct("II and III", "II and III", "math")
+    assert not is_correct("II and III", "I and III", "math")
