@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     # Adapters included. Hugging Face's count knows that two 4-bit weights lie in a byte, and nothing of ZeRO-3's shards.
     total = base.num_parameters() or sum(map(whole_size, base.parameters()))
     say(f"model: {type(model).__name__}, {total:,} parameters, {trained:,} of them trained")
-    say(f"matrix loss: {training.matrix_loss}")
+    say(f"loss: {training.matrix_loss}")
     rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
     say(
         f"batch: {training.world_size * rows * steps} rows an optimizer step = {training.world_size} processes × "

@@ -1,4 +1,4 @@
-"""The data of `reproduce_gsm8k.sh --toy`: made-up arithmetic in the formats of GSM8K and of MATH, and a tokenizer.
+"""The data of `recipes/studies/quickstart.yaml`: made-up arithmetic in the formats of GSM8K and of MATH, and a tokenizer.
 
 `python recipes/toy_study.py FOLDER` writes it.
 """

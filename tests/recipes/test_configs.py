@@ -25,6 +25,7 @@ CONFIGS = sorted(path.name for path in RECIPES.glob("*.yaml"))
 PAIRS = [
     ("quickstart_ce.yaml", "quickstart_mce.yaml"),
     ("llemma7b_metamath_ce.yaml", "llemma7b_metamath_mce.yaml"),
+    ("smollm2_135m_gsm8k_ce.yaml", "smollm2_135m_gsm8k_mce.yaml"),
 ]
 LAUNCH = {
     "cpu.yaml": DistributedType.MULTI_GPU,
@@ -34,6 +35,17 @@ LAUNCH = {
     "zero3.yaml": DistributedType.DEEPSPEED,
     "zero3_offload.yaml": DistributedType.DEEPSPEED,
 }
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def is_baseline(config):
+    """Whether a configuration trains cross-entropy alone."""
+    return config.get("loss") == "ce" or config.get("matrix_weight", 1.0) == 0
 
 
 def read(name):
@@ -70,6 +82,8 @@ def test_configuration_trains(name, folder, tmp_path):
         changed["model_name_or_path"] = folder / "model"
     if "total_batch_size" in config:
         changed["total_batch_size"] = 4
+    if config["prompt"] == "chat":
+        changed["chat_template"] = CHAT_TEMPLATE
     if "eval_dataset" in config:
         changed |= {"eval_dataset": folder / "held_out.jsonl", "eval_steps": 1}
     main(["--config", str(RECIPES / name), *words(changed)])
@@ -77,7 +91,7 @@ def test_configuration_trains(name, folder, tmp_path):
     output = tmp_path / "out"
     assert len(logged(output, "ce_loss")) == 2
     assert all(map(math.isfinite, logged(output, "loss")))
-    assert len(logged(output, "mce_loss")) == (2 if config.get("matrix_weight", 1.0) else 0)
+    assert len(logged(output, "mce_loss")) == (0 if is_baseline(config) else 2)
     trained = AutoModelForCausalLM.from_pretrained(output)
     if config.get("lora_r"):
         assert (output / "adapter_model.safetensors").exists()
@@ -91,9 +105,9 @@ def test_configuration_trains(name, folder, tmp_path):
 def test_pairs_differ_in_the_matrix_loss_alone(baseline, matrix):
     baseline, matrix = read(baseline), read(matrix)
     different = {key for key in {**baseline, **matrix} if baseline.get(key) != matrix.get(key)}
-    assert "matrix_weight" in different
-    assert {key for key in different if not key.startswith("matrix_")} == {"output_dir"}
-    assert baseline["matrix_weight"] == 0
+    assert {key for key in different if not key.startswith("matrix_")} <= {"output_dir", "loss"}
+    assert is_baseline(baseline)
+    assert matrix.get("loss", "mce") == "mce"
     assert matrix["matrix_weight"] > 0
 
 

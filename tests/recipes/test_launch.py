@@ -290,8 +290,9 @@ def processes_with(argument):
     while time.monotonic() < until:
         found = [
             process.pid
-            for process in psutil.process_iter(["cmdline"])
-            if str(argument) in (process.info["cmdline"] or []) and process.status() != psutil.STATUS_ZOMBIE
+            for process in psutil.process_iter(["cmdline", "status"])
+            if str(argument) in (process.info["cmdline"] or [])
+            and process.info["status"] != psutil.STATUS_ZOMBIE
         ]
         if not found:
             break

@@ -1,0 +1,1 @@
+"""Studies: arms × training seeds × evaluations, trained and evaluated one after the other, resumable, and compared."""
