@@ -105,6 +105,8 @@ class Problem:
         found[f"token, full, order {size.full_order}"] = Case(
             self.ours(support=None, order=size.full_order), 3 + 2 * size.full_order - 1
         )
+        found["label smoothing"] = Case(self.ours(loss="label_smoothing"), 3)
+        found["EMO"] = Case(self.ours(loss="emo"), 4)  # one for the costs of every token to the target
         found["marginal"] = Case(self.ours(kind="marginal"), 4 + rows)
         found["expected"] = Case(self.ours(kind="expected"), 6)
         return found

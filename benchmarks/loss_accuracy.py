@@ -1,6 +1,7 @@
 """How exact the fused losses are: relative deviations from dense float64 matrices, over kinds, dtypes and hard cases.
 
     python benchmarks/loss_accuracy.py --json accuracy.json
+    TRITON_INTERPRET=1 python benchmarks/loss_accuracy.py --kernel triton --dtype float32   # without a GPU
 
 The reference forms every density matrix, its eigendecomposition and the gradients by autograd, from the very numbers
 that the fused loss is given. Each cell shows the loss / the gradient to the hidden states / that to the weight: the
@@ -8,27 +9,28 @@ difference over the larger of 1 and the reference's loss, and Frobenius norms ov
 that is zero but for rounding (--) has no relative error; it is checked to be as small. bfloat16 results are
 stored in bfloat16, whose rounding alone is 2e-3, and logits of thousands are off by whole units in it, with any loss
 (weight 0 is plain cross-entropy). The Lanczos order is high enough to leave no truncation to see.
+
+With `--kernel triton` there are two columns: one token loss in torch's own operations, and in the kernels, which in
+Triton's interpreter take a minute. Without Triton and a GPU, or the interpreter, it is refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from measuring import DTYPES, device_argument, machine, progress, table
 from torch import Tensor
 
-from mce_llm.lm import (
-    MatrixLossConfig,
-    TokenGeometry,
-    linear_matrix_cross_entropy,
-    reference_matrix_cross_entropy,
-)
+from mce_llm.lm import MatrixLossConfig, linear_matrix_cross_entropy, reference_loss
+from mce_llm.lm.kernels.launching import VARIABLE
 
 CONFIGS = {
     "token, full": MatrixLossConfig(support=None, order=48),
@@ -36,7 +38,11 @@ CONFIGS = {
     "marginal": MatrixLossConfig(kind="marginal"),
     "expected": MatrixLossConfig(kind="expected"),
     "weight 0": MatrixLossConfig(weight=0.0),
+    "label smoothing": MatrixLossConfig(loss="label_smoothing"),
+    "EMO": MatrixLossConfig(loss="emo"),
 }
+# Orders up to 16 have kernels, and 8 kept tokens with their target span no more than 9 dimensions.
+KERNEL_CONFIG = MatrixLossConfig(support=8, order=12)
 Problem = tuple[Tensor, Tensor, Tensor]
 
 
@@ -93,14 +99,21 @@ def fused(
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 
 
+def by(choice: str) -> Callable[..., tuple[Tensor, ...]]:
+    """`fused` with `MCE_LLM_KERNELS` set to a choice."""
+
+    def loss(*given: Any) -> tuple[Tensor, ...]:
+        with patch.dict(os.environ, {VARIABLE: choice}):
+            return fused(*given)
+
+    return loss
+
+
 def dense(given: Problem, config: MatrixLossConfig, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The same from float64 matrices, for inputs rounded to `dtype`."""
     hidden, weight = (x.to(dtype, copy=True).double().requires_grad_() for x in given[:2])
     logits = F.linear(hidden, weight)
-    loss = F.cross_entropy(logits, given[2])
-    if config.weight:
-        geometry = TokenGeometry.from_table(weight, config)
-        loss = loss + config.weight * reference_matrix_cross_entropy(logits, given[2], geometry, config)
+    loss = reference_loss(logits, given[2], weight, config)
     return loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
 
 
@@ -130,6 +143,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--dtype", choices=DTYPES, nargs="+", default=usual, help=f"default {' '.join(usual)}"
     )
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--kernel", choices=["torch", "triton"], default="torch", help="whose losses; default torch"
+    )
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser.parse_args(arguments)
 
@@ -139,16 +155,21 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     about = machine(options.device)
     print("  ".join(f"{key} {value}" for key, value in about.items()))
+    columns: dict[str, tuple[MatrixLossConfig, Callable[..., tuple[Tensor, ...]]]] = {
+        name: (config, fused) for name, config in CONFIGS.items()
+    }
+    if options.kernel == "triton":
+        columns = {choice: (KERNEL_CONFIG, by(choice)) for choice in ("torch", "triton")}
     rows: list[dict[str, Any]] = []
     for dtype in options.dtype:
         cells = []
         for case, make in CASES.items():
             line = [case]
-            for name, config in CONFIGS.items():
+            for name, (config, loss) in columns.items():
                 progress(f"{dtype}: {case}, {name}")
                 given = make()
                 errors = deviations(
-                    fused(given, config, DTYPES[dtype], options.device),
+                    loss(given, config, DTYPES[dtype], options.device),
                     dense(given, config, DTYPES[dtype]),
                     given,
                 )
@@ -156,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
                 line.append(" / ".join("--" if e is None else f"{e:.0e}" for e in errors))
             cells.append(line)
         progress("")
-        print(f"\n{dtype}\n{table(['case', *CONFIGS], cells)}")
+        print(f"\n{dtype}\n{table(['case', *columns], cells)}")
     if options.json:
         options.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=2))
 

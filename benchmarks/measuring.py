@@ -210,6 +210,24 @@ def device_argument(name: str) -> torch.device:
     return device
 
 
+def new_file(text: str) -> Path:
+    """A file that figures go to, from a command line; its folder is made.
+
+    Raises:
+        argparse.ArgumentTypeError: It cannot be written, which after the measurements would be too late to know.
+    """
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot write {text}: {error.strerror}") from None
+    return path
+
+
 def positive(text: str) -> int:
     """A count from a command line.
 

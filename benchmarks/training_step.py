@@ -92,6 +92,8 @@ class Steps:
         if self.model.device.type == "cuda" and find_spec("liger_kernel") is not None:
             found[LIGER] = self.liger()
         found["ours, weight 0"] = self.ours(weight=0.0)
+        found["ours, label smoothing"] = self.ours(loss="label_smoothing")
+        found["ours, EMO"] = self.ours(loss="emo")
         found[f"ours, token, support {support}, order {order}"] = self.ours(support=support, order=order)
         found["ours, marginal"] = self.ours(kind="marginal")
         found["ours, expected"] = self.ours(kind="expected")

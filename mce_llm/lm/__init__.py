@@ -1,4 +1,4 @@
-"""Matrix losses for causal language models: the losses themselves, the model patch and the trainer.
+"""Losses for causal language models, matrix losses above all: the losses themselves, the model patch and the trainer.
 
 The losses need torch alone; what needs transformers is imported when it is first asked for.
 """
@@ -7,8 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mce_llm.errors import LossInputError, NonFiniteLossError
+from mce_llm.lm.baseline_reference import (
+    earth_mover_distance,
+    earth_mover_loss,
+    label_smoothing_loss,
+    reference_loss,
+)
 from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError
+from mce_llm.lm.emo_term import emo_geometry
 from mce_llm.lm.geometry import GeometryError, TokenGeometry
+from mce_llm.lm.geometry_cache import GeometryCache
+from mce_llm.lm.kernels.launching import KernelChoiceError
 from mce_llm.lm.linear_loss import LossOutput, linear_matrix_cross_entropy
 from mce_llm.lm.reference import (
     expected_matrix_cross_entropy,
@@ -16,6 +25,7 @@ from mce_llm.lm.reference import (
     reference_matrix_cross_entropy,
     token_matrix_cross_entropy,
 )
+from mce_llm.lm.whole_weights import ShardedWeightError
 
 if TYPE_CHECKING:
     from mce_llm.lm.arguments import MatrixTrainingArguments
@@ -56,7 +66,9 @@ _HOMES = {
 
 __all__ = [
     "BypassedLossError",
+    "GeometryCache",
     "GeometryError",
+    "KernelChoiceError",
     "LossInputError",
     "LossOutput",
     "MatrixLossConfig",
@@ -68,16 +80,22 @@ __all__ = [
     "ModelCheck",
     "NonFiniteLossError",
     "PatchedModelError",
+    "ShardedWeightError",
     "TokenGeometry",
     "UncheckedModelWarning",
     "UnsupportedModelError",
     "UnsupportedTrainerError",
     "check_model",
+    "earth_mover_distance",
+    "earth_mover_loss",
+    "emo_geometry",
     "examine_model",
     "expected_matrix_cross_entropy",
+    "label_smoothing_loss",
     "linear_matrix_cross_entropy",
     "marginal_matrix_cross_entropy",
     "patch_model",
+    "reference_loss",
     "reference_matrix_cross_entropy",
     "token_mask_of",
     "token_matrix_cross_entropy",

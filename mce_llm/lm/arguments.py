@@ -1,4 +1,4 @@
-"""`TrainingArguments` with the settings of the matrix loss beside everything Hugging Face's have."""
+"""`TrainingArguments` with the settings of the loss beside everything Hugging Face's have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from transformers.integrations.integration_utils import (
 )
 
 from mce_llm.errors import MceLlmError
-from mce_llm.lm.config import MatrixLossConfig, MatrixLossConfigError, is_count
+from mce_llm.lm.config import (
+    OWN_SETTINGS,
+    SETTING_NAMES,
+    MatrixLossConfig,
+    MatrixLossConfigError,
+    is_count,
+    own_problems,
+)
 from mce_llm.running.messages import ConfigurationError, nearest_hint, raise_all
 
 # What to install for the trackers whose presence transformers can tell.
@@ -35,13 +42,22 @@ _PIP_NAMES = {
 class MatrixSettings:
     """What this package adds to `TrainingArguments`; inherit from it first, and from some training arguments second."""
 
+    loss: str = field(
+        default="mce",
+        metadata={
+            "help": "What is trained: mce (cross-entropy and matrix cross-entropy), ce (cross-entropy alone), label_smoothing or "
+            "emo (cross-entropy and earth mover's distance over the embeddings)."
+        },
+    )
     matrix_kind: str = field(
         default="token",
         metadata={"help": "Which density matrices are compared: token, marginal or expected."},
     )
-    matrix_weight: float = field(
-        default=1.0,
-        metadata={"help": "λ in L = CE + λ · MCE; 0 trains with cross-entropy alone."},
+    matrix_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Loss mce: λ in L = CE + λ · MCE (1 by default); 0 trains with cross-entropy alone."
+        },
     )
     matrix_shrinkage: float = field(
         default=0.05,
@@ -62,6 +78,32 @@ class MatrixSettings:
         default=True, metadata={"help": "Subtract the mean embedding from every row."}
     )
     matrix_normalize: bool = field(default=True, metadata={"help": "Scale every centred row to length one."})
+    smoothing: float | None = field(
+        default=None,
+        metadata={
+            "help": "Loss label_smoothing: s, the share of the target that is uniform over the tokens, between 0 and 1 (0.1 by "
+            "default)."
+        },
+    )
+    emo_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Loss emo: w in L = (1 − w) · CE + w · EMO, above 0 and at most 1 (0.5 by default, as published)."
+        },
+    )
+    emo_max_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Loss emo: the largest factor that weighs the distance against CE (3 by default, as in the package EMOLoss; 0: "
+            "no limit, as in the paper)."
+        },
+    )
+    emo_center: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Loss emo: subtract the mean embedding from every row (false by default, as published)."
+        },
+    )
     model_check: bool = field(
         default=True,
         metadata={
@@ -152,20 +194,26 @@ class MatrixSettings:
 
     @property
     def matrix_loss(self) -> MatrixLossConfig:
-        """The settings of the matrix loss as one object."""
+        """The settings of the loss as one object."""
+        own = {name: getattr(self, SETTING_NAMES[name]) for name in OWN_SETTINGS}
+        weight = own.pop("weight") if self.loss == "mce" else None  # then one of the matrix_* settings
+        problems = own_problems(self.loss, own, SETTING_NAMES)
+        usable = {"weight": weight} if problems else {"weight": weight, "loss": self.loss, **own}
         try:
-            return MatrixLossConfig(
+            config = MatrixLossConfig(
                 kind=self.matrix_kind,  # type: ignore[arg-type]
-                weight=self.matrix_weight,
                 shrinkage=self.matrix_shrinkage,
                 support=self.matrix_support or None,
                 order=self.matrix_order,
                 embeddings=self.matrix_embeddings,  # type: ignore[arg-type]
                 center=self.matrix_center,
                 normalize=self.matrix_normalize,
+                **usable,
             )
         except MatrixLossConfigError as error:
-            raise MatrixLossConfigError(f"in the matrix_* settings: {error}") from None
+            problems = [f"in the matrix_* settings: {error}", *problems]
+        raise_all(problems, MatrixLossConfigError)
+        return config
 
 
 @dataclass

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
+from mce_llm.errors import LossInputError
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
 from mce_llm.matrix.information import matrix_cross_entropy
-from mce_llm.matrix.precision import full_precision
+from mce_llm.matrix.precision import exact_dtype, full_precision
 
 _BLOCK_ELEMENTS = 2**22  # of the table: bounds the memory of everything that is B×d
 # Symmetric matrices are formed and used in strips of columns from the diagonal on, which leaves out nearly half of the
@@ -42,7 +43,12 @@ class BatchStatistics(Protocol):
 
 
 def batch_statistics(geometry: TokenGeometry, config: MatrixLossConfig) -> BatchStatistics:
-    """The statistics that `config.kind` needs; `marginal` or `expected`."""
+    """The statistics that `config.kind` needs; `marginal` or `expected`.
+
+    Raises:
+        LossInputError: The device has no float64.
+    """
+    _require_float64(geometry.table_VD.device)
     if config.kind == "marginal":
         return _Marginal(geometry, config)
     return _Expected(geometry, config)
@@ -60,7 +66,8 @@ class _Marginal:
 
     def add(self, probabilities_CV: Tensor, labels_C: Tensor) -> None:
         self._sums_2V[0] += probabilities_CV.sum(dim=0)
-        self._sums_2V[1] += torch.bincount(labels_C, minlength=self._sums_2V.shape[1])
+        # Not `bincount`, which makes the host wait for the largest label.
+        self._sums_2V[1].index_add_(0, labels_C, self._sums_2V.new_ones(len(labels_C)))
 
     def finish(self, group: ProcessGroup | None) -> Tensor:
         _sum_over_ranks(self._sums_2V, group)
@@ -108,7 +115,11 @@ def marginal_density(p_V: Tensor, geometry: TokenGeometry, epsilon: float) -> Te
 
     Returns:
         (d, d) in float64.
+
+    Raises:
+        LossInputError: The device has no float64.
     """
+    _require_float64(p_V.device)
     inside_V = p_V * geometry.has_direction_V
     width = geometry.width
     resolved = epsilon / width >= _ROUNDING * torch.finfo(geometry.dtype).eps
@@ -168,6 +179,14 @@ class _Expected:
         covariance_DD = (1 - epsilon) * (moments_EE[:-1, :-1] - torch.outer(mean_D, mean_D))
         covariance_DD.diagonal().add_(epsilon / width)
         return covariance_DD, mean_D
+
+
+def _require_float64(device: torch.device) -> None:
+    if exact_dtype(device) != torch.float64:
+        raise LossInputError(
+            f"the kinds marginal and expected need float64, which {device.type} devices have not: the smallest eigenvalue, "
+            "ε/d, is below what float32 resolves; set matrix_kind to token, or train on the CPU (use_cpu: true)"
+        )
 
 
 def _rows_per_block(geometry: TokenGeometry) -> int:

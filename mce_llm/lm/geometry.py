@@ -5,8 +5,8 @@ Legend of the shape suffixes: V vocabulary, D embedding width, T positions, K ke
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from mce_llm.errors import MceLlmError
 from mce_llm.lm.chunk_sizes import elements_on
 from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.lm.float32_products import has_float32_products
 
 # A centred row shorter than this share of the table's root mean square length has no direction that
 # rounding left intact: a duplicate of the mean, or an all-zero row in a table that is not centred.
@@ -39,19 +40,28 @@ class TokenGeometry:
         mean_D: μ over the tokens that take part, zero when the rows are not centred.
         scale_V: r_v; 1/‖e_v − μ‖ with normalised rows, one shared 1/rms otherwise; 0 without direction.
         squared_length_V: ‖ê_v‖²; one for every normalised row, 0 without direction.
+        all_directed: Whether every row has a direction.
+        largest_squared_length: max_v ‖ê_v‖², which bounds the spectrum of every density matrix of these rows.
+        mean_ratio: ‖μ‖ over the length of the shortest centred row: how much larger than the row's own part the mean's is
+            in a product of raw rows.
+        along_mean_V: ⟨e_v, μ⟩ of the raw rows, where products of raw rows can be had in float32; None elsewhere.
     """
 
     table_VD: Tensor
     mean_D: Tensor
     scale_V: Tensor
     squared_length_V: Tensor
+    all_directed: bool
+    largest_squared_length: float
+    mean_ratio: float
+    along_mean_V: Tensor | None
 
     @classmethod
     @torch.no_grad()
     def from_table(
         cls, table_VD: Tensor, config: MatrixLossConfig, token_mask: Tensor | None = None
     ) -> TokenGeometry:
-        """Read mean and lengths off an embedding table.
+        """Read mean and lengths off an embedding table; the host waits for the device once.
 
         Args:
             table_VD: (V, d) embedding rows; detached here.
@@ -90,29 +100,54 @@ class TokenGeometry:
         # One buffer for all blocks: fresh memory for each cost several times what the arithmetic does.
         buffer_BD = torch.empty_like(_blocks(table_VD)[0], dtype=dtype)
         length_V = torch.empty(size, dtype=dtype, device=table_VD.device)
+        along_mean_V = torch.empty_like(length_V) if has_float32_products(table_VD) else None
+        start = 0
         for rows_BD, length_B in zip(_blocks(table_VD), _blocks(length_V, table_VD.shape[1]), strict=True):
             centred_BD = torch.sub(rows_BD, mean_D, out=buffer_BD[: len(rows_BD)])
             torch.linalg.vector_norm(centred_BD, dim=1, out=length_B)
+            stop = start + len(rows_BD)
+            if along_mean_V is not None:
+                along_mean_V[start:stop] = centred_BD @ mean_D
+            start = stop
+        if along_mean_V is not None:
+            along_mean_V += mean_D.square().sum()
         length_V *= mask_V
         typical = (length_V.square().sum() / count).sqrt()
-        if not torch.isfinite(typical):
+        present_V = length_V > _NEGLIGIBLE_LENGTH * typical
+        reciprocal_V = 1 / (length_V.where(present_V, 1) if config.normalize else typical)
+        scale_V = torch.where(present_V, reciprocal_V, torch.zeros_like(length_V))
+        squared_length_V = present_V.to(dtype) if config.normalize else (length_V * scale_V).square()
+        shortest = length_V.where(present_V, torch.inf).min()
+        facts = [typical, mean_D.norm() / shortest, squared_length_V.max(), present_V.all().to(dtype)]
+        size_of_rows, mean_ratio, largest_squared_length, all_directed = torch.stack(facts).tolist()
+        if not math.isfinite(size_of_rows):
             bad_V = ~torch.isfinite(table_VD).all(dim=1)
+            if not bool(bad_V.any()):
+                raise GeometryError(
+                    f"the squared lengths of the {size} embedding rows overflow {dtype}; the weights have diverged or were not "
+                    "loaded"
+                )
             rows = bad_V.nonzero().flatten()[:5].tolist()
             raise GeometryError(
                 f"{int(bad_V.sum())} of {size} embedding rows are not finite (first rows: {rows}); "
                 "the weights have diverged or were not loaded"
             )
-        if typical <= 0:
+        if size_of_rows <= 0:
             raise GeometryError(
                 f"no row of the {size} by {table_VD.shape[1]} embedding table has a direction: all rows are equal"
                 if config.center
                 else "all embedding rows are zero"
             )
-        present_V = length_V > _NEGLIGIBLE_LENGTH * typical
-        reciprocal_V = 1 / (length_V.where(present_V, 1) if config.normalize else typical)
-        scale_V = torch.where(present_V, reciprocal_V, torch.zeros_like(length_V))
-        squared_length_V = present_V.to(dtype) if config.normalize else (length_V * scale_V).square()
-        return cls(table_VD, mean_D, scale_V, squared_length_V)
+        return cls(
+            table_VD,
+            mean_D,
+            scale_V,
+            squared_length_V,
+            all_directed=bool(all_directed),
+            largest_squared_length=largest_squared_length,
+            mean_ratio=mean_ratio,
+            along_mean_V=along_mean_V,
+        )
 
     @property
     def width(self) -> int:
@@ -185,11 +220,6 @@ class TokenGeometry:
     def combine_(self, weights_TV: Tensor) -> Tensor:
         """Σ_v w_v ê_v, sums of the rows: (T, V) → (T, d); weights of the geometry's dtype are overwritten."""
         return self.combine_centred(weights_TV.to(self.dtype).mul_(self.scale_V))
-
-    @cached_property
-    def all_directed(self) -> bool:
-        """Whether every row has a direction; makes the host wait for the device, once."""
-        return bool(self.has_direction_V.all())
 
     @property
     def has_direction_V(self) -> Tensor:

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mce_llm.errors import MceLlmError
+from mce_llm.lm.whole_weights import check_plan, check_whole, whole
 from mce_llm.running.messages import counted
 
 # Returned by the head in place of logits: small values show a scale, large ones a saturation, both signs show symmetry.
@@ -51,6 +52,15 @@ class Head:
         weight: Any = self.module.weight
         shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 leaves an empty tensor in place of a shard
         return int(shape[0])
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as plain tensors, where they are at hand: in the head's forward.
+
+        Raises:
+            ShardedWeightError: Tensor parallelism has left a part of them on each rank.
+        """
+        bias = None if self.module.bias is None else whole(self.module.bias, "the head's bias")
+        return whole(self.module.weight, "the head's weight"), bias
 
 
 class _BackboneOutput(MoeModelOutputWithPast):
@@ -105,9 +115,10 @@ def find_head(model: PreTrainedModel) -> Head:
     Raises:
         UnsupportedModelError: No head, an adapter on it, a quantised or unusual layer, or a treatment of the logits
             other than a scale and a softcap.
+        ShardedWeightError: Tensor parallelism has left a part of it on each rank.
     """
     module = output_layer(model)
-    logit_scale, softcap = _logit_treatment(model)
+    logit_scale, softcap = logit_treatment(model)
     return Head(module, logit_scale, softcap)
 
 
@@ -141,6 +152,7 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
 
     Raises:
         UnsupportedModelError: No such layer, an adapter on it, or a quantised or unusual one.
+        ShardedWeightError: Tensor parallelism has left a part of it on each rank.
     """
     module: Any = model.get_output_embeddings()
     if module is None:
@@ -158,7 +170,15 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
             f"the head is a {type(module).__module__}.{type(module).__name__}{dtype}, not a plain floating-point torch.nn.Linear; keep a "
             "quantised model's head out of the quantisation (llm_int8_skip_modules=['lm_head'])"
         )
+    check_plan(module)
+    if not _gathered_by_fsdp(model):
+        check_whole(weight, "the head's weight")
     return module
+
+
+def _gathered_by_fsdp(model: nn.Module) -> bool:
+    """Whether FSDP2 has sharded the model already; weights are whole, then, where the head's forward runs."""
+    return any(hasattr(module, "set_reshard_after_backward") for module in model.modules())
 
 
 def _trained_copy(module: Any) -> Any:
@@ -190,10 +210,14 @@ def backbone_of(model: PreTrainedModel) -> nn.Module:
     raise UnsupportedModelError(f"{type(model).__name__} has no separate backbone (base_model_prefix)")
 
 
-def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
+def logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
     """(scale, softcap) of the logits, from what the model's own forward makes of probe values in place of logits.
 
-    Backbone and head are replaced for one call, so nothing heavy runs and sharded weights are not touched.
+    Backbone and head are replaced for one call, so nothing heavy runs and sharded weights are not touched. The head may be
+    wrapped by an adapter.
+
+    Raises:
+        UnsupportedModelError: The model makes its logits otherwise, or treats them in another way.
     """
     backbone, head = backbone_of(model), cast(Any, model.get_output_embeddings())
     # The weight of an offloaded head has no values here, and the probe does not need it.
@@ -226,7 +250,9 @@ def _logit_treatment(model: PreTrainedModel) -> tuple[float, float | None]:
             f"{type(model).__name__} does not make its logits from its backbone's hidden states with its own head"
             f"{_text_class(model)}"
         )
-    return _fit_treatment(probe.double().flatten(), treated.double().flatten(), type(model).__name__)
+    return _fit_treatment(
+        probe.cpu().double().flatten(), treated.cpu().double().flatten(), type(model).__name__
+    )
 
 
 def _text_class(model: PreTrainedModel) -> str:
@@ -263,6 +289,7 @@ def input_table(model: PreTrainedModel) -> Tensor:
 
     Raises:
         UnsupportedModelError: An adapter adds to them, or they are sharded or offloaded.
+        ShardedWeightError: Tensor parallelism has left a part of them on each rank.
     """
     layer: Any = model.get_input_embeddings()
     if hasattr(layer, "base_layer"):
@@ -271,7 +298,7 @@ def input_table(model: PreTrainedModel) -> Tensor:
             "target_modules, or use embeddings='output'"
         )
     table: Tensor = layer.weight
-    if table.numel() == 0 or hasattr(table, "to_local"):
+    if table.numel() == 0 or (hasattr(table, "to_local") and _gathered_by_fsdp(model)):
         raise UnsupportedModelError(
             "the input embeddings are sharded and not at hand where the loss is computed; "
             "use embeddings='output' with ZeRO-3 and FSDP"
@@ -281,4 +308,4 @@ def input_table(model: PreTrainedModel) -> Tensor:
             "the input embeddings are offloaded and not at hand where the loss is computed; keep them on a device "
             "in device_map, or use embeddings='output'"
         )
-    return table
+    return whole(table, "the input embeddings' weight")

@@ -5,9 +5,13 @@ Legend: N unmasked positions, C positions of a chunk, V vocabulary, D hidden wid
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mce_llm.lm.float32_products import add_product_, has_float32_products, multiply_
 
 
 class LinearHead:
@@ -32,9 +36,11 @@ class LinearHead:
         return self.weight_VD.new_empty(positions, self.weight_VD.shape[0], dtype=dtype)
 
     def logits(self, hidden_CD: Tensor, out: Tensor) -> Tensor:
-        """Logits of one chunk, written into the first rows of `out`."""
+        """Logits of one chunk, written into the first rows of `out`; not rounded to 16 bits where the device can do so."""
         logits_CV = out[: len(hidden_CD)]
-        if hidden_CD.dtype != logits_CV.dtype:
+        if self.bias_V is None and has_float32_products(hidden_CD):
+            multiply_(logits_CV, hidden_CD, self.weight_VD.T)
+        elif hidden_CD.dtype != logits_CV.dtype:
             logits_CV.copy_(F.linear(hidden_CD, self.weight_VD, self.bias_V))
         elif self.bias_V is None:
             torch.mm(hidden_CD, self.weight_VD.T, out=logits_CV)
@@ -57,41 +63,57 @@ class LinearHead:
 class HeadGradients:
     """dH, dW and db of the summed loss, collected over chunks; dW and db in at least float32.
 
+    A bfloat16 head whose loss is a single chunk gets dW from one product, which rounds once, and needs no float32 copy
+    beside it. In float16 a sum over many positions may overflow before it is divided. Memory is taken with the first
+    chunk, after what a loss does before it.
+
     Args:
         hidden_ND: The hidden states, for shape and dtype of dH.
         weight_VD: The head's weight, for the shape of dW.
         wanted: Whether dH, dW and db are wanted.
+        single: All positions come in one chunk.
     """
 
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, wanted: tuple[bool, bool, bool]) -> None:
+    def __init__(
+        self, hidden_ND: Tensor, weight_VD: Tensor, wanted: tuple[bool, bool, bool], *, single: bool
+    ) -> None:
         exact = torch.promote_types(weight_VD.dtype, torch.float32)
-        self._hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
-        self._weight_VD = torch.empty_like(weight_VD, dtype=exact) if wanted[1] else None
-        self._bias_V = weight_VD.new_zeros(weight_VD.shape[0], dtype=exact) if wanted[2] else None
-        if len(hidden_ND) == 0 and self._weight_VD is not None:
-            self._weight_VD.zero_()  # no chunk will
+        alone = single and weight_VD.dtype == torch.bfloat16
+        self._like = (hidden_ND, weight_VD, weight_VD[:, :1].detach().squeeze(-1))
+        self._dtypes = (hidden_ND.dtype, weight_VD.dtype if alone else exact, exact)
+        self._wanted = wanted
+        self._gradients: list[Tensor | None] = [None, None, None]
 
     def __bool__(self) -> bool:
-        return any(gradient is not None for gradient in self.collected)
+        return any(self._wanted)
+
+    def _allocate(self, fill: Callable[..., Tensor]) -> None:
+        self._gradients = [
+            fill(like, dtype=dtype, requires_grad=False) if wanted else None
+            for like, dtype, wanted in zip(self._like, self._dtypes, self._wanted, strict=True)
+        ]
 
     def add(self, start: int, hidden_CD: Tensor, gradient_CV: Tensor, head: LinearHead) -> None:
         """Take in ∂L/∂(H Wᵀ + b) of the chunk that begins at position `start`; the first chunk begins at 0."""
-        if self._bias_V is not None:
-            self._bias_V += gradient_CV.sum(dim=0)
+        if start == 0:
+            self._allocate(torch.empty_like)
+        hidden_ND, weight_VD, bias_V = self._gradients
+        if bias_V is not None:
+            sums_V = gradient_CV.sum(dim=0, dtype=bias_V.dtype)
+            bias_V.copy_(sums_V) if start == 0 else bias_V.add_(sums_V)
         gradient_CV = gradient_CV.to(hidden_CD.dtype)
-        if self._hidden_ND is not None:
-            self._hidden_ND[start : start + len(hidden_CD)] = gradient_CV @ head.weight_VD
-        if self._weight_VD is None:
-            return
-        if self._weight_VD.dtype == hidden_CD.dtype:
+        if hidden_ND is not None:
+            here_CD = hidden_ND[start : start + len(hidden_CD)]
+            if here_CD.dtype == gradient_CV.dtype:
+                torch.mm(gradient_CV, head.weight_VD, out=here_CD)
+            else:
+                here_CD.copy_(gradient_CV @ head.weight_VD)
+        if weight_VD is not None:
             # The first chunk fills the memory, which is then touched once less than if it were zeroed.
-            self._weight_VD.addmm_(gradient_CV.T, hidden_CD, beta=0 if start == 0 else 1)
-        elif start == 0:
-            self._weight_VD.copy_(gradient_CV.T @ hidden_CD)
-        else:
-            self._weight_VD += gradient_CV.T @ hidden_CD
+            add_product_(weight_VD, gradient_CV.T, hidden_CD, fresh=start == 0)
 
-    @property
-    def collected(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def collected(self) -> tuple[Tensor | None, ...]:
         """Gradients of the summed loss, in the order of the inputs; None where none was wanted."""
-        return self._hidden_ND, self._weight_VD, self._bias_V
+        if all(gradient is None for gradient in self._gradients):  # there was no chunk
+            self._allocate(torch.zeros_like)
+        return tuple(self._gradients)

@@ -10,27 +10,32 @@ from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.running.messages import raise_all
 
 
-def check_labels(labels_N: Tensor, num_rows: int, token_mask: Tensor | None, ignore_index: int) -> None:
-    """Raise if a label is no row of the head, or one that is left out of the token geometry.
-
-    The host waits for the device once, whatever is checked.
+def checked_positions(
+    labels_T: Tensor, num_rows: int, token_mask: Tensor | None, ignore_index: int
+) -> Tensor | None:
+    """Find the positions whose label is not ignored, and check those labels; the host waits for the device once.
 
     Args:
-        labels_N: (N,) int64 targets, none of them ignored.
+        labels_T: (T,) int64 targets or `ignore_index`.
         num_rows: V, the rows of the head's weight.
-        token_mask: (V,) bool, False for rows that are left out; None for none.
-        ignore_index: For the message.
+        token_mask: (V,) bool, False for rows of the head that are left out of the token geometry; None for none.
+        ignore_index: Label that is skipped.
+
+    Returns:
+        (N,) indices, ascending; None where no label is ignored.
 
     Raises:
-        LossInputError: There is such a label.
+        LossInputError: A label is no row of the head, or one that is left out of the token geometry.
     """
-    if not labels_N.numel():
-        return
-    found = [*labels_N.aminmax()]
+    if not labels_T.numel():
+        return None
+    ignored_T = labels_T == ignore_index
+    inside_T = labels_T.clamp(0, num_rows - 1)  # an index out of range would end a CUDA process
+    # What is ignored takes the place of a label that is in order, whatever number it is.
+    facts = [ignored_T.sum(), *torch.where(ignored_T, inside_T, labels_T).aminmax()]
     if token_mask is not None and len(token_mask) == num_rows:
-        inside_N = labels_N.clamp(0, num_rows - 1)  # an index out of range would end a CUDA process
-        found.append(torch.where(token_mask[inside_N], -1, inside_N).amax())
-    lowest, highest, *left_out = torch.stack(found).tolist()
+        facts.append(torch.where(token_mask[inside_T] | ignored_T, -1, inside_T).amax())
+    ignored, lowest, highest, *left_out = torch.stack(facts).tolist()
     if not 0 <= lowest <= highest < num_rows:
         raise LossInputError(
             f"labels must be in [0, {num_rows}) or {ignore_index}, got values from "
@@ -44,6 +49,10 @@ def check_labels(labels_N: Tensor, num_rows: int, token_mask: Tensor | None, ign
             "tokenizer.pad_token = tokenizer.eos_token, or set its entry of token_mask to True); if it is no token of the "
             f"tokenizer, mask the label with {ignore_index} or make the labels with the model's own tokenizer"
         )
+    if not ignored:
+        return None
+    # Their number is known: a stable sort needs no second wait, as `nonzero` would.
+    return ignored_T.argsort(stable=True)[: labels_T.numel() - ignored]
 
 
 def check_label_shape(labels: Tensor, hidden: Tensor) -> None:

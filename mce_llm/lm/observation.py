@@ -70,6 +70,38 @@ class HeadObservation:
     softcap: float | None
     dtype: torch.dtype
 
+    @classmethod
+    def of_head(
+        cls,
+        hidden: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        table: Tensor | None,
+        token_mask: Tensor | None,
+        config: MatrixLossConfig,
+        logit_scale: float,
+        softcap: float | None,
+    ) -> HeadObservation:
+        """What a head is given: (..., d) hidden states and (...) labels, of which -100 is left out; autocast as it is now."""
+        labels_T = labels.reshape(-1)
+        kept_N = (labels_T != -100).nonzero().squeeze(-1)
+        device_type = hidden.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        return cls(
+            hidden_ND=hidden.detach().reshape(-1, hidden.shape[-1]).index_select(0, kept_N),
+            labels_N=labels_T.index_select(0, kept_N),
+            weight_VD=weight.detach(),
+            bias_V=None if bias is None else bias.detach(),
+            table_VD=(weight if table is None else table).detach(),
+            token_mask=token_mask,
+            config=config,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            dtype=torch.get_autocast_dtype(device_type) if autocast else hidden.dtype,
+        )
+
     def geometry(self) -> TokenGeometry:
         """The token rows ê; reads the table once."""
         return TokenGeometry.from_table(self.table_VD, self.config, self.token_mask)

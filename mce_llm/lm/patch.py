@@ -10,7 +10,7 @@ head alone would let it free the norm's weight in the middle of the backward pas
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from inspect import Signature
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.dropped_inputs import refuse_dropped_inputs
+from mce_llm.lm.geometry_cache import GeometryCache
 from mce_llm.lm.heads import (
     UnsupportedModelError,
     backbone_of,
@@ -43,10 +44,20 @@ from mce_llm.lm.instance_forward import (
 from mce_llm.lm.linear_loss import linear_matrix_cross_entropy
 from mce_llm.lm.loss_inputs import check_label_shape
 from mce_llm.lm.observation import BatchShape, HeadObservation, Observer
-from mce_llm.lm.patched_call import CallState, LossParts, LossRequest, head_forward, unpatch_copy
+from mce_llm.lm.patched_call import (
+    CallState,
+    LossParts,
+    LossRequest,
+    head_forward,
+    model_forward,
+    unpatch_copy,
+)
 from mce_llm.lm.router_loss import check_router_loss, router_term
 from mce_llm.lm.token_mask import token_mask_of
+from mce_llm.lm.whole_weights import whole
 from mce_llm.matrix.precision import autocast_off
+
+_SETTABLE = {"config", "keep_logits", "keep_hidden", "process_group", "geometries", "observer"}
 
 
 class MatrixLossPatch:
@@ -63,6 +74,7 @@ class MatrixLossPatch:
         keep_logits: Return logits beside the loss in eval mode (for `compute_metrics`); they cost T×V memory.
         keep_hidden: Hold on to `last_hidden` in eval mode.
         process_group: Ranks that share the statistics of the batch kinds; every rank then has to make each call.
+        geometries: Remembers the token geometry from call to call, while weights stand still; None to read it each time.
         observer: Called in every forward with labels, inside the head's forward and after the loss, without
             gradients; None for nobody. Loss and gradients are the same with and without.
     """
@@ -89,6 +101,7 @@ class MatrixLossPatch:
         self.keep_logits = False
         self.keep_hidden = False
         self.process_group: ProcessGroup | None = None
+        self.geometries: GeometryCache | None = None
         self.observer: Observer | None = None
         self._head = find_head(self.model)
         rows = self._head.num_rows
@@ -130,7 +143,7 @@ class MatrixLossPatch:
                 )
             self._call = CallState(type(self.model).__name__)
             self._signature = signature_of(self.model)
-            self._model_forward = InstanceForward(self.model, posing_as(self.model, _model_forward()))
+            self._model_forward = InstanceForward(self.model, posing_as(self.model, model_forward()))
             self._head_forward = InstanceForward(head, head_forward)
             cast(Any, head)._matrix_loss_call = self._call
             self._bypass_check = backbone_of(self.model).register_forward_pre_hook(self._call.refuse_bypass)
@@ -178,12 +191,12 @@ class MatrixLossPatch:
         """Set attributes for the length of a block; the earlier values come back, after an exception too.
 
         Args:
-            **settings: Any of `config`, `keep_logits`, `keep_hidden`, `process_group` and `observer`.
+            **settings: Any attribute but `last` and `last_hidden`.
 
         Raises:
             TypeError: Another name.
         """
-        if unknown := settings.keys() - {"config", "keep_logits", "keep_hidden", "process_group", "observer"}:
+        if unknown := settings.keys() - _SETTABLE:
             raise TypeError(f"{', '.join(sorted(unknown))} cannot be set on a patch for a while")
         before = {name: getattr(self, name) for name in settings}
         self.__dict__.update(settings)
@@ -196,7 +209,10 @@ class MatrixLossPatch:
         """The patch of the copied model."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        fixed = {"last": None, "last_hidden": None, "observer": None, "process_group": self.process_group}
+        fixed = {
+            **dict.fromkeys(("last", "last_hidden", "observer", "geometries")),
+            "process_group": self.process_group,
+        }
         twin.__dict__.update(fixed)
         for name, value in self.__dict__.items():
             if name not in fixed:
@@ -280,28 +296,26 @@ class MatrixLossPatch:
 
     def _loss(self, hidden: Tensor, request: LossRequest) -> Tensor:
         """The head's forward in loss mode; runs where an engine has the head's weight gathered."""
-        module, device = self._head.module, hidden.device
+        hidden, (weight, bias) = whole(hidden, "the head's input"), self._head.weights()
         # A model that is spread over devices has its head on one of them, and gets its inputs on another.
-        labels, num_items = request.labels.to(device), request.num_items
-        num_items = num_items.to(device) if isinstance(num_items, Tensor) else num_items
-        embeddings = None if request.embeddings is None else request.embeddings.to(device)
+        labels, num_items = request.labels.to(hidden.device), request.num_items
+        num_items = num_items.to(hidden.device) if isinstance(num_items, Tensor) else num_items
+        embeddings = None if request.embeddings is None else request.embeddings.to(hidden.device)
         batch = BatchShape.of(hidden, request.attention_mask)
         check_label_shape(labels, hidden)
         if not request.shifted:
             hidden, labels = hidden[:, :-1], labels[:, 1:]
         if self.keep_hidden and not self.model.training:
             self.last_hidden = hidden.detach()[labels != -100]
-        config = self.config
-        measure_only = config.weight == 0 and not self.model.training and not torch.is_grad_enabled()
-        if measure_only:
-            # Evaluation reports both parts in any case, so that a run with cross-entropy alone can be compared.
-            config = replace(config, weight=1.0)
+        measure = not self.model.training and not torch.is_grad_enabled()
+        if self._token_mask is not None:  # copied once, since the host waits for a copy
+            self._token_mask = self._token_mask.to(hidden.device)
         output = linear_matrix_cross_entropy(
             hidden,
-            module.weight,
+            weight,
             labels,
-            config,
-            bias=module.bias,
+            self.config,
+            bias=bias,
             embeddings=embeddings,
             num_items=num_items,
             token_mask=self._token_mask,
@@ -309,53 +323,39 @@ class MatrixLossPatch:
             softcap=self._head.softcap,
             process_group=self.process_group,
             details=not self.model.training,
+            measure=measure,  # evaluation reports MCE in any case, so that runs with other losses can be compared
+            geometries=self.geometries,
         )
         count = num_items if num_items is not None else max(output.num_tokens, 1)
         self.last = LossParts(
             cross_entropy_sum=output.cross_entropy * count,
-            matrix_sum=output.matrix_cross_entropy * count if config.weight else None,
+            matrix_sum=output.matrix_cross_entropy * count if self.config.weight or measure else None,
             num_tokens=output.num_tokens,
             details=output.details,
             batch=batch,
+            term_sums={name: value * count for name, value in output.terms.items()},
         )
         if self.observer is not None:
             self._show(hidden, labels, embeddings, self.observer)
-        return output.cross_entropy if measure_only else output.loss
+        return output.loss
 
-    # It reads values and branches on them, which no compiled graph can hold.
+    # It branches on values, which no compiled graph can do.
     @torch.compiler.disable
     @torch.no_grad()
     def _show(self, hidden: Tensor, labels: Tensor, embeddings: Tensor | None, observer: Observer) -> None:
         """Let the observer see the head's inputs at the unmasked positions."""
-        module = self._head.module
-        labels_T = labels.reshape(-1)
-        kept_N = (labels_T != -100).nonzero().squeeze(-1)
-        weight, device_type = module.weight.detach(), hidden.device.type
-        autocast = torch.is_autocast_enabled(device_type)
-        observation = HeadObservation(
-            hidden_ND=hidden.detach().reshape(-1, hidden.shape[-1]).index_select(0, kept_N),
-            labels_N=labels_T.index_select(0, kept_N),
-            weight_VD=weight,
-            bias_V=None if module.bias is None else module.bias.detach(),
-            table_VD=weight if embeddings is None else embeddings.detach(),
+        observation = HeadObservation.of_head(
+            hidden,
+            labels,
+            *self._head.weights(),
+            table=embeddings,
             token_mask=self._token_mask,
             config=self.config,
             logit_scale=self._head.logit_scale,
             softcap=self._head.softcap,
-            dtype=torch.get_autocast_dtype(device_type) if autocast else hidden.dtype,
         )
-        with autocast_off(device_type):
+        with autocast_off(hidden.device.type):
             observer(observation)
-
-
-def _model_forward() -> Callable[..., Any]:
-    """The function that replaces a model's forward; it finds the patch on the model, which may be a copy."""
-
-    def forward(model: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-        patch: Any = model._matrix_loss_patch
-        return patch._forward(*args, **kwargs)
-
-    return forward
 
 
 def patch_model(
@@ -367,7 +367,7 @@ def patch_model(
     rows: Iterable[Any] = (),
     always_at_work: bool = True,
 ) -> MatrixLossPatch:
-    """Make `model(input_ids, labels=…)` return L_CE + λ·MCE; without labels the model behaves as before.
+    """Make `model(input_ids, labels=…)` return the loss of `config`; without labels the model behaves as before.
 
     Beside a loss, `logits` is None: they are what the loss does without (`keep_logits` brings them back in eval mode).
 

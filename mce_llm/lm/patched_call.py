@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ class LossParts:
         num_tokens: n, the number of unmasked labels.
         details: Means over the n labels, see `LossOutput.details`.
         batch: The size of the input that they came from.
+        term_sums: What another loss has beside CE, sums by the names of `LossOutput.terms`.
         router_sum: n · aux_loss of a mixture of experts, without its coefficient; None where the model gives none.
     """
 
@@ -36,6 +37,7 @@ class LossParts:
     num_tokens: int
     details: dict[str, Tensor]
     batch: BatchShape
+    term_sums: dict[str, Tensor] = field(default_factory=dict)
     router_sum: Tensor | None = None
 
 
@@ -98,6 +100,15 @@ class CallState:
                 "loss would have no part in it; trl.SFTTrainer does so (use mce_llm.lm.MatrixSFTTrainer). Where it is "
                 "meant, call remove() on the patch first"
             )
+
+
+def model_forward() -> Callable[..., Any]:
+    """The function that replaces a model's forward; it finds the patch on the model, which may be a copy."""
+
+    def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
+        return model._matrix_loss_patch._forward(*args, **kwargs)
+
+    return forward
 
 
 def head_forward(head: nn.Linear, hidden: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Value and logit gradient of the `token` loss for one chunk of positions, by a Krylov quadratic form.
 
 Nothing here is differentiated by autograd: the gradient comes from the Krylov basis that gave the value.
-Legend: C positions of the chunk, V vocabulary, D embedding width, K kept tokens, F = K + 1 frame vectors,
+Legend: C positions of the chunk, V vocabulary, D embedding width, K kept tokens,
 M Krylov order, B positions of a block.
 """
 
@@ -15,13 +15,12 @@ from torch import Tensor
 from mce_llm.lm.chunk_sizes import elements_on
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
+from mce_llm.lm.token_form import token_form, trace
 from mce_llm.lm.top_tokens import top_tokens
-from mce_llm.matrix.krylov import LogQuadraticForm, log_quadratic_form
+from mce_llm.matrix.krylov import log_quadratic_form
 from mce_llm.matrix.precision import full_precision
 
-# Elements of the rows that are gathered at a time: they are read three times, and should stay in a cache.
-_GATHERED_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
-# Elements of a block of rows that gradients of logits are assembled in, for the same reason.
+# Elements of a block of rows that gradients of logits are assembled in: they should stay in a cache.
 _ASSEMBLED_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 
 
@@ -82,70 +81,43 @@ def _top_support(
     gradient: bool,
     gap: bool,
 ) -> TokenChunk:
-    """Lanczos in coordinates over the frame [ê_y; ê_top1 … ê_topK], whose Gram matrix is all that is needed."""
+    """Over the frame [ê_y; ê_top1 … ê_topK]; all tokens that are not among the top K are background."""
     assert config.support is not None
     keep = 1 - config.epsilon
     top_q_CK, top_CK = top_tokens(q_CV, config.support)
     top_q_CK = top_q_CK.to(geometry.dtype)
-    directed_CK = geometry.has_direction_V[top_CK]
-    inside_CK = top_q_CK * directed_CK
-    tail_C = (1 - inside_CK.sum(dim=-1)).clamp_min(0)
-    shift_C1 = ((keep * tail_C + config.epsilon) / geometry.width).unsqueeze(-1)
+    directed_CK = None if geometry.all_directed else geometry.has_direction_V[top_CK]
+    inside_CK = top_q_CK if directed_CK is None else top_q_CK * directed_CK
+    tail_C = (1 - inside_CK.sum(dim=-1)).clamp_min_(0)
 
-    gram_CFF = _gram(geometry, torch.cat([labels_C.unsqueeze(-1), top_CK], dim=-1))
     # A target among the top tokens stands in the frame twice. Its weight goes to the first place: the two together
     # would span a direction of length zero, in which coordinates of confident rows grow at the cost of the rest.
-    is_target_CK = top_CK == labels_C.unsqueeze(-1)
+    labels_C1 = labels_C.unsqueeze(-1)
     weights_CK = keep * inside_CK
-    weights_CF = torch.cat(
-        [(weights_CK * is_target_CK).sum(dim=-1, keepdim=True), weights_CK * ~is_target_CK], dim=-1
+    target_CK = torch.where(top_CK == labels_C1, weights_CK, 0)
+    form = token_form(
+        geometry,
+        torch.cat([labels_C1, top_CK], dim=-1),
+        torch.cat([target_CK.sum(dim=-1, keepdim=True), weights_CK - target_CK], dim=-1),
+        (keep * tail_C + config.epsilon) / geometry.width,
+        order=config.order,
+        floor=config.epsilon / geometry.width,
+        gap=gap,
+        memory=q_CV.numel() // 2,
     )
-
-    def apply(coordinates_CF: Tensor, products_CF: Tensor) -> Tensor:
-        return torch.addcmul(shift_C1 * coordinates_CF, weights_CF, products_CF)
-
-    start_CF = torch.zeros_like(weights_CF)
-    start_CF[:, 0] = 1
-    form = log_quadratic_form(
-        apply,
-        start_CF,
-        config.order,
-        shift=config.epsilon / geometry.width,
-        gram=gram_CFF,
-        previous=gap,
-    )
-
     lengths_CK = geometry.squared_length_V[top_CK]
     trace_C = keep * ((inside_CK * lengths_CK).sum(dim=-1) + tail_C) + config.epsilon
     if gradient:
-        g_CK = ((form.core @ form.duals) * form.duals).sum(dim=1)[:, 1:]
-        g_CK = keep * (g_CK + lengths_CK)
-        g_tail_C1 = keep * (_trace(form.core) / geometry.width + 1).unsqueeze(-1)
-        g_CK = torch.where(directed_CK, g_CK, g_tail_C1)
-        mean_C1 = g_tail_C1 + (top_q_CK * (g_CK - g_tail_C1)).sum(dim=-1, keepdim=True)
-        q_CV.mul_((1 + config.weight * (g_tail_C1 - mean_C1)).to(q_CV.dtype))
-        q_CV.scatter_(-1, top_CK, (top_q_CK * (1 + config.weight * (g_CK - mean_C1))).to(q_CV.dtype))
-    return TokenChunk(form.value + trace_C, tail_C, _gap(form) if gap else None)
-
-
-def _gram(geometry: TokenGeometry, ids_CF: Tensor) -> Tensor:
-    """⟨ê_i, ê_j⟩ of the tokens of each frame, (C, F) → (C, F, F).
-
-    Rows are centred before they are multiplied: with the mean taken out of the products instead, a large common
-    direction would cancel away the digits that matter. The lengths are divided out of the small products.
-    """
-    positions, size = ids_CF.shape
-    gram_CFF = geometry.mean_D.new_empty(positions, size, size)
-    elements = elements_on(ids_CF.device, _GATHERED_ELEMENTS)
-    block = min(max(1, elements // (size * geometry.width)), positions)
-    buffer_ND = geometry.mean_D.new_empty(block * size, geometry.width)
-    with full_precision(gram_CFF):
-        for ids_BF, gram_BFF in zip(ids_CF.split(block), gram_CFF.split(block), strict=True):
-            rows_ND = geometry.centred_rows(ids_BF.flatten(), out=buffer_ND[: ids_BF.numel()])
-            rows_BFD = rows_ND.view(*ids_BF.shape, geometry.width)
-            torch.bmm(rows_BFD, rows_BFD.mT, out=gram_BFF)
-    scale_CF = geometry.scale_V[ids_CF]
-    return gram_CFF.mul_(scale_CF.unsqueeze(-1)).mul_(scale_CF.unsqueeze(-2))
+        g_tail_C1 = keep * (form.trace_C / geometry.width + 1).unsqueeze(-1)
+        g_CK = (form.gradient_CF[:, 1:] + lengths_CK).mul_(keep)
+        if directed_CK is not None:
+            g_CK = torch.where(directed_CK, g_CK, g_tail_C1)
+        g_CK.sub_(g_tail_C1)  # what the top tokens have beyond the tail
+        mean_C1 = (top_q_CK * g_CK).sum(dim=-1, keepdim=True)
+        q_CV.mul_((1 - config.weight * mean_C1).to(q_CV.dtype))
+        slope_CK = g_CK.sub_(mean_C1).mul_(config.weight).add_(1).mul_(top_q_CK)
+        q_CV.scatter_(-1, top_CK, slope_CK.to(q_CV.dtype))
+    return TokenChunk(form.value_C + trace_C, tail_C, _gap(form.value_C, form.previous_C) if gap else None)
 
 
 def _full_vocabulary(
@@ -193,11 +165,12 @@ def _full_vocabulary(
         shift=config.epsilon / geometry.width,
         quadratic=quadratic,
         previous=gap,
+        largest=max(1.0, geometry.largest_squared_length),
     )
 
     if gradient:
         # g_v = (1−ε)(r_v² Σ_ij M_ij ũ_iv ũ_jv + ‖ê_v‖²), with ũ the kept products.
-        g_background_C1 = keep * (_trace(form.core) / geometry.width + 1).unsqueeze(-1)
+        g_background_C1 = keep * (trace(form.core) / geometry.width + 1).unsqueeze(-1)
         block = max(1, _block_elements(q_CV) // products_CMV[0].numel())
         for q_BV, core_BMM, products_BMV, background_B1 in zip(
             q_CV.split(block),
@@ -206,12 +179,13 @@ def _full_vocabulary(
             g_background_C1.split(block),
             strict=True,
         ):
-            g_BV = (core_BMM @ products_BMV).mul_(products_BMV).sum(dim=1)
+            with full_precision(q_BV):
+                g_BV = (core_BMM @ products_BMV).mul_(products_BMV).sum(dim=1)
             g_BV.mul_(scale2_V).add_(geometry.squared_length_V).mul_(keep)
             if not geometry.all_directed:
                 g_BV = torch.where(geometry.has_direction_V, g_BV, background_B1)
             into_logit_gradient(q_BV, g_BV, config.weight)
-    return TokenChunk(form.value + trace_C, tail_C, _gap(form) if gap else None)
+    return TokenChunk(form.value + trace_C, tail_C, _gap(form.value, form.previous) if gap else None)
 
 
 def into_logit_gradient(q_CV: Tensor, g_CV: Tensor, weight: float) -> None:
@@ -233,9 +207,5 @@ def _block_elements(tensor: Tensor) -> int:
     return elements_on(tensor.device, _ASSEMBLED_ELEMENTS)
 
 
-def _gap(form: LogQuadraticForm) -> Tensor:
-    return form.value if form.previous is None else form.value - form.previous
-
-
-def _trace(matrix: Tensor) -> Tensor:
-    return matrix.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+def _gap(value_C: Tensor, previous_C: Tensor | None) -> Tensor:
+    return value_C if previous_C is None else value_C - previous_C

@@ -10,11 +10,12 @@ from mce_llm.lm.training.mixin import MatrixLossMixin
 class MatrixTrainer(MatrixLossMixin, Trainer):
     """Drop-in `Trainer`: same arguments, same loops, same checkpoints.
 
-    Logs gain `ce_loss` and `mce_loss` (nats per unmasked label over the logging window and all ranks; `mce_loss`
-    is absent where the weight is 0) and, for a mixture of experts, `aux_loss` (without its coefficient). Evaluation gains
-    the same with the prefix `eval_`, `eval_hidden_effective_rank` (of the covariance of the hidden states at unmasked
-    positions) and, for the kind `token`, `eval_tail_mass` and `eval_quadrature_gap`; all are means over labels.
-    `eval_loss` is `eval_ce_loss + λ · eval_mce_loss` in place of Hugging Face's mean over batches: for the kind `token` it
+    Logs gain `ce_loss` and what the loss has beside it: `mce_loss`, `smoothing_loss`, or `emo_loss` and `emo_distance`
+    (nats per unmasked label over the logging window and all ranks), and, for a mixture of experts, `aux_loss` (without its
+    coefficient). Evaluation gains the same with the prefix `eval_`, `eval_mce_loss` with every loss,
+    `eval_hidden_effective_rank` (of the covariance of the hidden states at unmasked positions) and, for the kind `token`,
+    `eval_tail_mass` and `eval_quadrature_gap`; all are means over labels. `eval_loss` is made of them in place of Hugging
+    Face's mean over batches, `eval_ce_loss + λ · eval_mce_loss` by default: but for the kinds `marginal` and `expected` it
     depends neither on the size of batches nor on the number of ranks. Without a single label there is none.
 
     Attributes:

@@ -17,7 +17,7 @@ from mce_llm.matrix.covariance import covariance, feature_rows, gram
 from mce_llm.matrix.errors import ZeroMatrixError
 from mce_llm.matrix.first_order import needs_gradient, with_gradient
 from mce_llm.matrix.information import log_clamped
-from mce_llm.matrix.logarithm import decompose, from_spectrum
+from mce_llm.matrix.logarithm import decompose, from_spectrum, spectrum_of
 
 
 def effective_rank(A: Tensor, *, validate: bool = True) -> Tensor:
@@ -41,7 +41,11 @@ def effective_rank(A: Tensor, *, validate: bool = True) -> Tensor:
     A = square_matrices(A, "A")
     if validate:
         require_finite_symmetric(A, "A")
-    eigenvalues, eigenvectors = decompose(A)
+    eigenvectors = None
+    if needs_gradient(A):
+        eigenvalues, eigenvectors = decompose(A)
+    else:
+        eigenvalues = spectrum_of(A)
     if validate:
         require_positive_semidefinite(eigenvalues, "A")
     eigenvalues = eigenvalues.clamp(min=0)
@@ -58,7 +62,7 @@ def effective_rank(A: Tensor, *, validate: bool = True) -> Tensor:
     entropy = -torch.xlogy(shares, shares).sum(-1, keepdim=True)
     value = entropy.exp()
     gradient = None
-    if needs_gradient(A):
+    if eigenvectors is not None:
         gradient = from_spectrum(-value * (log_clamped(shares) + entropy) / (total * largest), eigenvectors)
     return with_gradient(value.squeeze(-1), A, gradient)
 

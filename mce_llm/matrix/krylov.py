@@ -18,6 +18,7 @@ from mce_llm.matrix.checks import full_dtype_tensor, positive_number
 from mce_llm.matrix.errors import MatrixDtypeError, MatrixInputError, MatrixShapeError
 from mce_llm.matrix.logarithm import log_loewner
 from mce_llm.matrix.precision import autocast_off, full_precision
+from mce_llm.matrix.tridiagonal_poles import log_by_poles, log_poles
 
 # β below this many eps·‖Q v‖ is rounding. A Gram inner product knows β only to about √eps·‖Q v‖, yet a cut there
 # would be wrong: confident rows have couplings that small, which decide how much of the smallest eigenvalues x
@@ -25,6 +26,11 @@ from mce_llm.matrix.precision import autocast_off, full_precision
 # 0.7 %, one at 8·eps by 0.2 %). A vector that carries only rounding is harmless: its length over the frame is as
 # small as its weight in the core.
 BREAKDOWN_IN_EPS = 32.0
+# How exact a Gram matrix is, in eps of its largest entry. Where a frame has more vectors than dimensions, a vector of
+# rounding alone may pass as one of length one, by coordinates so large that these errors outweigh it. Eigenvectors give
+# it no weight in the end; pivots have no such insight: frames of 33 to 129 rows in 2 to 32 dimensions had gradients
+# off by powers of ten without a cut at it. Cuts at 4 to 16 gave what eigenvectors give.
+GRAM_EPS = 16
 
 Apply = Callable[..., Tensor]
 Quadratic = Callable[[Tensor], Tensor]
@@ -146,6 +152,10 @@ def lanczos(
         tokens, width = start.shape
         start_dual = dual(start)
         norm2 = (start * start_dual).sum(-1)
+        # ‖c‖² times this is what rounding of the Gram matrix may make of ‖Σ_k c_k f_k‖² for coordinates c.
+        blur = None
+        if gram is not None:
+            blur = GRAM_EPS * torch.finfo(start.dtype).eps * gram.diagonal(dim1=-2, dim2=-1).amax(-1)
         broken = ~torch.isfinite(norm2)
         alive = (norm2 >= torch.finfo(start.dtype).tiny) & ~broken
         vector = _divided(start, norm2.sqrt(), alive)
@@ -195,6 +205,8 @@ def lanczos(
             if step + 1 < order:
                 rest2 = (image * image_dual).sum(-1)
                 alive = alive & (rest2 > breakdown**2 * size2)
+                if blur is not None:
+                    alive = alive & (rest2 > blur * image.square().sum(-1))
                 betas[:, step] = torch.where(alive, rest2.clamp(min=0).sqrt(), 0)
                 vector = _divided(image, betas[:, step], alive)
                 vector_dual = vector if gram is None else _divided(image_dual, betas[:, step], alive)
@@ -214,7 +226,13 @@ def _divided(rows_TD: Tensor, lengths_T: Tensor, alive_T: Tensor) -> Tensor:
 
 
 def tridiagonal_log(
-    alphas: Tensor, betas: Tensor, norm2: Tensor, shift: float, *, previous: bool = True
+    alphas: Tensor,
+    betas: Tensor,
+    norm2: Tensor,
+    shift: float,
+    *,
+    previous: bool = True,
+    largest: float | None = None,
 ) -> TridiagonalLog:
     """−‖x‖² e₁ᵀ log(T) e₁ by Gauss quadrature, with its derivative M = −‖x‖² S (Γ ∘ s sᵀ) Sᵀ.
 
@@ -222,12 +240,16 @@ def tridiagonal_log(
     −‖x‖² Σ_i s_i² log θ_i. Eigenvalues θ below `shift`, which only rounding produces when Q ⪰ shift·I, count as
     `shift`. So the result is finite for any finite input.
 
+    In float32 and with a bound on the spectrum that is not too far from `shift` the same comes from resolvents at fixed
+    poles, to rounding: without an eigendecomposition, for which a GPU makes the host wait.
+
     Args:
         alphas: (T, M), the diagonal, float32 or float64.
         betas: (T, M − 1), beside the diagonal.
         norm2: (T,), ‖x‖²; zero gives value 0, NaN gives NaN for that row alone.
         shift: A positive lower bound on the spectrum of Q.
         previous: Form the value at order M − 1 too, which costs a second eigendecomposition.
+        largest: An upper bound on the spectrum of Q, where one is known.
 
     Returns:
         Value, previous value and core.
@@ -243,6 +265,10 @@ def tridiagonal_log(
             f"alphas, betas and norm2 must be (T, M), (T, M − 1) and (T,) with M >= 1, got {tuple(alphas.shape)}, "
             f"{tuple(betas.shape)} and {tuple(norm2.shape)}"
         )
+    poles = log_poles(shift, largest) if largest is not None and alphas.dtype == torch.float32 else None
+    if poles is not None:
+        with torch.no_grad(), autocast_off(alphas.device.type):
+            return TridiagonalLog(*log_by_poles(alphas, betas, norm2, poles, previous=previous))
     with torch.no_grad(), full_precision(alphas):
         tridiagonal = torch.diag_embed(alphas)
         if order > 1:
@@ -270,6 +296,7 @@ def log_quadratic_form(
     quadratic: Quadratic | None = None,
     previous: bool = True,
     breakdown: float | None = None,
+    largest: float | None = None,
 ) -> LogQuadraticForm:
     """f(Q) = −xᵀ log(Q) x for every row, with ∂f/∂Q ≈ Vᵀ M V, by Lanczos of the given order.
 
@@ -288,12 +315,13 @@ def log_quadratic_form(
         quadratic: v ↦ ⟨v, Q v⟩ for the last basis vector; see `lanczos`.
         previous: Report the value at order M − 1 too.
         breakdown: See `lanczos`.
+        largest: An upper bound on the spectrum of Q, where one is known; see `tridiagonal_log`.
 
     Returns:
         Values, previous values, basis and cores, outside the autograd graph.
     """
     run = lanczos(apply, start, order, gram=gram, quadratic=quadratic, breakdown=breakdown)
-    log = tridiagonal_log(run.alphas, run.betas, run.norm2, shift, previous=previous)
+    log = tridiagonal_log(run.alphas, run.betas, run.norm2, shift, previous=previous, largest=largest)
     return LogQuadraticForm(
         value=log.value, previous=log.previous, basis=run.basis, duals=run.duals, core=log.core
     )

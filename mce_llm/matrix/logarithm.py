@@ -52,6 +52,19 @@ def decompose(A: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues, eigenvectors
 
 
+def spectrum_of(A: Tensor) -> Tensor:
+    """Eigenvalues of the symmetric part of A alone, outside the autograd graph: a fraction of the work of `decompose`.
+
+    Args:
+        A: (..., d, d), float32 or float64.
+
+    Returns:
+        (..., d) in ascending order.
+    """
+    with torch.no_grad(), full_precision(A):
+        return torch.linalg.eigvalsh(symmetrize(A))
+
+
 def from_spectrum(values: Tensor, eigenvectors: Tensor) -> Tensor:
     """U diag(f) Uᵀ, symmetric to the last bit.
 

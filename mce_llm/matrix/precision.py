@@ -17,6 +17,16 @@ def exact_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64: on its device, or on the CPU where that has none (MPS, which has no eigenvalues either).
+
+    Args:
+        tensor: Of any floating dtype.
+    """
+    has_none = exact_dtype(tensor.device) != torch.float64
+    return (tensor.cpu() if has_none else tensor).double()
+
+
 @contextmanager
 def _ieee_products(device_type: str) -> Iterator[None]:
     """Turn TF32 (CUDA) or bfloat16 (CPU) products of float32 matrices off inside the block."""

@@ -30,6 +30,8 @@ _SMALLEST_BY_PRODUCTS = 2048
 # P100, V100, A100, H100, B200: float64 at half the speed of float32. Others have a thirty-second of it or less, and then
 # the sixteen-odd inverses take longer than `eigh`, which needs far less arithmetic.
 _FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
+# The same of ROCm, whose numbers are others: MI100, MI200 (gfx908, gfx90a), MI300 (gfx942), MI350 (gfx950).
+_FAST_FLOAT64_ROCM = ((9, 0), (9, 4), (9, 5))
 # Of the slopes, relative; the values are then good to about a tenth of it.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-8}
 # An inverse is off by eps·κ, relative, and the condition number used here is an upper bound.
@@ -67,7 +69,8 @@ def by_products(A: Tensor, method: str) -> bool:
         return method == "rational"
     if not A.is_cuda or A.shape[-1] < _SMALLEST_BY_PRODUCTS:
         return False
-    return A.dtype == torch.float32 or torch.cuda.get_device_capability(A.device) in _FAST_FLOAT64
+    fast = _FAST_FLOAT64 if torch.version.hip is None else _FAST_FLOAT64_ROCM
+    return A.dtype == torch.float32 or torch.cuda.get_device_capability(A.device) in fast
 
 
 @dataclass(frozen=True)

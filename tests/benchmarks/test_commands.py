@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mce_llm.data import train_tokenizer, write_jsonl
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = [
@@ -40,7 +43,8 @@ def test_losses_side_by_side(tmp_path):
     rows = json.loads((tmp_path / "losses.json").read_text())["results"][0]["rows"]
     by_case = {row["case"]: row for row in rows}
     assert {"3 products", "Hugging Face", "ours, weight 0", "marginal", "expected"} <= set(by_case)
-    assert {"token, support 4, order 2", "token, full, order 4"} <= set(by_case)
+    assert {"token, support 4, order 2", "token, full, order 4", "label smoothing", "EMO"} <= set(by_case)
+    assert by_case["EMO"]["floor_seconds"] == pytest.approx(by_case["3 products"]["seconds"] * 4 / 3)
     assert all(row["seconds"] > 0 for row in rows)
     full, three = by_case["token, full, order 4"], by_case["3 products"]
     assert full["floor_seconds"] == pytest.approx(three["seconds"] * 10 / 3)
@@ -126,3 +130,36 @@ def test_wrong_arguments(script, arguments, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_likelihoods_agree_with_the_loss_of_transformers_and_the_harness(tmp_path):
+    pytest.importorskip("lm_eval")
+    rows = [{"question": f"What is {n} + 2?", "answer": f"It is {n + 2}.\n#### {n + 2}"} for n in range(7)]
+    data = write_jsonl(rows, tmp_path / "test.jsonl")
+    tokenizer = train_tokenizer([row["question"] + row["answer"] for row in rows], vocab_size=300)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        initializer_range=0.5,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    words = ["--model", tmp_path / "model", "--data", data, "--prompt", "plain", "--dtypes", "float32"]
+    result = run("likelihood_agreement.py", *words, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.strip().splitlines()[-1])["results"]
+    assert [row["way"] for row in found] == ["ours", "transformers' loss", "harness"]
+    assert all(row["largest_difference"] < 1e-5 for row in found)
+    assert all(row["nats_per_token"] > 1 for row in found)
+
+
+@pytest.mark.parametrize("script", ["gpu_dry_run.py", "gpu_report.py", "kernel_resources.py"])
+def test_figures_that_can_go_nowhere_are_not_measured(script, tmp_path):
+    (tmp_path / "file").touch()
+    result = run(script, "--json", tmp_path / "file" / "figures.json")
+    assert result.returncode == 2
+    assert "argument --json: cannot write" in result.stderr.splitlines()[-1]

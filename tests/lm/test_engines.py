@@ -17,8 +17,8 @@ ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
 NAMES = {"zero3": "DEEPSPEED", "zero2": "DEEPSPEED", "fsdp2": "FSDP", "ddp": "MULTI_CPU"}
 
 
-def case(kind, accumulation, family="llama", rows=2, **more):
-    settings = {"matrix_kind": kind, "gradient_accumulation_steps": accumulation}
+def case(kind, accumulation, family="llama", rows=2, loss="mce", **more):
+    settings = {"matrix_kind": kind, "loss": loss, "gradient_accumulation_steps": accumulation}
     settings |= {"per_device_train_batch_size": rows, "report_to": "none", "monitor_steps": 0}
     return {"arguments": settings, "family": family, **more}
 
@@ -30,6 +30,11 @@ def cases(rows):
         for kind in ("token", "marginal", "expected")
         for accumulation in (1, 2, 4)
     }
+    every |= {
+        f"{loss}-{accumulation}": case("token", accumulation, rows=rows, loss=loss)
+        for loss in ("label_smoothing", "emo")
+        for accumulation in (1, 4)
+    }
     tied = {
         f"{kind}-2-tied": case(kind, 2, "llama-tied", rows=rows) for kind in ("token", "marginal", "expected")
     }
@@ -40,6 +45,8 @@ def few(rows):
     return {
         "token-2": case("token", 2, rows=rows),
         "marginal-1-tied": case("marginal", 1, "llama-tied", rows=rows),
+        "label_smoothing-2": case("token", 2, rows=rows, loss="label_smoothing"),
+        "emo-2-tied": case("token", 2, "llama-tied", rows=rows, loss="emo"),
     }
 
 
@@ -62,7 +69,9 @@ def compare(engine, got, expected, runs):
         assert logs[0]["engine"] == NAMES[engine], name
         assert (logs[0]["processes"], whole[0]["processes"]) == (2, 1), name
         assert bool(logs[0]["sharded"]) == (engine in ("fsdp2", "zero3")), name
-        for part in ("loss", "ce_loss", "mce_loss"):
+        beside = {"label_smoothing": ("smoothing_loss",), "emo": ("emo_loss", "emo_distance")}
+        for part in ("loss", "ce_loss", *beside.get(run["arguments"]["loss"], ("mce_loss",))):
+            assert logs[0][part], part
             assert logs[0][part] == pytest.approx(whole[0][part], rel=LOSS), (name, part)
         of_weight, of_change = deviations(weights, whole_weights, start_weights(run["family"]))
         of_loss = max(abs(a / b - 1) for a, b in zip(logs[0]["loss"], whole[0]["loss"], strict=True))
@@ -96,6 +105,7 @@ def test_faults_would_be_caught(tmp_path, one_process):
     runs = {
         "marginal-1-tied": case("marginal", 1, "llama-tied", fault="statistics not shared"),
         "token-2": case("token", 2, fault="accumulation ignored"),
+        "emo-2-tied": case("token", 2, "llama-tied", loss="emo", fault="accumulation ignored"),
     }
     got, expected = run_engine(tmp_path, "ddp", 2, runs), one_process(few(rows=4))
     for name, run in runs.items():

@@ -79,3 +79,8 @@ def test_low_precision_tables_are_used_in_float32_and_stay_detached():
 def test_unusable_tables_are_refused(raw, mask, message):
     with pytest.raises(GeometryError, match=message):
         TokenGeometry.from_table(raw, MatrixLossConfig(), mask)
+
+
+def test_rows_whose_lengths_overflow_are_called_what_they_are():
+    with pytest.raises(GeometryError, match=r"squared lengths of the 4 embedding rows overflow"):
+        TokenGeometry.from_table(1e20 * torch.randn(4, 3), MatrixLossConfig())

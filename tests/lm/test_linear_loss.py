@@ -5,7 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.fused_loss import KINDS, TOLERANCE, assert_same, fused, number, problem, reference
+from helpers.fused_loss import (
+    BASELINES,
+    KINDS,
+    LOSSES,
+    TOLERANCE,
+    assert_same,
+    config_id,
+    fused,
+    number,
+    problem,
+    reference,
+)
 from mce_llm.lm import (
     MatrixLossConfig,
     TokenGeometry,
@@ -15,7 +26,7 @@ from mce_llm.lm import (
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("config", KINDS, ids=lambda c: f"{c.kind}-{c.support}-{c.normalize}-{c.weight}")
+@pytest.mark.parametrize("config", LOSSES, ids=config_id)
 def test_equals_the_reference(config, dtype):
     inputs = problem()
     bias = torch.randn(23, dtype=torch.float64)
@@ -24,7 +35,7 @@ def test_equals_the_reference(config, dtype):
     )
 
 
-@pytest.mark.parametrize("config", KINDS[:1] + KINDS[4:5] + KINDS[6:7], ids=lambda c: c.kind)
+@pytest.mark.parametrize("config", KINDS[:1] + KINDS[4:5] + KINDS[6:7] + BASELINES[1:5:2], ids=config_id)
 @pytest.mark.parametrize("options", [{"softcap": 3.0}, {"scale": 0.25}, {"softcap": 2.0, "scale": 3.0}])
 def test_treatment_of_logits_is_in_value_and_gradient(config, options):
     inputs = problem()
@@ -37,7 +48,7 @@ def test_treatment_of_logits_is_in_value_and_gradient(config, options):
 @pytest.mark.parametrize(
     ("tokens", "vocabulary", "width"), [(1, 5, 3), (3, 4, 9), (5, 9, 1), (2, 2, 2), (17, 40, 5)]
 )
-@pytest.mark.parametrize("config", KINDS, ids=lambda c: f"{c.kind}-{c.support}-{c.normalize}-{c.weight}")
+@pytest.mark.parametrize("config", LOSSES, ids=config_id)
 def test_odd_shapes(tokens, vocabulary, width, config):
     inputs = problem(tokens, vocabulary, width)
     assert_same(fused(*inputs, config, chunk_size=3), reference(*inputs, config), torch.float64)

@@ -4,12 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mce_llm.lm import (
-    MatrixLossConfig,
-    TokenGeometry,
-    linear_matrix_cross_entropy,
-    reference_matrix_cross_entropy,
-)
+from helpers.fused_loss import config_id
+from mce_llm.lm import MatrixLossConfig, linear_matrix_cross_entropy, reference_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,6 +17,8 @@ CONFIGS = [
     MatrixLossConfig(kind="marginal"),
     MatrixLossConfig(kind="expected"),
     MatrixLossConfig(weight=0.0),
+    MatrixLossConfig(loss="label_smoothing"),
+    MatrixLossConfig(loss="emo"),
 ]
 
 
@@ -40,16 +38,13 @@ def loss_and_gradients(hidden, weight, labels, config):
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.kind}-{c.support}-{c.weight}")
+@pytest.mark.parametrize("config", CONFIGS, ids=config_id)
 def test_equals_the_reference(config, tf32):
     """Also where TF32 is on for the model: then the logits are the model's own, and the matrix part still exact."""
     hidden, weight, labels = problem()
     exact = [t.double().requires_grad_() for t in (hidden, weight)]
     logits = F.linear(*exact)
-    loss = F.cross_entropy(logits, labels)
-    if config.weight:
-        geometry = TokenGeometry.from_table(exact[1], config)
-        loss = loss + config.weight * reference_matrix_cross_entropy(logits, labels, geometry, config)
+    loss = reference_loss(logits, labels, exact[1], config)
     expected = loss.detach(), *torch.autograd.grad(loss, exact)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")

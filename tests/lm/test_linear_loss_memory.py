@@ -15,6 +15,8 @@ CONFIGS = {
     "full": MatrixLossConfig(support=None, order=3),
     "marginal": MatrixLossConfig(kind="marginal"),
     "expected": MatrixLossConfig(kind="expected"),
+    "label smoothing": MatrixLossConfig(loss="label_smoothing"),
+    "emo": MatrixLossConfig(loss="emo"),
 }
 
 
@@ -41,6 +43,7 @@ def problem():
 
 
 def largest(loss, hidden, weight):
+    loss().backward()  # the poles of the logarithm are computed once
     with LargestTensor() as seen:
         loss().backward()
     hidden.grad = weight.grad = None

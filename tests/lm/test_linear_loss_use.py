@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.fused_loss import KINDS, assert_same, fused, number, problem, reference
+from helpers.fused_loss import KINDS, LOSSES, assert_same, config_id, fused, number, problem, reference
 from mce_llm.lm import (
     LossInputError,
     MatrixLossConfig,
@@ -14,7 +14,7 @@ from mce_llm.lm import (
 )
 
 
-@pytest.mark.parametrize("config", KINDS, ids=lambda c: f"{c.kind}-{c.support}-{c.normalize}-{c.weight}")
+@pytest.mark.parametrize("config", LOSSES, ids=config_id)
 def test_all_labels_ignored_gives_a_connected_zero(config):
     hidden, weight, labels = problem()
     output, gradients = fused(hidden, weight, torch.full_like(labels, -100), config)
@@ -23,7 +23,15 @@ def test_all_labels_ignored_gives_a_connected_zero(config):
     assert all((g == 0).all() for g in gradients)
 
 
-@pytest.mark.parametrize("config", KINDS, ids=lambda c: f"{c.kind}-{c.support}-{c.normalize}-{c.weight}")
+@pytest.mark.parametrize("config", LOSSES, ids=config_id)
+def test_the_loss_alone_is_attached_to_the_graph(config):
+    output, _ = fused(*problem(), config)
+    assert output.loss.requires_grad
+    parts = [output.cross_entropy, output.matrix_cross_entropy, *output.terms.values()]
+    assert not any(part.requires_grad for part in parts)
+
+
+@pytest.mark.parametrize("config", LOSSES, ids=config_id)
 def test_num_items_divides_the_sums(config):
     inputs = problem()
     assert_same(fused(*inputs, config, num_items=50), reference(*inputs, config, num_items=50), torch.float64)

@@ -115,9 +115,10 @@ def test_without_labels_and_in_generation_nothing_changes():
 # Dynamo looks at .grad of every tensor that it guards, and torch 2.6 warns about Python 3.13.0.
 @pytest.mark.filterwarnings("ignore:Guards may run slower on Python:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("kind", ["token", "marginal", "expected"])
-def test_compiled_model_has_the_same_loss_and_gradients(kind):
-    config = MatrixLossConfig(kind=kind, support=7, weight=0.7)
+@pytest.mark.parametrize("loss", ["token", "marginal", "expected", "label_smoothing", "emo"])
+def test_compiled_model_has_the_same_loss_and_gradients(loss):
+    other = loss in ("label_smoothing", "emo")
+    config = MatrixLossConfig(loss=loss) if other else MatrixLossConfig(kind=loss, support=7, weight=0.7)
     batch = make_batch()
     eager, compiled = make_model(), make_model()
     patch_model(eager, config)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mce_llm.lm.top_tokens import top_tokens
+from mce_llm.lm.top_tokens import GROUP, top_tokens
 
 
 @settings(max_examples=60, deadline=None)
@@ -23,6 +23,9 @@ def test_same_scores_as_topk_and_ids_that_hold_them(tokens, vocabulary, count, l
     values, ids = top_tokens(scores, count)
     assert torch.equal(values, scores.topk(count, dim=-1).values)
     assert torch.equal(scores.gather(-1, ids), values)
+    whole = scores[:, : vocabulary // GROUP * GROUP].unflatten(-1, (vocabulary // GROUP, GROUP))
+    for known, found in zip(top_tokens(scores, count, whole.amax(dim=-1)), (values, ids), strict=True):
+        assert torch.equal(known, found)
     assert all(len(set(row.tolist())) == count for row in ids)
 
 

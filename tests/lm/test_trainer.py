@@ -94,15 +94,25 @@ def test_a_model_without_anything_to_train(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize(
+    ("loss", "beside"),
+    [
+        ("mce", ("mce_loss",)),
+        ("label_smoothing", ("smoothing_loss",)),
+        ("emo", ("emo_loss", "emo_distance")),
+    ],
+)
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulated_token_loss_is_that_of_the_whole_batch(tmp_path, accumulation):
-    whole = trained(tmp_path / "a", per_device_train_batch_size=8)
+def test_accumulated_token_loss_is_that_of_the_whole_batch(tmp_path, accumulation, loss, beside):
+    whole = trained(tmp_path / "a", per_device_train_batch_size=8, loss=loss)
     parts = trained(
         tmp_path / "b",
         per_device_train_batch_size=8 // accumulation,
         gradient_accumulation_steps=accumulation,
+        loss=loss,
     )
-    for name in ("loss", "ce_loss", "mce_loss"):
+    for name in ("loss", "ce_loss", *beside):
+        assert len(logged(whole, name)) == 3
         assert logged(parts, name) == pytest.approx(logged(whole, name), rel=1e-5)
     for a, b in zip(parts.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -166,6 +176,25 @@ def test_evaluation_reports_means_over_labels_and_the_effective_rank(tmp_path):
     assert "eval_quadrature_gap" in metrics
 
 
+@pytest.mark.parametrize("model_loss", ["label_smoothing", "emo"])
+def test_evaluation_of_another_loss_is_a_function_of_the_data_alone(tmp_path, model_loss):
+    """Batches of 1, 3 and 7 rows with unequal numbers of labels: the same loss, which its parts add up to."""
+    found = []
+    for size in (1, 3, 7):
+        args = arguments(tmp_path, loss=model_loss, per_device_eval_batch_size=size)
+        trainer = MatrixTrainer(
+            model=make_model(), args=args, eval_dataset=Rows(7, seed=9), data_collator=collate
+        )
+        found.append(trainer.evaluate())
+    share, parts = trainer.matrix_patch.config.shares
+    for metrics in found:
+        total = share * metrics["eval_ce_loss"]
+        total += sum(b * metrics[f"eval_{name}"] for name, b in parts.items())
+        assert metrics["eval_loss"] == pytest.approx(total, rel=1e-12)
+        for name in ("eval_loss", "eval_mce_loss", "eval_ce_loss", *(f"eval_{name}" for name in parts)):
+            assert metrics[name] == pytest.approx(found[0][name], rel=1e-6), name
+
+
 def test_compute_metrics_gets_the_logits(tmp_path):
     trainer = MatrixTrainer(
         model=make_model(),
@@ -212,6 +241,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         ({"matrix_shrinkage": 1.2}, r"shrinkage must be in \[0, 1\), got 1.2"),
         ({"matrix_kind": "tokn"}, "did you mean 'token'"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor replaces the model's loss"),
+        ({"loss": "ce", "emo_weight": 0.5}, "emo_weight belongs to the loss emo, and with loss ce"),
     ],
 )
 def test_settings_that_would_mislead_are_refused(tmp_path, changes, message):

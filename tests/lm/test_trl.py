@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -146,6 +147,24 @@ def test_weight_zero_is_the_stock_sft_trainer(tokenizer, tmp_path, accumulation)
     mine, theirs = ours.evaluate(), stock.evaluate()
     for name in ("eval_loss", *(["eval_entropy", "eval_mean_token_accuracy"] if over_labels else [])):
         assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "beside"),
+    [
+        ({"loss": "label_smoothing", "smoothing": 0.3}, {"ce_loss": 0.7, "smoothing_loss": 0.3}),
+        ({"loss": "emo"}, {"ce_loss": 0.5, "emo_loss": 0.5}),
+    ],
+)
+def test_other_losses_through_the_sft_trainer(tokenizer, tmp_path, changes, beside):
+    trainer = trained(tokenizer, tmp_path, eval_dataset=datasets.Dataset.from_list(ROWS[3:]), **changes)
+    total = sum(share * np.array(logged(trainer, name)) for name, share in beside.items())
+    assert logged(trainer, "loss") == pytest.approx(total.tolist(), rel=1e-4)
+    assert not logged(trainer, "mce_loss")
+    metrics = trainer.evaluate()
+    expected = sum(share * metrics[f"eval_{name}"] for name, share in beside.items())
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-12)
+    assert metrics["eval_mce_loss"] > 0
 
 
 @pytest.mark.parametrize(

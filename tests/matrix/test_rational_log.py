@@ -136,16 +136,20 @@ def test_automatic_choice_on_a_cpu_is_the_eigendecomposition(random_psd):
 
 
 @pytest.mark.parametrize(
-    ("size", "dtype", "capability", "expected"),
+    ("size", "dtype", "capability", "hip", "expected"),
     [
-        (2048, torch.float32, (8, 9), True),
-        (2047, torch.float32, (9, 0), False),
-        (4096, torch.float64, (9, 0), True),
-        (4096, torch.float64, (8, 9), False),
+        (2048, torch.float32, (8, 9), None, True),
+        (2047, torch.float32, (9, 0), None, False),
+        (4096, torch.float64, (9, 0), None, True),
+        (4096, torch.float64, (8, 9), None, False),
+        (4096, torch.float64, (9, 4), "6.3", True),
+        (4096, torch.float64, (11, 0), "6.3", False),
+        (4096, torch.float64, (10, 0), "6.3", False),
     ],
 )
-def test_automatic_choice_on_a_gpu(monkeypatch, size, dtype, capability, expected):
+def test_automatic_choice_on_a_gpu(monkeypatch, size, dtype, capability, hip, expected):
     """Decided by size, dtype and device alone, so a description of a tensor is enough."""
+    monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     there = SimpleNamespace(
         is_cuda=True, shape=(size, size), dtype=dtype, device="cuda", numel=lambda: size * size

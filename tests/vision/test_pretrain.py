@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 import torch
 
+from helpers.processes import kill_all
 from helpers.scripts import ROOT, load_script
 from helpers.waiting import wait_until
 from mce_llm.vision.models import load_backbone
@@ -246,10 +246,7 @@ def test_killed_at_any_moment(tmp_path, processes):
     for _ in range(2):
         before, started = saved(), launch(tmp_path / "parts", processes, wait=False, **changed)
         wait_until(lambda before=before: saved() > before, started)
-        family = [*psutil.Process(started.pid).children(recursive=True), psutil.Process(started.pid)]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family)
+        kill_all(started)
         started.wait()
         started.stdout.close()
     launch(tmp_path / "parts", processes, **changed)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.patch import patch_model
+from mce_llm.running.devices import same_random_state
 from mce_llm.running.messages import cause
 
 LENGTH = 24
@@ -196,7 +197,7 @@ def _tolerance(model: PreTrainedModel) -> float:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers of torch, NumPy and Python from a seed, and afterwards the states that were there before."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with same_random_state(device):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every GPU, too
         random.seed(seed)
         np.random.seed(seed)

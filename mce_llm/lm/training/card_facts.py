@@ -16,9 +16,12 @@ from mce_llm.running.installation import installed_versions
 FILE = "README.md"
 _PACKAGES = ("mce-llm", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "deepspeed")
 METRICS = {
-    "loss": "CE + λ·MCE, nats per label",
+    "loss": "the loss above, nats per label",
     "ce_loss": "cross-entropy, nats per label",
     "mce_loss": "matrix cross-entropy, nats per label",
+    "smoothing_loss": "S, cross-entropy against uniform targets, nats per label",
+    "emo_loss": "r · D, nats per label",
+    "emo_distance": "D, earth mover's distance: 1 − cosine, mean over labels",
     "entropy": "entropy of the predictions, nats",
     "mean_token_accuracy": "share of labels that are the most probable token",
     "hidden_effective_rank": "effective rank of the covariance of the hidden states",

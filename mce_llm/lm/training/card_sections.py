@@ -10,6 +10,7 @@ from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.training.card_facts import METRICS, DataRecord, base_commit, shown
 from mce_llm.lm.training.card_text import (
     LOSS_TEXT,
+    NAMES,
     SETTING_MEANINGS,
     code,
     fenced,
@@ -36,8 +37,7 @@ def what_it_is(source: str | None, *, adapters: bool, trainer: Any) -> str:
     )
     if (commit := base_commit(trainer)) is not None:
         subject += f" at commit {code(commit)}"
-    weight = trainer.matrix_patch.config.weight
-    loss = "matrix cross-entropy beside cross-entropy" if weight else "cross-entropy alone (λ = 0)"
+    loss = NAMES[trainer.matrix_patch.config.objective]
     return f"{subject} (architecture {code(architecture)}), trained with {loss} by mce-llm."
 
 
@@ -47,7 +47,7 @@ def loss_text(config: MatrixLossConfig) -> str:
         (code(name), code(json.dumps(value)), SETTING_MEANINGS[name])
         for name, value in config.to_dict().items()
     ]
-    head = LOSS_TEXT[config.kind] if config.weight else LOSS_TEXT["none"]
+    head = LOSS_TEXT[config.kind if config.objective == "mce" else config.objective]
     return f"{head}\n\n{table(('setting', 'value', 'meaning'), rows)}"
 
 
@@ -120,7 +120,7 @@ def results_text(trainer: Any, measured: dict[str, Any], records: Sequence[DataR
     last = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), None)
     texts = []
     if last is not None:
-        seen = {name: last[name] for name in ("loss", "ce_loss", "mce_loss") if name in last}
+        seen = {name: last[name] for name in METRICS if name in last and name.endswith("loss")}
         texts.append(
             f"Training, mean over the logging window that ended at step {last.get('step')}: "
             + ", ".join(f"{name} {number(value)}" for name, value in seen.items())

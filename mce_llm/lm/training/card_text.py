@@ -10,6 +10,7 @@ _RHO = (
     "A distribution p over tokens becomes the density matrix ρ(p) = (1−ε) Σ_v p_v ê_v ê_vᵀ + ε I/d, with ê_v the token "
     "embeddings, held constant. "
 )
+_MEASURED = "The other settings below say what was evaluated as matrix cross-entropy, if anything was."
 LOSS_TEXT = {
     "token": _MCE
     + _RHO
@@ -20,8 +21,21 @@ LOSS_TEXT = {
     "expected": _MCE
     + "P is the covariance of the target embeddings ê_y and Q that of the expected embeddings Σ_v q_v ê_v, over a "
     "micro-batch on all processes, both mixed with the share ε of I/d.",
-    "none": "Cross-entropy alone. The settings below say what was evaluated as matrix cross-entropy, if anything was.",
+    "ce": "Cross-entropy alone. " + _MEASURED,
+    "label_smoothing": "L = (1−s) · CE + s · S, in nats, with S = −1/n Σ_v log q_v over the n rows of the head that are "
+    "tokens. " + _MEASURED,
+    "emo": "L = (1−w) · CE + w · r · D, with D = 1 − ⟨ê_y, Σ_v q_v ê_v⟩ for each position, ê_v the token embeddings at "
+    "length one, held constant, y the target and q the predicted distribution; the factor r = min(CE/D, c) is constant "
+    "too, and with c = 0 it has no limit (EMO, arXiv:2310.04691). " + _MEASURED,
 }
+"""Kind of the matrix loss, or another loss → its formula."""
+NAMES = {
+    "ce": "cross-entropy alone (λ = 0)",
+    "label_smoothing": "label-smoothed cross-entropy",
+    "emo": "earth mover's distance (EMO) beside cross-entropy",
+    "mce": "matrix cross-entropy beside cross-entropy",
+}
+TAGS = {"label_smoothing": ["label-smoothing"], "emo": ["emo"], "mce": ["matrix-cross-entropy"]}
 
 SETTING_MEANINGS = {
     "kind": "which density matrices are compared",
@@ -32,8 +46,21 @@ SETTING_MEANINGS = {
     "embeddings": "the table that gives ê",
     "center": "the mean embedding was subtracted",
     "normalize": "every ê has length one",
+    "loss": "what was trained",
+    "smoothing": "s of label_smoothing",
+    "emo_weight": "w of emo",
+    "emo_max_ratio": "c of emo",
+    "emo_center": "the mean embedding was subtracted in emo",
 }
 
+CITATION_OF_EMO = """@inproceedings{ren2024emo,
+  title     = {EMO: Earth Mover Distance Optimization for Auto-Regressive Language Modeling},
+  author    = {Ren, Siyu and Wu, Zhiyong and Zhu, Kenny Q.},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2310.04691}
+}
+"""
 CITATION = """@inproceedings{zhang2024matrix,
   title     = {Matrix Information Theory for Self-Supervised Learning},
   author    = {Zhang, Yifan and Tan, Zhiquan and Yang, Jingqin and Huang, Weiran and Yuan, Yang},

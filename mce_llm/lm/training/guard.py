@@ -2,17 +2,21 @@
 
 On all ranks, and before the optimizer: even a gradient of zeros would move weights by their decay and old moments.
 
-Every rank watches its own losses and gradients without waiting for the device. Before an optimizer step all ranks
-share one small vector, so that they do the same thing; only where something is wrong do they also share who saw it, in
-which micro-batch, and on which training rows. The same vector carries a request to stop (preemption), since that too
-has to reach all ranks at the same step.
+Whether the gradients of a step are finite is read off their norm, which is computed for clipping anyway. The norm does
+not tell whose they were, and clipping by a norm that is not finite leaves none of them as it was; so each rank also keeps
+two numbers a micro-batch, its loss and the size of one gradient at the end of the backward pass, through which whatever
+is not finite above has come. Nothing of this waits for the device. Before an optimizer step all ranks share one small
+vector, so that they do the same thing, and read it: the one wait of a step. Only where something is wrong do they also
+share who saw it, in which micro-batch, and on which training rows. The same vector carries a request to stop
+(preemption), since that too has to reach all ranks at the same step.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,12 +32,12 @@ _ROWS_SHOWN = 16
 
 @dataclass
 class _MicroBatch:
-    """Loss and gradients of one forward and backward pass, on the device."""
+    """Loss of one forward and backward pass, and how large the watched gradient is, on the device."""
 
     rows: Tensor | None
     loss: Tensor
     labels: int | None
-    gradients: Tensor  # running sum over the step so far; not finite from the first bad gradient on
+    gradients: list[Tensor] = field(default_factory=list)
 
 
 class StepGuard:
@@ -73,12 +77,15 @@ class StepGuard:
         self._in_a_row = 0
         self._device = device
         self._handles: list[Any] = []
-        self._sharded: list[Any] = []
+        self._trained: list[nn.Parameter] = []
+        self._begin_step()
+
+    def forget_step(self) -> None:
+        """Drop what a run that ended in the middle of a step has left."""
         self._begin_step()
 
     def _begin_step(self) -> None:
         self._micro_batches: list[_MicroBatch] = []
-        self._gradients = torch.zeros((), device=self._device)
 
     @property
     def step_begins(self) -> bool:
@@ -86,10 +93,9 @@ class StepGuard:
         return not self._micro_batches
 
     def watch(self, model: nn.Module) -> None:
-        """Register hooks that check every gradient of this rank's backward pass, before gradients are reduced.
+        """Register a hook that sees one gradient of this rank's backward passes, before gradients are reduced.
 
-        FSDP2 only exposes reduced gradients; there, the gradient at the output of the input embeddings is checked on
-        this rank, and the reduced gradients before the step.
+        FSDP2 only exposes reduced gradients; there it is the gradient at the output of the input embeddings.
 
         Args:
             model: The model, wrapped by the engine.
@@ -97,9 +103,8 @@ class StepGuard:
         self.unwatch()
         if not self.watch_gradients:
             return
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self._sharded = [p for p in trained if hasattr(p, "to_local")]
-        if self._sharded:
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        if any(hasattr(p, "to_local") for p in self._trained):
             owner: Any = model
 
             def watch_output(_: nn.Module, __: Any, output: Tensor) -> None:
@@ -107,19 +112,18 @@ class StepGuard:
                     output.register_hook(self._note_gradient)
 
             self._handles.append(owner.get_input_embeddings().register_forward_hook(watch_output))
-        plain = [p for p in trained if not hasattr(p, "to_local")]
-        self._handles += [p.register_hook(self._note_gradient) for p in plain]
+        elif self._trained:
+            self._handles.append(last_reached(model).register_hook(self._note_gradient))
 
     def unwatch(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._sharded = [], []
+        self._handles, self._trained = [], []
 
     def _note_gradient(self, gradient: Tensor) -> None:
-        # One reduction: a sum of numbers with one that is not finite among them is not finite. In float32, since
-        # sums of float16 overflow.
-        self._gradients += gradient.detach().sum(dtype=torch.float32)
+        if self._micro_batches:
+            self._micro_batches[-1].gradients.append(magnitude(gradient))
 
     def note(self, loss: Tensor, rows: Tensor | None, labels: int | None = None) -> None:
         """Record the loss of one micro-batch, before its backward pass.
@@ -129,16 +133,15 @@ class StepGuard:
             rows: Ids of its training rows, where known.
             labels: How many labels it is trained on; None where that is not known.
         """
-        # The running sum is updated in place, so the previous micro-batch gets a copy of its value now.
-        if self._micro_batches:
-            self._micro_batches[-1].gradients = self._gradients.clone()
-        self._micro_batches.append(_MicroBatch(rows, loss.detach().float(), labels, self._gradients))
+        self._micro_batches.append(_MicroBatch(rows, loss.detach().float(), labels))
 
-    def agree(self, step: int) -> bool:
+    def agree(self, step: int, norms: Iterable[Tensor] | None = None) -> bool:
         """Decide with all ranks, before the optimizer, whether it may step; every rank calls.
 
         Args:
             step: The number of this optimizer step, the first being 1.
+            norms: Of the gradients after they were reduced: of all, or of each part that this rank has of them. Not read
+                where gradients are not watched; by default those of the parameters' gradients are computed.
 
         Returns:
             True to take the step, False to leave it out (action `skip`).
@@ -147,18 +150,16 @@ class StepGuard:
             NonFiniteLossError: Action `stop`, or as many steps were left out in a row as patience allows.
             LossInputError: The same, where no rank had a trained label.
         """
-        sums = self._gradients + sum(
-            (p.grad.to_local().sum(dtype=torch.float32) for p in self._sharded if p.grad is not None),
-            start=torch.zeros((), device=self._device),
-        )
-        losses = torch.stack([batch.loss for batch in self._micro_batches] or [torch.zeros_like(sums)])
-        bad = ~torch.isfinite(losses).all() | ~torch.isfinite(sums)
-        stop = torch.full_like(sums, float(self.stop_requested()))
+        numbers = [number for batch in self._micro_batches for number in (batch.loss, *batch.gradients)]
+        if not self.watch_gradients:
+            norms = []
+        elif norms is None:
+            norms = magnitudes(p.grad for p in self._trained if p.grad is not None)
+        norms = [local_part(norm.detach()) for norm in norms]
         labelled = not self._micro_batches or any(batch.labels != 0 for batch in self._micro_batches)
-        flags = torch.stack([bad.to(sums), stop, torch.full_like(sums, float(labelled))])
-        if PartialState().num_processes > 1:
-            all_reduce(flags, op=ReduceOp.MAX)
-        anything_bad, stop_everywhere, any_label = (bool(flag) for flag in flags.tolist())
+        anything_bad, stop_everywhere, any_label = self._shared(
+            [*numbers, *norms], self.stop_requested(), labelled
+        )
         self.stop = self.stop or stop_everywhere
         self.step_is_empty = not any_label
         self.step_is_bad = anything_bad or self.step_is_empty
@@ -167,7 +168,7 @@ class StepGuard:
             self._begin_step()
             return True
 
-        found = self._unlabelled() if self.step_is_empty else self._report()
+        found = self._unlabelled() if self.step_is_empty else self._report(norms)
         self._begin_step()
         if self.action == "skip" and self._in_a_row < self.patience:
             self._in_a_row += 1
@@ -189,29 +190,53 @@ class StepGuard:
             "on_nonfinite: skip leaves such steps out"
         )
 
+    def _shared(self, numbers: list[Tensor], stop: bool, labelled: bool) -> tuple[bool, bool, bool]:
+        """Whether on any rank a number is not finite, a stop is asked for, and there is a label; waits for the device."""
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for number in numbers:
+            by_device.setdefault(number.device, []).append(number)
+        bad = torch.zeros((), dtype=torch.bool, device=self._device)
+        for together in by_device.values():
+            bad = bad | ~torch.isfinite(torch.stack(together)).all().to(self._device)
+        if PartialState().num_processes == 1:
+            return bool(bad), stop, labelled
+        given = [torch.full((), float(flag), device=self._device) for flag in (stop, labelled)]
+        flags = torch.stack([bad.float(), *given])
+        all_reduce(flags, op=ReduceOp.MAX)
+        anything_bad, stop_everywhere, any_label = (bool(flag) for flag in flags.tolist())
+        return anything_bad, stop_everywhere, any_label
+
     def _unlabelled(self) -> str:
         """The training rows of all ranks in a step without a label; every rank calls."""
         own = [batch.rows.tolist() for batch in self._micro_batches if batch.rows is not None]
         rows = [row for rows in gather([row for rows in own for row in rows]) for row in rows]
         return f"no trained label in {_rows_text(torch.tensor(rows) if rows else None)}"
 
-    def _report(self) -> str:
-        """What was not finite on which rank, in words; every rank calls."""
-        found = "; ".join(line for lines in gather(self._own_report()) for line in lines)
-        return found or "the gradients summed over ranks are not finite (no rank's own part was seen to be)"
+    def _report(self, norms: list[Tensor]) -> str:
+        """What was not finite on which rank, in words; every rank calls.
+
+        Args:
+            norms: This rank's.
+        """
+        norm = next((x for x in map(float, norms) if not math.isfinite(x)), None)
+        everyone = gather((self._own_report(), norm))
+        if found := "; ".join(line for lines, _ in everyone for line in lines):
+            return found
+        of_all = next((x for _, x in everyone if x is not None), math.nan)
+        return (
+            f"the norm of the gradients is {of_all} (the loss of every micro-batch is finite, and so is the gradient of each "
+            "that was watched: they overflowed where they were added up, or at one weight alone)"
+        )
 
     def _own_report(self) -> list[str]:
         """The micro-batches of this rank whose loss or gradient is not finite, in words."""
         rank, lines = PartialState().process_index, []
         count = len(self._micro_batches)
-        if count:
-            self._micro_batches[-1].gradients = self._gradients
         for index, batch in enumerate(self._micro_batches):
-            loss, gradients = float(batch.loss), float(batch.gradients)
-            before = float(self._micro_batches[index - 1].gradients) if index else 0.0
+            loss = float(batch.loss)
             if not math.isfinite(loss):
                 what = f"the loss is {loss}"
-            elif not math.isfinite(gradients) and math.isfinite(before):
+            elif not all(math.isfinite(float(gradient)) for gradient in batch.gradients):
                 what = f"the gradient is not finite (its loss is {loss:.4g})"
             else:
                 continue
@@ -226,6 +251,55 @@ def _rows_text(rows: Tensor | None) -> str:
     ids = rows.flatten().tolist()
     more = f" and {len(ids) - _ROWS_SHOWN} more" if len(ids) > _ROWS_SHOWN else ""
     return f"training rows {', '.join(map(str, ids[:_ROWS_SHOWN]))}{more}"
+
+
+def last_reached(model: nn.Module) -> nn.Parameter:
+    """The trained parameter that the backward pass reaches last, as far as the order of the layers tells.
+
+    That is the first one behind the input embeddings: their own gradient has a row for every token of the vocabulary, and
+    modules before them (of images, say) may have no part in a batch.
+
+    Args:
+        model: A causal language model, wrapped or not, or any other module; something of it is trained.
+    """
+    parameters = list(model.parameters())
+    tables = {id(p) for layer in _ends(model) if layer is not None for p in layer.parameters()}
+    start = next((place for place, p in enumerate(parameters) if id(p) in tables), 0)
+    ordered = [p for p in (*parameters[start:], *parameters[:start]) if p.requires_grad]
+    return next((p for p in ordered if id(p) not in tables), ordered[0])
+
+
+def _ends(model: nn.Module) -> tuple[nn.Module | None, ...]:
+    """The input embeddings and the head of a model, where it has any."""
+    owner: Any = model
+    while not hasattr(owner, "get_input_embeddings") and isinstance(
+        getattr(owner, "module", None), nn.Module
+    ):
+        owner = owner.module
+    if not hasattr(owner, "get_input_embeddings"):
+        return ()
+    return owner.get_input_embeddings(), owner.get_output_embeddings()
+
+
+def local_part(tensor: Any) -> Tensor:
+    """This rank's part of a tensor, as it is at hand without asking another rank."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
+
+
+def magnitude(tensor: Tensor) -> Tensor:
+    """Σ|x| of this rank's part of a tensor, a scalar in at least float32; finite where every element is."""
+    part = local_part(tensor.detach())
+    return torch.linalg.vector_norm(part, 1, dtype=torch.promote_types(part.dtype, torch.float32))
+
+
+def magnitudes(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """`magnitude` of every tensor, in a few launches for all of them."""
+    parts = [local_part(tensor.detach()) for tensor in tensors]
+    if not parts:
+        return []
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts), torch.float32)
+    return list(torch._foreach_norm(parts, 1, dtype=dtype))
 
 
 def forget_gradients(parameters: Iterable[nn.Parameter]) -> None:

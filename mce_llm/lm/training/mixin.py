@@ -23,6 +23,7 @@ from mce_llm.errors import LossInputError, MceLlmError
 from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
 from mce_llm.lm.checks.for_training import check_for_training
 from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.lm.geometry_cache import GeometryCache
 from mce_llm.lm.heads import UnsupportedModelError, causal_model, find_head
 from mce_llm.lm.one_row import in_one_row, in_rows
 from mce_llm.lm.patch import MatrixLossPatch, patch_model
@@ -46,11 +47,14 @@ from mce_llm.lm.training.run_settings import RunSettings
 from mce_llm.lm.training.schedule import FreshSchedule, check_length, reschedule
 from mce_llm.lm.training.starting import started
 from mce_llm.running import preemption
+from mce_llm.running.devices import same_random_state
 from mce_llm.running.messages import raise_all
 from mce_llm.running.processes import say
 from mce_llm.running.workers import shield_workers
 
 _logger = logging.get_logger(__name__)
+# Beside the loss of training.
+_LOGGED = ("ce_loss", "mce_loss", "smoothing_loss", "emo_loss", "emo_distance", "aux_loss")
 
 
 class UnsupportedTrainerError(MceLlmError, TypeError):
@@ -132,6 +136,7 @@ class MatrixLossMixin(PublishingMixin):
         self._train_meter = LossMeter(self.args.device)
         self._eval_meter = LossMeter(self.args.device)
         self._hidden_meter = HiddenMeter()
+        self._geometries = GeometryCache()
         scaled = bool(self.args.fp16)
         self._guard = StepGuard(
             getattr(self.args, "on_nonfinite", "stop"),
@@ -140,7 +145,8 @@ class MatrixLossMixin(PublishingMixin):
             watch_gradients=not scaled,
             stop_requested=preemption.requested,
         )
-        self.add_callback(GuardCallback(self._guard, lambda: self.model_wrapped, loss_scaler=scaled))
+        self._guarding = GuardCallback(self._guard, lambda: self.model_wrapped, loss_scaler=scaled)
+        self.add_callback(self._guarding)
         add_monitoring(self)
         add_early_stopping(self)
         self.add_callback(PreemptionCallback(lambda: self._guard.stop))
@@ -242,8 +248,16 @@ class MatrixLossMixin(PublishingMixin):
             if self._guard.step_is_bad:
                 self._train_meter.back()
             self._train_meter.mark()
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        return torch.where(torch.isfinite(loss), loss, 0.0) if self._guard.action == "skip" else loss
+            self._geometries.clear()
+        with self._geometries.steady():
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        return loss.nan_to_num(0.0, 0.0, 0.0) if self._guard.action == "skip" else loss
+
+    def _get_grad_norm(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The stock norm of the gradients, which the guard looks at before the optimizer steps; else it takes its own."""
+        norm = super()._get_grad_norm(model, *args, **kwargs)
+        self._guarding.norm = None if norm is None else torch.as_tensor(norm)
+        return norm
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -255,7 +269,8 @@ class MatrixLossMixin(PublishingMixin):
         ranks = group.WORLD if _world_size() > 1 else None
         rows = len(inputs["labels"]) if "labels" in inputs else 1
         inputs = in_one_row(patch.model, inputs)
-        with patch.at_work(), patch.temporarily(process_group=ranks, keep_hidden=not model.training):
+        settings = {"process_group": ranks, "keep_hidden": not model.training, "geometries": self._geometries}
+        with patch.at_work(), patch.temporarily(**settings):
             result = super().compute_loss(model, inputs, *args, **kwargs)
         if patch.last is None:
             base = next(
@@ -288,11 +303,10 @@ class MatrixLossMixin(PublishingMixin):
             if self._guard.step_is_bad:
                 self._train_meter.back()
             parts = self._train_meter.means_and_reset(self.accelerator)
-            shown = ("ce_loss", "mce_loss", "aux_loss")
-            logs = {**logs, **{name: parts[name] for name in shown if name in parts}}
+            logs = {**logs, **{name: parts[name] for name in _LOGGED if name in parts}}
             if self._guard.skipped_steps:
                 # The stock mean counts what the other micro-batches of these steps brought; the parts do not.
-                logs["loss"] = total_loss(parts, self.matrix_patch.config.weight)
+                logs["loss"] = total_loss(parts, self.matrix_patch.config)
                 if "aux_loss" in parts:
                     logs["loss"] += router_coefficient(self.matrix_patch.model) * parts["aux_loss"]
                 logs["skipped_steps"] = self._guard.skipped_steps
@@ -303,8 +317,7 @@ class MatrixLossMixin(PublishingMixin):
         self._eval_meter.reset()
         self._hidden_meter.reset()
         # The data loader draws a random number, which a resumed run that skips this evaluation would not draw.
-        devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with same_random_state(self.args.device), self._geometries.steady(fresh=True):
             output = super().evaluation_loop(*args, **kwargs)
         means = self._eval_meter.means_and_reset(self.accelerator)
         if (rank := self._hidden_meter.effective_rank(self.accelerator)) is not None:
@@ -314,7 +327,7 @@ class MatrixLossMixin(PublishingMixin):
         if metrics.pop(f"{prefix}_loss", None) is None:  # no batch had labels
             return output
         if "ce_loss" in means:
-            means["loss"] = total_loss(means, self.matrix_patch.config.weight)
+            means["loss"] = total_loss(means, self.matrix_patch.config)
         else:
             self._without_loss(f"{prefix}_loss")
         return with_means(output._replace(metrics=metrics), means, prefix)

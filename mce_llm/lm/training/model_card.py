@@ -35,11 +35,15 @@ from mce_llm.lm.training.card_sections import (
     training_text,
     what_it_is,
 )
-from mce_llm.lm.training.card_text import CITATION, code, fenced, listed, table
+from mce_llm.lm.training.card_text import CITATION, CITATION_OF_EMO, TAGS, code, fenced, listed, table
 from mce_llm.running.files import write_text
 
 # The placeholder of peft's template; a card with fewer of them has been filled in.
 _BLANK, _BLANKS = "[More Information Needed]", 30
+_FORMULATION = (
+    "The paper's code for language models is not public: this loss is the formulation of mce-llm. Whether it helps a task "
+    "is a question for a comparison with the same training at λ = 0, over several seeds."
+)
 MARKER = "<!-- Written by mce-llm on every save. Without this line, the file is left alone. -->"
 
 
@@ -107,7 +111,7 @@ def model_card(
     records: Sequence[DataRecord] = trainer.data_records
     measured = final_evaluation(trainer)
     given_tags = [tags] if isinstance(tags, str) else list(tags or ())
-    own_tags = ["matrix-cross-entropy"] if config.weight else []
+    own_tags = TAGS.get(config.objective, [])
     ids = [*datasets, *(record.source for record in records if record.role == "train")]
     data = ModelCardData(
         language=language,
@@ -141,8 +145,7 @@ def model_card(
         "## Limits",
         listed(
             [
-                "The paper's code for language models is not public: this loss is the formulation of mce-llm. Whether it "
-                "helps a task is a question for a comparison with the same training at λ = 0, over several seeds.",
+                *([_FORMULATION] if config.objective == "mce" else []),
                 "Beyond what stands under Results, nothing was measured in this run: no accuracy on tasks, no bias, no "
                 "safety. What holds for the base model and the data holds here too.",
             ]
@@ -150,7 +153,7 @@ def model_card(
         "## Versions",
         table(("package", "version"), versions(trainer)),
         "## Citation",
-        fenced(CITATION, "bibtex"),
+        fenced((CITATION_OF_EMO if config.objective == "emo" else "") + CITATION, "bibtex"),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -19,7 +19,8 @@ def other_losses(args: Any, compute_loss_func: Any = None, gpus: int = 1) -> lis
     problems = []
     if args.label_smoothing_factor:
         problems.append(
-            "label_smoothing_factor replaces the model's loss; set it to 0 (matrix_shrinkage smooths the matrix loss)"
+            "label_smoothing_factor replaces the model's loss; set it to 0, and in its place loss to label_smoothing and "
+            f"smoothing to {args.label_smoothing_factor}"
         )
     if compute_loss_func is not None:
         problems.append("compute_loss_func replaces the model's loss; leave it out")

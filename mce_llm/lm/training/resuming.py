@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mce_llm.lm.config import MatrixLossConfig
+from mce_llm.lm.config import SETTING_NAMES, MatrixLossConfig
 from mce_llm.lm.training.manifest import read_manifest
 from mce_llm.lm.training.run_settings import Differences, RunSettings, plain, shown
 from mce_llm.running.folder import CheckpointError
@@ -41,7 +41,7 @@ TRAINING: dict[str, Effect] = {
             "adam_epsilon max_grad_norm num_train_epochs max_steps"
         ),
         Effect.TRAINED: (
-            "neftune_noise_alpha ignore_data_skip matrix_kind matrix_weight matrix_shrinkage matrix_support "
+            "neftune_noise_alpha ignore_data_skip loss smoothing emo_weight emo_max_ratio emo_center matrix_kind matrix_weight matrix_shrinkage matrix_support "
             "matrix_order matrix_embeddings matrix_center matrix_normalize on_nonfinite nonfinite_patience "
             "early_stopping_patience early_stopping_threshold"
         ),
@@ -221,9 +221,11 @@ def training_settings(args: Any, config: MatrixLossConfig) -> dict[str, Any]:
 
     Args:
         args: `TrainingArguments`.
-        config: The matrix loss in force, whatever `args` say of it.
+        config: The loss in force, whatever `args` say of it.
     """
-    return plain({**args.to_dict(), **{f"matrix_{name}": value for name, value in config.to_dict().items()}})
+    return plain(
+        {**args.to_dict(), **{SETTING_NAMES[name]: value for name, value in config.to_dict().items()}}
+    )
 
 
 def listed(differences: Differences) -> str:

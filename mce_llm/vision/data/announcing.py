@@ -5,11 +5,13 @@
 
 import os
 
+from mce_llm.running.visible_text import print_visible
+
 
 def announce(text: str) -> None:
     """Print a line, unless a launcher made this process one of the others."""
     if is_main_process():
-        print(text, flush=True)
+        print_visible(text)
 
 
 def is_main_process() -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mce_llm.matrix import full_precision
+from mce_llm.matrix.precision import in_float64
 from mce_llm.vision.losses.errors import TaylorDivergenceError
 
 ON_DIVERGENCE = ("raise", "exact", "ignore")
@@ -67,7 +68,7 @@ def measured_radius(
     """
     with torch.no_grad(), full_precision(left):
         small = len(left) < left.shape[1]
-        matrix = (left @ right.T if small else left.T @ right).double() * scale
+        matrix = in_float64(left @ right.T if small else left.T @ right) * scale
         matrix.diagonal().add_(shift)
         least = abs(shift) if small else 0.0
         power, norm = matrix, float(torch.linalg.matrix_norm(matrix))

@@ -215,4 +215,4 @@ def _step(
     noted = torch.stack([losses.detach().sum(), hits.float(), losses.new_tensor(float(len(labels)))])
     if accelerator.num_processes > 1:
         torch.distributed.all_reduce(noted)
-    return noted.double().cpu()
+    return noted.cpu().double()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from mce_llm.running.devices import device_module
 from mce_llm.running.files import whole_file
 from mce_llm.running.folder import CheckpointError
 from mce_llm.running.messages import cause
@@ -82,13 +83,15 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     states, here = state[_STATES], PartialState()
     if len(states) != here.num_processes:
         return
-    torch.set_rng_state(states[here.process_index]["cpu"])
-    if (cuda := states[here.process_index]["cuda"]) is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda)
+    own, module = states[here.process_index], device_module(here.device)
+    torch.set_rng_state(own["cpu"])
+    if module is not None and own.get(here.device.type) is not None:
+        module.set_rng_state(own[here.device.type])
 
 
 def _random_state() -> dict[str, Any]:
-    return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
+    device = PartialState().device
+    states = {"cpu": torch.get_rng_state()}
+    if (module := device_module(device)) is not None:
+        states[device.type] = module.get_rng_state()
+    return states

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mce_llm.errors import MceLlmError
 from mce_llm.matrix import ZeroMatrixError, effective_rank_of_rows
+from mce_llm.matrix.precision import in_float64
 
 _RANKME_EPSILON = 1e-7  # Garrido et al., equation (1)
 _MOST_KEPT = 512
@@ -61,7 +62,7 @@ def spectrum_of(features: Tensor) -> Spectrum:
         raise CollapseError(
             f"{bad} of {len(features)} rows of features are not finite: training has diverged"
         )
-    rows = features.double()
+    rows = in_float64(features)
     centred = rows - rows.mean(dim=0)
     values = torch.linalg.svdvals(centred) / len(rows) ** 0.5
     try:
@@ -85,7 +86,7 @@ def rankme(features: Tensor) -> float:
     Returns:
         Between 1 and min(n, d), to within ε = 1e-7 a direction.
     """
-    values = torch.linalg.svdvals(features.double())
+    values = torch.linalg.svdvals(in_float64(features))
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + _RANKME_EPSILON
     return float((-(shares * shares.log()).sum()).exp())
 
@@ -104,7 +105,7 @@ def alpha_req(eigenvalues: Tensor) -> float:
         α, or NaN for fewer than three positive eigenvalues.
     """
     largest = eigenvalues.max() if len(eigenvalues) else eigenvalues.new_zeros(())
-    positive = eigenvalues[eigenvalues > 1e-12 * largest].double()
+    positive = in_float64(eigenvalues[eigenvalues > 1e-12 * largest])
     count = len(positive)
     if count < 3:
         return float("nan")

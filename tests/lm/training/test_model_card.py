@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from huggingface_hub import ModelCard
 
 from helpers.models import make_batch, make_model
 from mce_llm.lm import MatrixLossConfig, MatrixTrainer, MatrixTrainingArguments
+from mce_llm.lm.config import Kind, Loss
 from mce_llm.lm.training.card_facts import DataRecord, hub_id, shown
 from mce_llm.lm.training.card_text import LOSS_TEXT, SETTING_MEANINGS, code
 from mce_llm.lm.training.model_card import MARKER
@@ -100,7 +102,7 @@ def test_loss_settings_training_data_and_versions(trained):
 
 def test_every_kind_and_every_setting_has_a_text():
     assert set(SETTING_MEANINGS) == set(MatrixLossConfig().to_dict())
-    assert set(LOSS_TEXT) == {"token", "marginal", "expected", "none"}
+    assert set(LOSS_TEXT) == {*get_args(Kind), *get_args(Loss)} - {"mce"}
 
 
 def test_what_was_not_measured_is_not_in_it(tmp_path):
@@ -145,6 +147,40 @@ def test_cross_entropy_alone_is_called_that(tmp_path):
     card = card_of(tmp_path)
     assert "matrix-cross-entropy" not in card.data.tags
     assert "cross-entropy alone (λ = 0)" in card.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "tag", "said"),
+    [
+        ({"loss": "ce"}, None, ["trained with cross-entropy alone", "Cross-entropy alone."]),
+        (
+            {"loss": "label_smoothing", "smoothing": 0.2},
+            "label-smoothing",
+            [
+                "label-smoothed cross-entropy",
+                "L = (1−s) · CE + s · S",
+                "| `smoothing` | `0.2` |",
+                "smoothing_loss",
+            ],
+        ),
+        (
+            {"loss": "emo"},
+            "emo",
+            ["earth mover's distance (EMO)", "| `emo_weight` | `0.5` |", "ren2024emo", "`eval_emo_distance`"],
+        ),
+    ],
+)
+def test_another_loss_is_called_by_its_name(tmp_path, settings, tag, said):
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    trainer.evaluate()
+    trainer.save_model()
+    card = card_of(tmp_path)
+    assert card.data.tags == ["generated_from_trainer", *([tag] if tag else [])]
+    for text in [*said, "`eval_mce_loss`", "evaluated as matrix cross-entropy"]:
+        assert text in card.text, text
+    assert "this loss is the formulation of mce-llm" not in card.text
+    assert ("ren2024emo" in card.text) == (tag == "emo")
 
 
 def test_strings_with_markdown_and_yaml_in_them(tmp_path):

@@ -72,8 +72,8 @@ def test_one_label_is_enough_and_none_is_said():
         skipping.agree(2)
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
-def test_a_loss_scaler_takes_no_step_either(tmp_path, max_grad_norm):
+@pytest.mark.parametrize(("max_grad_norm", "norm_taken"), [(0.0, False), (0.0, True), (1.0, True)])
+def test_a_loss_scaler_takes_no_step_either(tmp_path, max_grad_norm, norm_taken):
     """It looks for gradients that are not finite, and would take a step of zeros, with its decay and moments."""
     args = arguments(tmp_path, max_grad_norm=max_grad_norm)
     AcceleratorState._reset_state(reset_partial_state=False)
@@ -90,8 +90,9 @@ def test_a_loss_scaler_takes_no_step_either(tmp_path, max_grad_norm):
         before = [p.detach().clone() for p in model.parameters()]
         one.note(torch.tensor(1.0), None, labels)
         optimizer.scaler.scale(model(torch.ones(1, 2)).sum() * labels).backward()
-        if max_grad_norm:  # as for clipping
+        if norm_taken:  # as stock trainers do, for clipping or for the logs alone
             optimizer.scaler.unscale_(optimizer.optimizer)
+            callback.norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
         callback.on_pre_optimizer_step(
             args, TrainerState(), TrainerControl(), model=model, optimizer=optimizer
         )

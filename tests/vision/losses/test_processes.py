@@ -148,6 +148,7 @@ def test_torch_alone_is_enough(ranks):
         "mce_llm.running",
         "mce_llm.running.hub",
         "mce_llm.running.messages",
+        "mce_llm.running.visible_text",
         "mce_llm.vision",
         "mce_llm.vision.losses",
     }

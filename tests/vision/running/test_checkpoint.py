@@ -4,11 +4,12 @@ import os
 import resource
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mce_llm.vision.running import CheckpointError, load_checkpoint, save_checkpoint
+from mce_llm.vision.running import CheckpointError, checkpoint, load_checkpoint, save_checkpoint
 from mce_llm.vision.running.checkpoint import restore_random_state
 
 
@@ -23,6 +24,25 @@ def test_round_trip_with_the_random_state(tmp_path):
     restore_random_state(state)
     assert torch.equal(torch.rand(3), expected)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_the_random_state_of_a_device(tmp_path, monkeypatch, kind):
+    state = [torch.tensor([1])]
+    module = SimpleNamespace(get_rng_state=lambda: state[-1], set_rng_state=state.append)
+    here = SimpleNamespace(
+        device=torch.device(kind, 0), process_index=0, num_processes=1, is_main_process=True
+    )
+    monkeypatch.setattr(checkpoint, "PartialState", lambda: here)
+    monkeypatch.setattr(torch, kind, module)
+    save_checkpoint(tmp_path / "checkpoint.pt", {})
+    state.append(torch.tensor([2]))
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
+    restore_random_state(loaded)
+    assert state[-1] == 1
+    here.device = torch.device("cpu")  # where it has no place to go to
+    restore_random_state(loaded)
+    assert len(state) == 3
 
 
 def test_another_number_of_processes_has_no_state_to_put_back(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mce_llm.lm.training.monitoring.trackers import tensorboard_writer
 
@@ -32,14 +32,33 @@ LAYOUT: dict[str, dict[str, list[str]]] = {
 }
 
 
+# Of the losses that have them.
+_TERMS = {
+    "label_smoothing": {"smoothing": ["train/smoothing_loss", "eval/smoothing_loss"]},
+    "emo": {
+        "emo term": ["train/emo_loss", "eval/emo_loss"],
+        "earth mover's distance": ["train/emo_distance", "eval/emo_distance"],
+    },
+}
+
+
+def layout_of(loss: str) -> dict[str, dict[str, list[str]]]:
+    """The layout for a training with that loss.
+
+    Args:
+        loss: A `MatrixLossConfig.objective`.
+    """
+    return {**LAYOUT, "Loss": {**LAYOUT["Loss"], **_TERMS.get(loss, {})}}
+
+
 class ChartsCallback(TrainerCallback):
     """Writes the layout when training begins, so that training and evaluation of one quantity share a chart.
 
     Args:
-        trainer: Whose TensorBoard is meant; without one nothing is written.
+        trainer: A trainer with `MatrixLossMixin`, whose TensorBoard is meant; without one nothing is written.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     def on_train_begin(
@@ -50,6 +69,6 @@ class ChartsCallback(TrainerCallback):
             writer.add_custom_scalars(
                 {
                     page: {title: ["Multiline", curves] for title, curves in charts.items()}
-                    for page, charts in LAYOUT.items()
+                    for page, charts in layout_of(self._trainer.matrix_patch.config.objective).items()
                 }
             )

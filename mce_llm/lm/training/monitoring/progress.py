@@ -10,11 +10,16 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from mce_llm.running.visible_text import print_visible, visible
+
 # Name in the logs → how it reads. What is not here is shown under its own name, unless it is hidden.
 _SHOWN: dict[str, Callable[[float], str]] = {
     "loss": lambda x: f"loss {x:.4f}",
     "ce_loss": lambda x: f"ce {x:.4f}",
     "mce_loss": lambda x: f"mce {x:.4f}",
+    "smoothing_loss": lambda x: f"smoothing {x:.4f}",
+    "emo_loss": lambda x: f"emo {x:.4f}",
+    "emo_distance": lambda x: f"distance {x:.4f}",
     "aux_loss": lambda x: f"aux {x:.3g}",
     "grad_norm": lambda x: f"grad {x:.3g}",
     "learning_rate": lambda x: f"lr {x:.3g}",
@@ -126,9 +131,9 @@ class ProgressLinesCallback(_Lines, ProgressCallback):
 
     def _write(self, line: str) -> None:
         if self.training_bar is not None:
-            self.training_bar.write(line)
+            self.training_bar.write(visible(line))
         else:
-            print(line, flush=True)
+            print_visible(line)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -167,7 +172,7 @@ class PlainLinesCallback(_Lines, PrinterCallback):
         self._logs = {}
 
     def _write(self, line: str) -> None:
-        print(line, flush=True)
+        print_visible(line)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -25,6 +25,7 @@ from transformers import (
 from mce_llm.lm.heads import causal_model
 from mce_llm.lm.training.monitoring.throughput import paused
 from mce_llm.lm.training.monitoring.trackers import add_texts
+from mce_llm.running.devices import same_random_states
 from mce_llm.running.step_log import StepLog
 from mce_llm.running.stop_ids import stop_ids
 
@@ -176,16 +177,13 @@ def read_prompts(given: Sequence[str]) -> list[str]:
 @contextmanager
 def same_random_state() -> Iterator[None]:
     """Restore the states of all random number generators at the end of the block."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = random.getstate(), np.random.get_state()
     try:
-        yield
+        with same_random_states():
+            yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
 
 
 @contextmanager

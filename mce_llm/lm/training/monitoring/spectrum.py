@@ -119,9 +119,9 @@ def _eigenvalues(matrices: Tensor) -> Tensor:
     """Eigenvalues in descending order, negative ones (rounding) as zero, NaN if an entry is not finite; float64 on the CPU."""
     if not bool(torch.isfinite(matrices).all()):
         return torch.full(matrices.shape[:-1], torch.nan, dtype=torch.float64)
-    stays = matrices.device.type == "cuda" and matrices.shape[-1] > _LARGEST_ON_CPU
-    placed = matrices.double() if stays else matrices.cpu().double()
-    return torch.linalg.eigvalsh(placed).flip(-1).clamp_min(0).cpu()
+    stays = matrices.device.type in ("cuda", "xpu") and matrices.shape[-1] > _LARGEST_ON_CPU
+    placed = matrices if stays else matrices.cpu()
+    return torch.linalg.eigvalsh(placed.double()).flip(-1).clamp_min(0).cpu()
 
 
 def _exact(tensor: Tensor) -> Tensor:

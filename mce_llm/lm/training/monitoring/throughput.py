@@ -17,6 +17,7 @@ from mce_llm.lm.training.monitoring.flops import ModelFlops, peak_flops
 from mce_llm.lm.training.monitoring.spectra import patch_of
 from mce_llm.lm.training.monitoring.trackers import log_scalars
 from mce_llm.matrix.precision import exact_dtype
+from mce_llm.running.devices import peak_memory, synchronize
 from mce_llm.running.processes import say
 
 _GIB = 2.0**30
@@ -125,8 +126,7 @@ class ThroughputCallback(TrainerCallback):
 
     def mark(self) -> None:
         """Note when training pauses, after the device has finished its queue."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         self._mark = self._clock()
 
     def exclude_since_mark(self) -> None:
@@ -154,7 +154,8 @@ class ThroughputCallback(TrainerCallback):
 
     def _window(self, seconds: float) -> dict[str, float]:
         """The figures of the window, the same on every rank."""
-        gpu = self._device.type == "cuda"
+        peaks = peak_memory(self._device)
+        allocated, reserved = peaks or (0, 0)
         own = [
             float(self._rows),
             float(self._tokens),
@@ -162,14 +163,14 @@ class ThroughputCallback(TrainerCallback):
             float(self._trained),
             seconds,
             psutil.Process().memory_info().rss / _GIB,
-            torch.cuda.max_memory_allocated(self._device) / _GIB if gpu else 0.0,
-            torch.cuda.max_memory_reserved(self._device) / _GIB if gpu else 0.0,
+            allocated / _GIB,
+            reserved / _GIB,
         ]
         accelerator = self._trainer.accelerator
         numbers = torch.tensor([own], dtype=exact_dtype(self._device), device=self._device)
         gathered: Any = accelerator.gather(numbers)
         rows, tokens, positions, trained = gathered[:, :4].sum(dim=0).tolist()
-        seconds, resident, allocated, reserved = gathered[:, 4:].amax(dim=0).tolist()
+        seconds, resident, *most = gathered[:, 4:].amax(dim=0).tolist()
         seconds = max(seconds, 1e-9)
         figures = {
             "tokens_per_second": tokens / seconds,
@@ -180,8 +181,8 @@ class ThroughputCallback(TrainerCallback):
         if self._peak is not None and self._flops is not None:
             done = self._flops.of_tokens(tokens, positions)
             figures["mfu"] = done / seconds / (self._peak * accelerator.num_processes)
-        if gpu:
-            figures |= {"gpu_memory_gib": allocated, "gpu_memory_reserved_gib": reserved}
+        if peaks is not None:
+            figures |= dict(zip(("gpu_memory_gib", "gpu_memory_reserved_gib"), most, strict=True))
         return {**figures, "cpu_memory_gib": resident}
 
 

@@ -4,7 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.monitored import logged, trained
-from mce_llm.lm.training.monitoring.charts import LAYOUT
+from mce_llm.lm.training.monitoring.charts import layout_of
 
 CANARY = "hf_canaryCANARYcanary0123456789"
 
@@ -65,8 +65,11 @@ def test_charts_name_curves_that_exist(run):
     _, _, events = run
     assert any("custom_scalars" in tag for tag in events.Tags()["tensors"])
     known = set(events.Tags()["scalars"])
-    curves = {curve for page in LAYOUT.values() for chart in page.values() for curve in chart}
+    curves = {curve for page in layout_of("mce").values() for chart in page.values() for curve in chart}
     assert {curve for curve in curves - known if "gpu" not in curve and "mfu" not in curve} == set()
+    for loss, names in (("label_smoothing", ["smoothing_loss"]), ("emo", ["emo_loss", "emo_distance"])):
+        added = {curve for chart in layout_of(loss)["Loss"].values() for curve in chart} - curves
+        assert added == {f"{place}/{name}" for place in ("train", "eval") for name in names}
 
 
 def test_no_secret_is_in_any_file(run):

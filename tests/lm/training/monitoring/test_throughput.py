@@ -7,7 +7,7 @@ import transformers
 from helpers.models import make_model
 from helpers.monitored import Rows, arguments, collate, logged, trained, trainer_for
 from mce_llm.lm import MatrixLossConfig, patch_model
-from mce_llm.lm.training.monitoring import ThroughputCallback, paused
+from mce_llm.lm.training.monitoring import ThroughputCallback, paused, throughput
 from mce_llm.lm.training.monitoring.flops import ModelFlops, peak_flops
 
 
@@ -56,6 +56,16 @@ def test_counts_of_each_window(tmp_path, accumulation):
     assert 0.05 < logged(trainer, "cpu_memory_gib")[4] < 64
     assert not logged(trainer, "mfu")
     assert not logged(trainer, "gpu_memory_gib")
+
+
+def test_memory_of_a_device_that_counts_it(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(throughput, "peak_memory", lambda device: (3 * 2**30, 4 * 2**30))
+    monkeypatch.setattr(throughput, "synchronize", waits.append)
+    trainer = trained(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=2)
+    assert logged(trainer, "gpu_memory_gib")[2] == 3
+    assert logged(trainer, "gpu_memory_reserved_gib")[2] == 4
+    assert waits == [trainer.args.device], "once, before the evaluation"
 
 
 def test_padding_does_not_count(tmp_path):
