@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/mce-llm quickstart
 
 study-demo: $(VENV)/.installed-eval
-	PYTHON=$(BIN)/python recipes/reproduce_gsm8k.sh --toy
+	$(BIN)/mce-llm study quickstart --output runs/study-demo
 
 vision-demo: $(VENV)/.installed-vision
 	$(BIN)/python vision/pretrain.py --config vision/configs/shapes_demo.yaml

@@ -56,6 +56,7 @@ _OTHERS = [
     "datasets",
     "evaluate",
     "numpy",
+    "rich",
     "PIL",
     "matplotlib",
     "timm",
@@ -66,6 +67,7 @@ nitpick_ignore_regex = [
     ("py:class", r"(nn|dist)\.\w+|Path|PeftModel|PreTrainedModel"),
     # Private bases and type variables.
     ("py:.*", r"(mce_llm\.(\w+\.)*)?_\w+"),
+    ("py:.*", r"mce_llm\.eval\.comparing\.pairing\.Run"),
 ]
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3", None),

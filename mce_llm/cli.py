@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from mce_llm import __version__
-from mce_llm.errors import MceLlmError
+from mce_llm.commands.comparing import compare, report
+from mce_llm.commands.problems import problems as _problems
+from mce_llm.commands.run_groups import GroupedCommand
 from mce_llm.running.noise import silence_known_noise
+from mce_llm.running.terminal import DataConsole
+from mce_llm.running.visible_text import visible
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,7 +83,7 @@ def doctor() -> None:
     from mce_llm.commands.doctor import examine, print_findings
 
     findings = examine()
-    print_findings(findings, Console())
+    print_findings(findings, DataConsole(markup=True))
     raise typer.Exit(1 if any(finding.level == "error" for finding in findings) else 0)
 
 
@@ -122,6 +123,68 @@ def finetune(
         raise typer.Exit(run_launch(config, context.args))
 
 
+@app.command(context_settings=_WITH_SETTINGS)
+def study(
+    context: typer.Context,
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY", help="A study file, or the name of one that comes along: quickstart …"
+        ),
+    ],
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Print the commands and what of them is done; run and write nothing."),
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Where everything goes; default: where the file says.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="ARM,…", help="Run these arms now, the others another time.")
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="SEED,…", help="Run these training seeds now, the others another time."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at the same time, each on its share of the GPUs or cores.")
+    ] = 1,
+    allow_changes: Annotated[
+        bool,
+        typer.Option(
+            "--allow_changes",
+            "--allow-changes",
+            help="Go on although recipes, settings or data have changed; said under the tables.",
+        ),
+    ] = False,
+) -> None:
+    """Train and evaluate the arms of a study with several seeds, and compare them: what is missing of it.
+
+    The study file names arms (each a recipe with settings changed), training seeds, evaluations and the baseline. Stopped
+    or killed anywhere, the same command goes on. What follows is set for all runs: settings of the recipes, options of
+    accelerate launch, and options of evaluations by their names:
+
+        mce-llm study my_study.yaml --plan --model_name_or_path DIR --gsm8k.data FILE --num_processes 4
+
+    --evaluations.OPTION sets an option of all evaluations. The exit code is 0 where all is done, 2 for a problem that its
+    message explains, that of a training or evaluation that failed, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    from mce_llm.commands.study import names_given, run_command, seeds_given
+
+    with _problems("interrupted; the same command goes on"):
+        code = run_command(
+            file,
+            context.args,
+            output=output,
+            only=names_given(only),
+            seeds=seeds_given(seeds),
+            jobs=jobs,
+            plan=plan,
+            allow_changes=allow_changes,
+        )
+    raise typer.Exit(code)
+
+
 @app.command("copy")
 def copy_files(
     names: Annotated[
@@ -140,7 +203,7 @@ def copy_files(
     with _problems():
         if listed:
             for name in chosen_names(names or []):
-                typer.echo(name)
+                typer.echo(visible(name, one_line=True))
         else:
             print_copied(copy_shipped(names or [], to, overwrite=overwrite))
 
@@ -268,92 +331,8 @@ def merge(
             dtype=dtype,
             trust_remote_code=trust_remote_code,
         )
-    typer.echo(str(merged))
+    typer.echo(visible(str(merged), one_line=True))
 
 
-@app.command()
-def compare(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="A B [A2 B2 …]", help="Evaluations: baseline, new; a pair for each seed."),
-    ],
-    confidence: Annotated[float, typer.Option(help="Coverage of the intervals.")] = 0.95,
-    resamples: Annotated[int, typer.Option(help="Drawings of the bootstrap.")] = 10_000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
-    listed: Annotated[
-        int, typer.Option("--list", min=0, help="Questions won and lost to show, of each.")
-    ] = 5,
-    allow_differences: Annotated[
-        bool, typer.Option("--allow-differences", help="Compare runs of different settings, with a warning.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the whole outcome there, as JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, all questions included.")] = False,
-) -> None:
-    """Compare evaluations on the same questions: paired test, intervals, what could have been found.
-
-    Runs must share prompt, data, decoding and dtype. With several pairs the interval covers other training seeds too.
-    """
-    from mce_llm.commands.compare import run_compare
-
-    with _problems():
-        run_compare(
-            folders,
-            confidence=confidence,
-            resamples=resamples,
-            seed=seed,
-            allow_differences=allow_differences,
-            listed=listed,
-            output=output,
-            json_output=as_json,
-        )
-
-
-@app.command()
-def report(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN [RUN …]", help="Evaluations, or trainings with their evaluations below: A B A2 B2 …"
-        ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder for index.html and the pictures.")] = Path("report"),
-    pair: Annotated[
-        bool | None,
-        typer.Option(
-            "--pair/--no-pair",
-            help="Fail unless the runs can be compared as A B A2 B2 …, or show them side by side only; by default "
-            "they are compared where that is possible.",
-        ),
-    ] = None,
-    allow_differences: Annotated[
-        bool, typer.Option("--allow-differences", help="Compare runs of different settings, with a warning.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a folder that holds something else than a report.")
-    ] = False,
-) -> None:
-    """Write a page that shows and compares runs: accuracies, training curves, spectra, all questions and answers.
-
-    One HTML file that works offline, and each picture as PNG beside it. Runs on different tasks get a section each.
-    """
-    from mce_llm.commands.report import run_report
-
-    with _problems():
-        run_report(runs, output, pair=pair, allow_differences=allow_differences, overwrite=overwrite)
-
-
-@contextmanager
-def _problems(interrupted: str = "interrupted") -> Iterator[None]:
-    """Problems that a message explains as one line and exit code 2; Ctrl-C as one line and 130."""
-    try:
-        yield
-    except MceLlmError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        typer.echo(f"\n{interrupted}", err=True)
-        raise typer.Exit(130) from None
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)
+app.command(cls=GroupedCommand)(compare)
+app.command(cls=GroupedCommand)(report)

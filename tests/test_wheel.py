@@ -89,12 +89,13 @@ def test_recipes_and_scripts_are_copied(installed):
         "recipes/finetune.py",
         "recipes/accelerate/zero3.yaml",
         "eval/gsm8k.py",
+        "eval/likelihood.py",
         "vision/pretrain.py",
     ):
         assert (mine / name).read_bytes() == (ROOT / name).read_bytes()
         assert f"mine/{name}" in printed
-    assert os.access(mine / "recipes" / "reproduce_gsm8k.sh", os.X_OK) == os.access(
-        ROOT / "recipes" / "reproduce_gsm8k.sh", os.X_OK
+    assert os.access(mine / "recipes" / "cluster" / "node.sh", os.X_OK) == os.access(
+        ROOT / "recipes" / "cluster" / "node.sh", os.X_OK
     )
     assert "0 files written" in installed.run("mce-llm", "copy", "--to", "mine")
     (mine / "recipes" / "finetune.py").write_text("mine\n")

@@ -12,6 +12,7 @@ from mce_llm.running.files import whole_file
 from mce_llm.running.folder import OutputError, check_place
 from mce_llm.running.installation import FOLDERS, InstallationError, shipped_folder
 from mce_llm.running.messages import counted, nearest_hint
+from mce_llm.running.visible_text import print_visible
 
 _LEFT_OUT = ("__pycache__",)
 
@@ -114,6 +115,6 @@ def copy_shipped(names: Sequence[str], to: Path, *, overwrite: bool = False) -> 
 def print_copied(copied: Copied) -> None:
     """Say what was copied, and how to go on."""
     for path in copied.written:
-        print(path)
+        print_visible(str(path))
     kept = f", {len(copied.kept)} there already" if copied.kept else ""
     print(f"{counted(len(copied.written), 'file')} written{kept}")

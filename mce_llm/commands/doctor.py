@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mce_llm.running.installation import DISTRIBUTION, install_hint, installed_version
 
@@ -78,7 +79,9 @@ def print_findings(findings: list[Finding], console: Console) -> None:
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        table.add_row(_MARKS[finding.level], finding.subject, finding.found, finding.remedy)
+        table.add_row(
+            _MARKS[finding.level], *(Text(text) for text in (finding.subject, finding.found, finding.remedy))
+        )
     console.print(table)
     errors = sum(finding.level == "error" for finding in findings)
     console.print(

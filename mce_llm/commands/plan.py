@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
-
 from mce_llm.commands.plan_report import print_plan
 from mce_llm.commands.recipe_shapes import read_recipe
 from mce_llm.commands.training_plan import (
@@ -20,6 +18,7 @@ from mce_llm.commands.training_plan import (
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.planning import EnginePlan, MemoryPlan, PlanningError
 from mce_llm.running.messages import raise_all
+from mce_llm.running.terminal import DataConsole
 
 
 def as_json(plan: MemoryPlan, recipe: Recipe, config: str, overrides: list[str]) -> str:
@@ -98,4 +97,4 @@ def run_plan(
     if json_output:
         print(as_json(plan, recipe, config, overrides))
     else:
-        print_plan(plan, recipe, Console(), config=config, overrides=overrides)
+        print_plan(plan, recipe, DataConsole(markup=True), config=config, overrides=overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -45,9 +46,9 @@ def print_plan(
     console.print(arithmetic_table(plan.of(shown), plan.devices))
     for item in plan.engines:
         if item.refusal:
-            console.print(f"[yellow]{item.engine}[/] cannot run this recipe: {item.refusal}")
+            console.print(f"[yellow]{item.engine}[/] cannot run this recipe: {escape(item.refusal)}")
     for note in filter(None, [cpu_note(recipe), *plan_notes(plan)]):
-        console.print(f"[yellow]note:[/] {note}", highlight=False)
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
     if plan.capacity is None:
         return
     if plan.recommended is not None:
@@ -61,17 +62,18 @@ def print_subject(plan: MemoryPlan, console: Console) -> None:
     model, run = plan.model, plan.training
     trained = "all trained" if model.trained == model.parameters else f"{model.trained:,} trained"
     console.print(
-        f"[bold]{model.name}[/]: {model.model_type}, {model.parameters:,} parameters, {trained}; "
+        f"[bold]{escape(model.name)}[/]: {escape(model.model_type)}, {model.parameters:,} parameters, {trained}; "
         f"{model.num_layers} layers, width {model.hidden_size:,}, vocabulary {model.vocabulary:,}"
         f"{', tied' if model.tied else ''}",
         highlight=False,
     )
     products = f"products {run.mixed}, " if run.mixed and run.mixed != run.dtype else ""
     frozen = f", frozen weights {run.quantization}" if run.quantization else ""
-    matrix = f"loss CE + MCE ({run.loss.kind})" if run.loss.weight else "loss CE"
+    loss = {"label_smoothing": "label smoothing", "emo": "CE + EMO"}.get(run.loss.loss, "CE")
+    loss = f"CE + MCE ({run.loss.kind})" if run.loss.weight else loss
     console.print(
         f"micro-batch {run.micro_batch} × {run.length:,} tokens, weights {run.dtype}{frozen}, {products}{run.optim}, "
-        f"attention {run.attention}, gradient checkpointing {'on' if run.checkpointing else 'off'}, {matrix}",
+        f"attention {run.attention}, gradient checkpointing {'on' if run.checkpointing else 'off'}, loss {loss}",
         highlight=False,
     )
 
@@ -219,7 +221,7 @@ def _print_launch(
             highlight=False,
         )
     except PlanningError as error:
-        console.print(f"[red]{error}[/]", highlight=False)
+        console.print(f"[red]{escape(str(error))}[/]", highlight=False)
         divided = False
     if best is not None and best.rows != recipe.training.per_device_train_batch_size:
         console.print(
@@ -234,7 +236,10 @@ def _print_launch(
             return
         overrides = [*overrides, "--per_device_train_batch_size", str(best.rows)]
     console.print(
-        launch_command(config, overrides, chosen.engine, plan.devices), soft_wrap=True, highlight=False
+        launch_command(config, overrides, chosen.engine, plan.devices),
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
     )
 
 

@@ -21,6 +21,7 @@ from mce_llm.commands.quickstart_report import RunResult, draw, print_table
 from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
 from mce_llm.errors import MceLlmError
 from mce_llm.running.installation import shipped_file
+from mce_llm.running.terminal import DataConsole
 from mce_llm.running.yaml_text import load_yaml
 
 LARGEST_NUMBER = 10  # in a question: small enough to be learnt in two minutes
@@ -62,7 +63,7 @@ def run_quickstart(folder: Path, *, fresh: bool = False, steps_scale: float = 1.
     Raises:
         QuickstartError: A stage failed.
     """
-    console = Console()
+    console = DataConsole()
     started = time.monotonic()
     console.rule("1/4  arithmetic word problems and a tokenizer")
     make_data(folder, console)
@@ -106,7 +107,7 @@ def train(stage: Stage, folder: Path, console: Console, *, fresh: bool, steps_sc
     if not fresh and is_finished(stage, folder, steps):
         console.print(f"{stage.title}: finished before, kept (--fresh trains again)")
         return
-    console.print(f"[bold]{stage.title}")
+    console.print(stage.title, style="bold")
     options = {"output_dir": output, "overwrite": "true"}
     if stage is BASE:
         options |= {"tokenizer_name_or_path": folder / "tokenizer", "dataset": folder / "pretrain.jsonl"}

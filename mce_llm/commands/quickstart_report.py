@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mce_llm.eval.wording import accuracy_text, bounds_text
+
 _COLOURS = ("#888888", "#1f77b4", "#d95f02")
 _PANELS = (
     ("eval_ce_loss", "held-out CE (nats/token)"),
@@ -80,8 +82,8 @@ def print_table(results: list[RunResult], console: Console, chance: tuple[str, f
         low, high = run.interval
         table.add_row(
             run.title,
-            f"{100 * run.correct / run.n:.1f} %",
-            f"{100 * low:.1f}–{100 * high:.1f} %",
+            accuracy_text(run.correct / run.n),
+            bounds_text((low, high)),
             f"{run.cross_entropy:.4f}",
             f"{run.matrix_cross_entropy:.4f}",
             f"{run.effective_rank:.1f}",
@@ -89,7 +91,7 @@ def print_table(results: list[RunResult], console: Console, chance: tuple[str, f
         )
     console.print(table)
     console.print(
-        f"Always answering {chance[0]}, the most common answer in training, is right on {100 * chance[1]:.1f} %."
+        f"Always answering {chance[0]}, the most common answer in training, is right on {accuracy_text(chance[1])}."
     )
     console.print(
         "One seed and a toy task: this run does not tell which loss is better, whatever the accuracies.",

@@ -16,7 +16,7 @@ from mce_llm.finetuning.adapters import with_lora
 from mce_llm.finetuning.configuration import Recipe, parse_recipe
 from mce_llm.finetuning.models import tokenizer_of, without_weights
 from mce_llm.finetuning.settings import ModelArguments, ModelSourceError
-from mce_llm.lm.linear_loss import default_chunk_size
+from mce_llm.lm.loss_chunks import default_chunk_size
 from mce_llm.lm.training.accumulation import reduces_each_batch
 from mce_llm.lm.training.checkpointing import checkpointing_kwargs, is_reentrant
 from mce_llm.planning import LossShape, ModelShape, TrainingShape, shape_of
@@ -87,8 +87,12 @@ def _from_config(settings: ModelArguments, config: Any) -> PreTrainedModel:
         raise ModelSourceError(f"cannot make a causal language model: {cause(error)}") from error
 
 
-def recipe_shapes(recipe: Recipe) -> tuple[ModelShape, TrainingShape]:
+def recipe_shapes(recipe: Recipe, memory: float | None = None) -> tuple[ModelShape, TrainingShape]:
     """The model, adapters included, and one optimizer step.
+
+    Args:
+        recipe: The recipe.
+        memory: Bytes of each GPU; those of a large one where it is not known.
 
     Raises:
         ModelSourceError: There is no such model, or adapters that do not fit it.
@@ -119,7 +123,8 @@ def recipe_shapes(recipe: Recipe) -> tuple[ModelShape, TrainingShape]:
             weight=loss.weight,
             support=loss.support,
             order=loss.order,
-            chunk=default_chunk_size(table, loss, rows * length),
+            chunk=default_chunk_size(table, loss, rows * length, memory=memory),
+            loss=loss.objective,
         ),
         quantization=settings.quantization,
         adapter_rank=settings.lora_r,

@@ -52,9 +52,9 @@ def plan_training(
         PlanningError: An unknown engine or optimizer, or numbers that make no sense.
         ModelSourceError: There is no such model.
     """
-    model, training = recipe_shapes(recipe)
-    training = replace(training, accumulation=accumulation_of(recipe, num_gpus))
     capacity = None if memory_gib is None else memory_gib * GIB
+    model, training = recipe_shapes(recipe, capacity)
+    training = replace(training, accumulation=accumulation_of(recipe, num_gpus))
     host = None if host_memory_gib is None else host_memory_gib * GIB
     return plan_memory(
         model, training, devices=num_gpus, capacity=capacity, engine=engine, host_capacity=host

@@ -34,9 +34,10 @@ class TrialStep:
     Attributes:
         parameters: Parameters of the shrunken model.
         trained: Trained ones, tensors.
-        loss: CE + λ · MCE, nats.
+        loss: The recipe's loss, nats.
         cross_entropy: CE, nats.
-        matrix_cross_entropy: MCE, nats; None where λ is 0.
+        matrix_cross_entropy: MCE, nats; None where it is no part of the loss.
+        terms: What another loss has beside CE, by the names that it is logged under.
         without_gradient: Trained parameters that got no gradient.
         not_finite: Trained parameters whose gradient is not finite.
     """
@@ -46,6 +47,7 @@ class TrialStep:
     loss: float
     cross_entropy: float
     matrix_cross_entropy: float | None
+    terms: dict[str, float]
     without_gradient: list[str]
     not_finite: list[str]
 
@@ -115,6 +117,7 @@ def try_step(
         loss=float(output.loss.detach()),
         cross_entropy=float(patch.last.cross_entropy_sum) / count,
         matrix_cross_entropy=None if matrix is None else float(matrix) / count,
+        terms={name: float(value) / count for name, value in patch.last.term_sums.items()},
         without_gradient=[name for name, p in trained if p.grad is None],
         not_finite=[name for name, p in trained if p.grad is not None and not p.grad.isfinite().all()],
     )

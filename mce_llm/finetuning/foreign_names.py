@@ -76,6 +76,8 @@ _OTHERWISE = {
     "leave it out: examples are tokenised when a run starts": (
         "overwrite_cache dataset_prepared_path tokenized_path"
     ),
+    "set loss: label_smoothing, and smoothing to the share": "label_smoothing label_smoothing_epsilon",
+    "set loss: ce, label_smoothing, emo or mce": "loss_type loss_function loss_fn",
     "set train_turns: last": "mask_history train_on_last_turn",
     "set chat_template_kwargs: {enable_thinking: false} (or true)": "enable_thinking",
     "set warmup_steps, which below 1 is a share of all steps, such as 0.03": "warmup_ratio",

@@ -26,6 +26,7 @@ from mce_llm.finetuning.adapters import has_adapters, tied_embeddings
 from mce_llm.finetuning.merged_card import merged_card
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.card_facts import FILE as CARD
+from mce_llm.lm.training.run_settings import FILE as RUN_SETTINGS
 from mce_llm.running.folder import LOCK, RECIPE, VERSIONS, folder_held
 from mce_llm.running.hub import at_revision, revision_option
 from mce_llm.running.messages import cause, counted, model_path_problem, nearest_hint, raise_all
@@ -143,6 +144,9 @@ def _merge(
         tokenizer.save_pretrained(unfinished)
         card = merged_card(adapter, base, model=merged, deviation=deviation)
         (unfinished / CARD).write_text(card, encoding="utf-8")
+        for record in (RECIPE, RUN_SETTINGS):  # an evaluation asks as the model was trained
+            if (adapter / record).is_file():
+                shutil.copy(adapter / record, unfinished)
         unfinished.rename(output)
     except Exception as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -287,9 +291,9 @@ def _merged(model: PreTrainedModel, adapter: Path, base: str) -> tuple[PreTraine
                 "too; use it unmerged"
             )
         with torch.no_grad():
-            expected = adapted(input_ids=text).logits.double()
+            expected = adapted(input_ids=text).logits.cpu().double()
             merged = adapted.merge_and_unload(safe_merge=True)
-            logits = merged(input_ids=text).logits.double()
+            logits = merged(input_ids=text).logits.cpu().double()
     except MergeError:
         raise
     except (

@@ -19,7 +19,12 @@ def evaluation_command(output: Path, data: DataArguments) -> str:
     words = ["python", named_file("eval/gsm8k.py"), "--model", str(output), "--prompt", data.prompt]
     if data.eval_dataset is not None and Path(data.eval_dataset).expanduser().exists():
         words += ["--data", data.eval_dataset]
-        words += ["--split", data.eval_split] if data.eval_split is not None else []
+        for option, value in (
+            ("--split", data.eval_split),
+            ("--data_name", data.eval_dataset_name),
+            ("--columns", data.columns),
+        ):
+            words += [option, value] if value is not None else []
     if data.system_prompt is not None:
         words += ["--system_prompt", data.system_prompt]
     if data.chat_template_kwargs is not None:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, get_schedu
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
+from mce_llm.running.devices import same_random_state
 from mce_llm.running.messages import cause, nearest_hint, raise_all
 
 # Where the number of steps follows from the data: what a schedule is asked with instead.
@@ -66,8 +67,7 @@ def optimization_problems(
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """No random number is drawn, and no warning given, that training would have drawn or given later."""
-    devices = [device] if device.type == "cuda" else []
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=devices):
+    with warnings.catch_warnings(), same_random_state(device):
         warnings.simplefilter("ignore")
         yield
 

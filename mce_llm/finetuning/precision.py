@@ -6,16 +6,14 @@ the nearest other number is 2^(⌊log₂|w|⌋ − 7) away, and an update of les
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
+
+from mce_llm.running.cpu_speed import CLEARLY_SLOWER, bfloat16_speed
 
 # Losing this share of the updates is worth a warning.
 WORTH_A_WARNING = 0.2
 _SAMPLE = 1_000_000
-# A busy machine measures one and the same product that much faster or slower.
-_CLEARLY_SLOWER = 0.6
 # Where the weights are not at hand: how wide most models are initialised, and trained ones still are.
 _USUAL_DEVIATION = 0.02
 
@@ -32,7 +30,8 @@ def lost_share(weights: Tensor, learning_rate: float) -> float:
     """
     if weights.numel() == 0:
         return 0.0
-    exact = weights.detach().double()
+    weights = weights.detach().cpu()
+    exact = weights.double()
     unchanged = [(exact + sign * learning_rate).to(weights.dtype) == weights for sign in (1, -1)]
     return float((unchanged[0] & unchanged[1]).double().mean())
 
@@ -75,24 +74,6 @@ def lost_updates_text(share: float, dtype: torch.dtype | None, learning_rate: fl
     )
 
 
-def bfloat16_speed() -> float:
-    """How many times as fast a product of a language model is in bfloat16 as in float32, on this machine's CPU.
-
-    3 to 4 with instructions for it (AMX, AVX512-BF16), and a small part of 1 without, where it is emulated. Measured in
-    some hundredths of a second; each dtype counts by its fastest of three runs.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        hidden, weight = torch.ones(256, 512, dtype=dtype), torch.ones(2048, 512, dtype=dtype)
-        runs = []
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.nn.functional.linear(hidden, weight)
-            runs.append(time.perf_counter() - start)
-        seconds[dtype] = min(runs[1:])
-    return seconds[torch.float32] / seconds[torch.bfloat16]
-
-
 def cpu_precision_text(*, mixed: bool) -> str | None:
     """What to change in the precision of a training on this CPU, or None where it is the faster one.
 
@@ -100,8 +81,8 @@ def cpu_precision_text(*, mixed: bool) -> str | None:
         mixed: Whether it computes in bfloat16.
     """
     speed = bfloat16_speed()
-    if mixed and speed < _CLEARLY_SLOWER:
+    if mixed and speed < CLEARLY_SLOWER:
         return f"on this CPU a product takes {1 / speed:.1f} times as long in bfloat16 as in float32 (measured); leave bf16 out"
-    if not mixed and speed > 1 / _CLEARLY_SLOWER:
+    if not mixed and speed > 1 / CLEARLY_SLOWER:
         return f"on this CPU a product is {speed:.1f} times as fast in bfloat16 (measured): bf16: true"
     return None

@@ -17,7 +17,8 @@ from torch import nn
 
 from mce_llm.finetuning.configuration import Recipe
 from mce_llm.finetuning.settings import DataArguments, ModelArguments
-from mce_llm.lm import MatrixTrainingArguments
+from mce_llm.lm import MatrixLossConfig, MatrixTrainingArguments
+from mce_llm.lm.config import SETTING_NAMES
 from mce_llm.lm.training.card_facts import DataRecord
 from mce_llm.lm.training.card_text import code, table
 from mce_llm.lm.training.manifest import read_manifest
@@ -194,6 +195,9 @@ def _as_given(then: Mapping[str, Any], now: Mapping[str, Any], processes: int) -
         name for name in dict.fromkeys([*then, *now]) if name in known and then.get(name) != now.get(name)
     ]
     values = typed(_GROUPS, then, changed)
+    if set(SETTING_NAMES.values()) & values.keys():
+        # What a recipe leaves to the loss is a number in the record of a checkpoint.
+        values.update(_loss_as_given(then))
     batch = typed(
         _GROUPS, then, ("total_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
     )
@@ -201,6 +205,14 @@ def _as_given(then: Mapping[str, Any], now: Mapping[str, Any], processes: int) -
         at_once = batch["per_device_train_batch_size"] * processes
         batch["gradient_accumulation_steps"] = batch["total_batch_size"] // at_once
     return plain({**values, **batch})
+
+
+def _loss_as_given(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of the loss by its name in recipes."""
+    found = typed(_GROUPS, given, list(SETTING_NAMES.values()))
+    fields_of = {name: found[setting] for name, setting in SETTING_NAMES.items()}
+    config = MatrixLossConfig(**{**fields_of, "support": fields_of["support"] or None})
+    return {SETTING_NAMES[name]: value for name, value in config.to_dict().items()}
 
 
 def restart_table() -> str:

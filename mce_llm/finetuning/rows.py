@@ -9,7 +9,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data import KNOWN_SOURCES, pack_examples, tokenize_examples
-from mce_llm.data.sources import Reading, Request, read_examples
+from mce_llm.data.requests import Reading, Request
+from mce_llm.data.sources import read_examples
 from mce_llm.finetuning.checks import position_problem
 from mce_llm.finetuning.settings import DataArguments
 from mce_llm.lm.training.card_facts import DataRecord

@@ -205,6 +205,7 @@ class LossShape:
         order: Krylov order of the kind token.
         chunk: Positions whose logits exist at a time.
         stock: transformers' own cross-entropy in its place: logits of all positions in full.
+        loss: What is trained: `ce`, `label_smoothing`, `emo` or `mce`.
     """
 
     kind: str
@@ -213,6 +214,7 @@ class LossShape:
     order: int
     chunk: int
     stock: bool = False
+    loss: str = "mce"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mce_llm.errors import MceLlmError
 from mce_llm.running.files import write_json, write_text
 from mce_llm.running.installation import DISTRIBUTION, installed_versions
 from mce_llm.running.messages import ConfigurationError
+from mce_llm.running.visible_text import print_visible
 from mce_llm.running.yaml_text import dump_yaml, load_record
 
 RECIPE = "recipe.yaml"
@@ -135,10 +136,9 @@ def hold_folder(
             "directory"
         ) from problem
     if file is None:
-        print(
+        print_visible(
             f"{folder} is on a file system without locks: a second run that writes to it would not be noticed",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
     _held[folder] = _Hold(file, let_go)
 

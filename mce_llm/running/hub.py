@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mce_llm.running.visible_text import print_visible
+
 _SECONDS = 5.0
 # The name for which this process was set to work offline, where it was.
 _taken_offline: list[str] = []
@@ -121,8 +123,8 @@ def _go_offline(name: str, reason: str) -> None:
     if _taken_offline:
         return
     _taken_offline.append(name)
-    print(
-        f"the hub cannot be reached ({reason}): {name} and others are taken from the cache", file=sys.stderr
+    print_visible(
+        f"the hub cannot be reached ({reason}): {name} and others are taken from the cache", sys.stderr
     )
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True

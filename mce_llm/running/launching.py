@@ -28,6 +28,7 @@ from mce_llm.running.messages import cause
 from mce_llm.running.noise import silence_known_noise
 from mce_llm.running.preemption import EXIT_CODE, PreemptedError, handle_signals
 from mce_llm.running.processes import leave_processes
+from mce_llm.running.visible_text import print_visible
 
 # How the writers of weights (safetensors) and of optimizer states (torch) say it.
 _DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
@@ -69,7 +70,7 @@ def run_script(
         if stop.checkpoint is not None:  # all the others have come this far too
             leave_processes()
         if _is_first():
-            print(stop.message(start() if goes_on_from else None), file=sys.stderr)
+            print_visible(stop.message(start() if goes_on_from else None), sys.stderr)
         return EXIT_CODE
     except MceLlmError as error:
         message, said_by_first = str(error), error.on_every_process
@@ -77,7 +78,7 @@ def run_script(
         message = f"out of memory: {cause(error)}; {needs_less_memory}"
     except KeyboardInterrupt:
         if _is_first():
-            print(f"\ninterrupted; the same command goes on from {start()}", file=sys.stderr)
+            print_visible(f"\ninterrupted; the same command goes on from {start()}", sys.stderr)
         return 130
     except (OSError, RuntimeError, SafetensorError) as error:
         if not any(sign in str(error) for sign in _DISK_FULL):
@@ -92,7 +93,7 @@ def run_script(
         time.sleep(_SECONDS_FOR_THE_FIRST)
         if said_by_first:
             return 2
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print_visible(f"error: {message}", sys.stderr)
     return 2
 
 

@@ -15,6 +15,8 @@ _MESSAGES = {
     "DeepSpeed": "Setting accelerator to CPU.",
     # A kernel for 4-bit products on CPUs, from the hub; the one that bitsandbytes brings is used in its place.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    # It is given ids and says itself where answers end.
+    "vllm.renderers.base": "Using None for EOS token id",
 }
 # Names that transformers is about to change, in code of transformers, accelerate and peft that we call by stable names.
 _RENAMED = (

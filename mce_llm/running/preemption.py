@@ -19,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from mce_llm.running.bound import PR_SET_PDEATHSIG
+
 EXIT_CODE = 128 + signal.SIGTERM  # whichever signal it was: "not finished, the same command goes on"
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A scheduler signals the launcher and its children alike, and the launcher passes it on to them: one request, heard twice.
 SAME_REQUEST_SECONDS = 3.0
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 _noted: tuple[str, float] | None = None  # the signal, and when it came
 _waits = False  # whether a signal is to wait for the end of an optimizer step
@@ -122,8 +123,8 @@ def _handle(owner: int, number: int, frame: FrameType | None) -> None:
 def _follow_launcher() -> None:
     """Get SIGTERM when the launcher is gone.
 
-    accelerate's launcher of a single process does not pass its own SIGTERM on, and torch's cannot when it is killed: its
-    ranks would train on, unseen, beside those of the next start.
+    accelerate's launcher of a single process does not pass its own SIGTERM on, and torch's cannot when it is killed, no
+    more than ours: its ranks would train on, unseen, beside those of the next start.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -131,5 +132,8 @@ def _follow_launcher() -> None:
         launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
     except OSError:
         return
-    if any(name in launcher for name in (b"accelerate", b"torchrun", b"torch.distributed.run")):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if any(
+        name in launcher
+        for name in (b"accelerate", b"torchrun", b"torch.distributed.run", b"mce_llm.running.launcher")
+    ):
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

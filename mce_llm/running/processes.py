@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 
 from mce_llm.errors import MceLlmError
 from mce_llm.running.installation import named_file
+from mce_llm.running.visible_text import print_visible
 
 _Value = TypeVar("_Value")
 _Error = TypeVar("_Error", bound=MceLlmError)
@@ -137,4 +138,4 @@ def shared(error: _Error) -> _Error:
 def say(text: str) -> None:
     """Print on the main process alone."""
     if PartialState().is_main_process:
-        print(text, flush=True)
+        print_visible(text)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mce_llm.running.devices import same_random_state
+
 
 def rows_needed(tokenizer: PreTrainedTokenizerBase) -> int:
     """Rows of an embedding table with one for every id of the tokenizer."""
@@ -36,8 +38,7 @@ def with_rows_for(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *,
     if needed <= before:
         return 0
     weight: Any = model.get_input_embeddings().weight
-    devices = [weight.device] if weight.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with same_random_state(weight.device):
         torch.manual_seed(torch.initial_seed())
         model.resize_token_embeddings(needed, mean_resizing=draw)
     return needed - before

@@ -148,6 +148,10 @@ def _composed(text: str, what: str) -> tuple[_Loader, yaml.Node | None]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+    except RecursionError as error:
+        raise ConfigurationError(
+            f"{what} is not YAML that can be read: its brackets are nested too deep"
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigurationError(_syntax_problem(error, what)) from error
     if node is not None:

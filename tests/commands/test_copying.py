@@ -18,6 +18,7 @@ def test_names():
     ]
     for name in ("gsm8k", "gsm8k.py", "eval/gsm8k.py"):
         assert chosen_names([name]) == ["eval/gsm8k.py"]
+    assert chosen_names(["likelihood"]) == ["eval/likelihood.py"]
     assert chosen_names(["gsm8k", "eval/gsm8k.py", "knn.py"]) == ["eval/gsm8k.py", "vision/knn.py"]
 
 
@@ -48,7 +49,7 @@ def test_all_or_nothing(tmp_path):
     assert not (tmp_path / "eval" / "README.md").exists()
     copied = copy_shipped(["eval"], tmp_path, overwrite=True)
     assert {path.name for path in copied.written} == {"gsm8k.py", "README.md"}
-    assert [path.name for path in copied.kept] == ["hendrycks_math.py"]
+    assert [path.name for path in copied.kept] == ["hendrycks_math.py", "likelihood.py"]
     assert mine.read_bytes() == (ROOT / "eval" / "gsm8k.py").read_bytes()
 
 

@@ -124,6 +124,21 @@ def test_bad_input(words, message, command, place, recipe):
 
 
 @pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss": "ce"}, "loss CE"),
+        ({"loss": "label_smoothing"}, "loss label smoothing"),
+        ({"loss": "emo"}, "loss CE + EMO"),
+    ],
+)
+def test_the_loss_is_named(settings, said, command, recipe):
+    result = command("plan", recipe(**settings), "--gpus", 2, "--memory", 8)
+    assert result.exit_code == 0
+    line = next(line for line in result.output.splitlines() if "loss " in line)
+    assert line.rstrip().endswith(said)
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         (

@@ -128,8 +128,8 @@ def test_report_of_given_numbers(tmp_path, capsys):
     ]
     print_table(runs, Console(width=80), ("12", 0.05))
     text = capsys.readouterr().out
-    assert "30.0 %" in text
-    assert "21.9–39.6 %" in text
+    assert "30.00 %" in text
+    assert "21.9 to 39.6 %" in text
     assert "answering 12" in text
     assert "does not tell which loss is better" in text
     assert draw(runs, tmp_path / "picture.png").stat().st_size > 1000

@@ -24,6 +24,7 @@ def test_one_run(command, runs, tmp_path):
     result = command("report", runs[0], "--output", tmp_path / "out", columns=300)
     assert result.exit_code == 0, result.output
     assert "GSM8K: not compared: there is one run" in result.output
+    assert result.output.rstrip().endswith("with 1 picture")
 
 
 def test_no_pair(command, runs, tmp_path):

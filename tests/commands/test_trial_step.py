@@ -81,6 +81,10 @@ def test_the_recipes_loss_and_adapters_are_used(recipe, place):
     without = try_step(read_recipe(str(recipe(matrix_weight=0.0)), []), model, tokenizer, rows)
     assert without.matrix_cross_entropy is None
     assert without.loss == pytest.approx(without.cross_entropy)
+    assert without.terms == {}
+    emo = try_step(read_recipe(str(recipe(loss="emo")), []), model, tokenizer, rows)
+    assert emo.terms.keys() == {"emo_loss", "emo_distance"}
+    assert emo.loss == pytest.approx((emo.cross_entropy + emo.terms["emo_loss"]) / 2)
     settings = read_recipe(str(recipe(lora_r=2, gradient_checkpointing=True)), [])
     adapted = try_step(settings, model, tokenizer, rows)
     assert adapted.trained == 2 * 2 * 7  # two layers, seven matrices, A and B

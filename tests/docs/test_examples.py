@@ -2,13 +2,18 @@
 
 import re
 
+from helpers.likelihoods import likelihood_items, write_likelihood
 from helpers.recipes import logged, save_tiny_model
 from helpers.scripts import ROOT
 from mce_llm.data import generate_problems, write_jsonl
 
 
+def examples(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
 def example(page):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = examples(page)
     return code
 
 
@@ -29,7 +34,12 @@ def test_readme(tmp_path, monkeypatch):
         assert len(logged(checkpoint, name)) == 2
 
 
-def test_evaluation_guide():
+def test_evaluation_guide(tmp_path, monkeypatch):
+    answers, likelihoods = examples("eval/README.md")
     names = {}
-    exec(compile(example("eval/README.md"), "eval/README.md", "exec"), names)
+    exec(compile(answers, "eval/README.md", "exec"), names)
     assert str(names["extract_answer"]("The answer is: $1,080.00.").value) == "1080"
+    monkeypatch.chdir(tmp_path)
+    write_likelihood(tmp_path / "runs" / "llemma7b-metamath-mce" / "likelihood", likelihood_items())
+    exec(compile(likelihoods, "eval/README.md", "exec"), names)
+    assert names["run"].summary["groups"]["results"]["nats_per_token"] > 0

@@ -170,7 +170,7 @@ def test_settings_that_cannot_be_used(file, settings, patterns):
 
 
 def test_all_the_matrix_settings_that_are_wrong(file):
-    with pytest.raises(MatrixLossConfigError, match=r"(?s)weight must.*got -1.*shrinkage must.*got 1\.2"):
+    with pytest.raises(MatrixLossConfigError, match=r"(?s)shrinkage must.*got 1\.2.*weight must.*got -1"):
         parse_recipe(["--config", file(matrix_weight=-1, matrix_shrinkage=1.2)])
 
 

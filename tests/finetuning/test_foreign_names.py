@@ -23,6 +23,10 @@ def test_every_name(name):
         ("base_model", "base_model is no setting here: set model_name_or_path"),
         ("revision", "revision is no setting here: set model_revision for the model, dataset_revision"),
         ("load_in_4bit", "load_in_4bit is no setting here: set quantization: 4bit"),
+        (
+            "label_smoothing",
+            "label_smoothing is no setting here: set loss: label_smoothing, and smoothing to",
+        ),
         ("val_set_size", "dataset_split: train[:95%]"),
         ("model_revison", "unknown setting 'model_revison' (did you mean 'model_revision'?)"),
     ],

@@ -5,15 +5,32 @@ import shlex
 import subprocess
 import sys
 
+import pytest
+
 from helpers.recipes import words
 from helpers.scripts import ROOT, load_script
+from mce_llm.data import write_jsonl
 
 main = load_script("recipes/finetune.py").main
 
 
-def test_the_evaluation_command_runs(folder, settings, capsys, monkeypatch):
+@pytest.mark.parametrize("columns", [None, "{question: asked, response: told}"])
+def test_the_evaluation_command_runs(columns, folder, settings, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    main(words(settings, eval_dataset=folder / "held_out.jsonl"))
+    given = {"eval_dataset": folder / "held_out.jsonl"}
+    if columns is not None:
+        for name in ("data", "held_out"):
+            rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+            write_jsonl(
+                [{"asked": row["question"], "told": row["answer"]} for row in rows],
+                tmp_path / f"{name}.jsonl",
+            )
+        given = {
+            "dataset": tmp_path / "data.jsonl",
+            "eval_dataset": tmp_path / "held_out.jsonl",
+            "columns": columns,
+        }
+    main(words(settings, **given))
     line = next(
         line for line in capsys.readouterr().out.splitlines() if line.startswith("accuracy on GSM8K: ")
     )

@@ -113,7 +113,7 @@ def test_null_means_none_where_there_is_such_a_thing(parse):
 
 
 @pytest.mark.parametrize(
-    "name", ["max_length", "prompt", "learning_rate", "lora_r", "matrix_weight", "dataset"]
+    "name", ["max_length", "prompt", "learning_rate", "lora_r", "matrix_shrinkage", "dataset"]
 )
 def test_null_where_a_value_is_needed(parse, name):
     with pytest.raises(ConfigurationError, match=f"{name} cannot be null; leave it out"):

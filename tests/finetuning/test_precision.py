@@ -1,8 +1,6 @@
 """Which updates low-precision weights lose: by the definition of rounding, and in a training."""
 
-import platform
 import statistics
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +10,13 @@ from hypothesis import strategies as st
 from helpers.recipes import words
 from helpers.scripts import load_script
 from mce_llm.finetuning.precision import (
-    bfloat16_speed,
     cpu_precision_text,
     lost_share,
     lost_share_of,
     lost_updates_text,
     usual_lost_share,
 )
+from mce_llm.running.cpu_speed import bfloat16_speed
 
 main = load_script("recipes/finetune.py").main
 
@@ -53,13 +51,11 @@ def test_only_what_is_trained_counts():
 
 
 def test_the_speed_of_bfloat16_is_measured():
-    """Against the instructions that the processor says it has; where they are missing, torch emulates them."""
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    if platform.machine() not in ("x86_64", "AMD64") or not flags:
-        pytest.skip("says nothing of its instructions")
-    fast = bool({"amx_bf16", "avx512_bf16"} & set(flags))
+    """What is said follows what is measured; `tests/running/test_cpu_speed.py` holds that against the processor."""
     speed = statistics.median(bfloat16_speed() for _ in range(5))
-    assert (speed > 1) == fast
+    if 0.8 < speed < 1.25:
+        pytest.skip(f"as fast as float32 here ({speed:.2f}), so that noise decides")
+    fast = speed > 1
     texts = {mixed: cpu_precision_text(mixed=mixed) for mixed in (True, False)}
     assert texts[fast] is None  # the faster one is in use
     assert texts[not fast] is None or "(measured)" in texts[not fast]

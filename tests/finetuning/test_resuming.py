@@ -181,6 +181,20 @@ def test_a_checkpoint_without_a_record_is_compared_with_the_recipe(checkpoint, t
     assert found.differences == {}
 
 
+@pytest.mark.parametrize("record", [True, False])
+def test_a_loss_that_changes_is_told_with_the_values_it_had(checkpoint, tmp_path, record):
+    """With a record and, from the recipe alone, without: what a recipe leaves to the loss is a number."""
+    before = recipe_of(matrix_shrinkage=0.1)
+    expected = {"loss": ("mce", "emo"), "matrix_weight": (1.0, 0.0), "emo_weight": (None, 0.2)}
+    expected |= {"emo_max_ratio": (None, 3.0), "emo_center": (None, False)}
+    folder = checkpoint(before, record=record)
+    write_record(tmp_path, before.given, ())
+    found = going_on(folder, recipe_of(loss="emo", emo_weight=0.2, matrix_shrinkage=0.1))
+    assert found.differences == expected
+    assert "matrix_weight 1.0 → 0.0" in "".join(found.said(4))
+    assert going_on(folder, recipe_of(matrix_weight=1.0, matrix_shrinkage=0.1)).differences == {}
+
+
 def test_nothing_secret_is_recorded(checkpoint):
     folder = checkpoint(recipe_of(hub_token="hf_secret"))
     vouch(folder)

@@ -219,7 +219,8 @@ def train(run):
     except MceLlmError as error:
         log["error"] = f"{type(error).__name__}: {error}"
     mixin._world_size, patch.router_term, mixin.without_repeated = own_world_size, own_term, own_mask
-    for name in ("loss", "ce_loss", "mce_loss", "aux_loss", "grad_norm", "skipped_steps"):
+    beside = ("mce_loss", "smoothing_loss", "emo_loss", "emo_distance", "aux_loss")
+    for name in ("loss", "ce_loss", *beside, "grad_norm", "skipped_steps"):
         log[name] = [entry[name] for entry in trainer.state.log_history if name in entry]
     log["evaluations"] = {
         k: v for entry in trainer.state.log_history for k, v in entry.items() if "eval_" in k

@@ -41,15 +41,8 @@ def run_engine(folder, engine, processes, runs, timeout=540):
         environment |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
     if engine == "fsdp2":
         environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    done = subprocess.run(
-        [*command, str(WORKER), str(job)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    stderr = output_of([*command, str(WORKER), str(job)], environment, timeout)
+    assert stderr is None, stderr[-6000:]
     return {
         name: (
             [json.loads((folder / f"log-{name}-{rank}.json").read_text()) for rank in range(processes)],
@@ -57,6 +50,40 @@ def run_engine(folder, engine, processes, runs, timeout=540):
         )
         for name in runs
     }
+
+
+def output_of(command, environment, timeout):
+    """Run a launcher, and leave no worker of it behind where it takes too long.
+
+    Args:
+        command: The command.
+        environment: Its environment.
+        timeout: In seconds.
+
+    Returns:
+        What it wrote to stderr where it failed, else None.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer; the launcher was ended, and its workers with it.
+    """
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            _, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            # torchrun puts each worker into a session of its own, and ends them when it is asked to end.
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    return stderr if process.returncode else None
 
 
 def start_weights(family="llama"):

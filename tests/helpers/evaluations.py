@@ -8,6 +8,14 @@ import numpy as np
 
 from mce_llm.eval.intervals import wilson_interval
 
+_ENDINGS = {
+    "answer_is": "The answer is: {}".format,
+    "hash": "#### {}".format,
+    "boxed": r"\boxed{{{}}}".format,
+    "last_number": "so {}".format,
+}
+"""`found_by` → the last line of an answer that is found like that."""
+
 
 def write_run(
     folder,
@@ -17,7 +25,7 @@ def write_run(
     model="models/a",
     prompt="metamath",
     prompt_text="Question: {question}\nAnswer:",
-    data="gsm8k",
+    data=None,
     split="test",
     dtype="bfloat16",
     max_new_tokens=512,
@@ -35,15 +43,17 @@ def write_run(
     Args:
         folder: Where to; it is made.
         correct: For each question whether it was answered rightly, or a row of such for several samples.
+        data: Where its questions came from; by default what the task is called after.
         found_by: How the answer of each question was found; by default `answer_is` for all of them.
         finished: How each question's generation ended; by default `eos` for all of them.
         questions: Their texts; by default `How many are {n} and {n}?`.
-        responses: The texts of the answers, one a question.
+        responses: The texts of the answers, one a question, in front of the sentence that says the answer.
         hashes: Entries that replace those computed from the settings.
 
     Returns:
         The folder.
     """
+    data = data or task
     rows = np.asarray(correct, dtype=bool)
     rows = rows[:, None] if rows.ndim == 1 else rows
     n, samples = rows.shape
@@ -54,7 +64,7 @@ def write_run(
     for k in range(n):
         for s in range(samples):
             predicted = str(2 * k if rows[k, s] else 2 * k + 1 + s)
-            response = responses[k] if responses else f"{k} and {k} are that.\nThe answer is: {predicted}"
+            response = f"{responses[k] if responses else f'{k} and {k} are that.'}\n{_ENDINGS[found_by[k]](predicted)}"
             items.append(
                 {
                     "index": k,

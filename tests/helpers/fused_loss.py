@@ -8,6 +8,7 @@ from mce_llm.lm import (
     MatrixLossConfig,
     TokenGeometry,
     linear_matrix_cross_entropy,
+    reference_loss,
     reference_matrix_cross_entropy,
 )
 
@@ -26,6 +27,23 @@ KINDS = [
     MatrixLossConfig(kind="expected", normalize=False, weight=0.1),
     MatrixLossConfig(weight=0.0),
 ]
+BASELINES = [
+    MatrixLossConfig(loss="ce"),
+    MatrixLossConfig(loss="label_smoothing"),
+    MatrixLossConfig(loss="label_smoothing", smoothing=0.6),
+    MatrixLossConfig(loss="emo"),
+    MatrixLossConfig(loss="emo", emo_weight=1, emo_max_ratio=0, emo_center=True),
+    MatrixLossConfig(loss="emo", emo_weight=0.2, emo_max_ratio=0.7),
+]
+LOSSES = KINDS + BASELINES
+
+
+def config_id(config):
+    """A name for a test."""
+    if config.loss == "mce":
+        return f"{config.kind}-{config.support}-{config.normalize}-{config.weight}"
+    own = [getattr(config, name) for name in ("smoothing", "emo_weight", "emo_max_ratio", "emo_center")]
+    return "-".join([config.loss, *(str(value) for value in own if value is not None)])
 
 
 def number(scalar):
@@ -42,7 +60,18 @@ def problem(tokens=13, vocabulary=23, width=6, scale=2.0, seed=0, masked=True):
     return hidden, weight, labels
 
 
-def reference(hidden, weight, labels, config, bias=None, num_items=None, softcap=None, scale=1.0, table=None):
+def reference(
+    hidden,
+    weight,
+    labels,
+    config,
+    bias=None,
+    num_items=None,
+    softcap=None,
+    scale=1.0,
+    table=None,
+    token_mask=None,
+):
     """Loss, parts and gradients by autograd through dense float64 matrices."""
     leaves = [t.clone().requires_grad_() for t in (hidden, weight) if t is not None]
     if bias is not None:
@@ -50,12 +79,13 @@ def reference(hidden, weight, labels, config, bias=None, num_items=None, softcap
     logits = F.linear(*leaves) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    geometry = TokenGeometry.from_table(weight if table is None else table, config)
+    table = weight if table is None else table
     count = (labels != -100).sum().double()
     share = 1.0 if num_items is None else count / num_items
     cross_entropy = F.cross_entropy(logits, labels) * share
+    geometry = TokenGeometry.from_table(table, config, token_mask)
     matrix = reference_matrix_cross_entropy(logits, labels, geometry, config) * share
-    loss = cross_entropy + config.weight * matrix
+    loss = reference_loss(logits, labels, table, config, token_mask) * share
     return (loss, cross_entropy, matrix), torch.autograd.grad(loss, leaves)
 
 

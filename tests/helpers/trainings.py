@@ -2,8 +2,10 @@
 
 import json
 
+import yaml
 
-def write_training(folder, steps=(10, 20, 30), *, weight=0.3, start=0.5, spectra=True):
+
+def write_training(folder, steps=(10, 20, 30), *, weight=0.3, start=0.5, spectra=True, recipe=None):
     """Write `trainer_state.json` and `spectra.jsonl` into a folder, which may be there.
 
     Args:
@@ -12,6 +14,7 @@ def write_training(folder, steps=(10, 20, 30), *, weight=0.3, start=0.5, spectra
         weight: 0 for a training that does not log its MCE.
         start: The held-out CE at the first step.
         spectra: Whether there is a `spectra.jsonl`.
+        recipe: The settings of its `recipe.yaml`; None for none.
 
     Returns:
         The folder.
@@ -35,6 +38,8 @@ def write_training(folder, steps=(10, 20, 30), *, weight=0.3, start=0.5, spectra
         (folder / "spectra.jsonl").write_text(
             "".join(json.dumps(spectrum_record(step)) + "\n" for step in steps)
         )
+    if recipe is not None:
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return folder
 
 

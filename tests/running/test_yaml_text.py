@@ -130,6 +130,7 @@ def test_merged_mappings_may_be_overridden():
         ("a: {b: no}\n", "a.b: no may mean false or the word; write false, or 'no' in quotes"),
         ("a: {b: {c: [On]}}\n", "a.b.c: On may mean true or the word; write true, or 'On' in quotes"),
         ("a: [\n", "f is not YAML: "),
+        ("a: " + "[" * 50_000, "f is not YAML that can be read: its brackets are nested too deep"),
         ("a: 1\n---\nb: 2\n", "f is not YAML: "),
         ("a: {[1]: 2}\n", "f is not YAML: "),
         ("a: &x [*x]\n", "f: the value in line 1 holds itself"),

@@ -1,7 +1,8 @@
 """`accelerate launch` in this process, ending as the script that it launches ends: by its exit code, without a traceback.
 
 accelerate's own command answers Ctrl-C and every failure of the script with a traceback of its own, and with exit code
-1 whatever the script's was. The script has said what there is to say.
+1 whatever the script's was. The script has said what there is to say. `python -m mce_llm.running.launcher WORDS` is the
+same as a program, which other programs start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -59,7 +61,8 @@ def _pass_signals_on() -> None:
 
     def forward(number: int, _: Any) -> None:
         for child in psutil.Process().children():
-            child.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                child.send_signal(number)
 
     signal.signal(signal.SIGINT, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -84,3 +87,7 @@ def _name(number: int) -> str:
 
 def _reason(number: int) -> str:
     return ": usually the memory of the machine was not enough" if number == signal.SIGKILL else ""
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""The options of `accelerate launch`: which there are, the launch files that come along, and what is chosen where none says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from mce_llm.running.installation import shipped_folder
+from mce_llm.running.messages import ConfigurationError, counted, nearest_hint
+from mce_llm.running.yaml_text import load_yaml
+
+# Not for users of a recipe: they would launch something else.
+_NOT_OURS = frozenset({"module", "no_python", "help", "h", "m"})
+
+# What says which engine is launched; accelerate takes one of them.
+_ENGINE_OPTIONS = {"multi_gpu", "cpu", "use_cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm"}
+
+
+def launcher_options() -> frozenset[str]:
+    """Return the name of every option of `accelerate launch` that a script can be launched with."""
+    from accelerate.commands.launch import launch_command_parser  # here: it takes seconds
+
+    return (
+        frozenset(
+            flag.lstrip("-").replace("-", "_")
+            for action in launch_command_parser()._actions
+            for flag in action.option_strings
+        )
+        - _NOT_OURS
+    )
+
+
+def misplaced_values(words: Sequence[str]) -> list[str]:
+    """Find options without the value that they need, and words that are the value of no option.
+
+    `accelerate launch` would take such a word, as in `--cpu true`, for the script that it is to launch.
+
+    Args:
+        words: Options of the launcher, with `--name=value` as one word or two; names that it does not know are left alone.
+
+    Returns:
+        What is wrong, in words.
+    """
+    from accelerate.commands.launch import launch_command_parser  # here: it takes seconds
+
+    switches = {
+        flag.lstrip("-").replace("-", "_"): action.nargs == 0
+        for action in launch_command_parser()._actions
+        for flag in action.option_strings
+    }
+    problems = []
+    waiting = after = ""  # the option that waits for its value, and the one before a word
+    for word in [*words, "--"]:
+        if not word.startswith("--"):
+            if not waiting and switches.get(after) is not False:
+                told = f"{after} is a switch and takes none" if after else "no option stands before it"
+                problems.append(f"{word!r} is the value of no option: {told}")
+            elif not waiting and after:
+                problems.append(f"{word!r} is a second value of {after}, which takes one")
+            waiting = ""
+            continue
+        if waiting:
+            problems.append(f"{waiting} needs a value")
+        name, equals, _ = word[2:].partition("=")
+        after = name.replace("-", "_")
+        waiting = "" if equals or switches.get(after) is not False else after
+    return problems
+
+
+def given_options(words: Sequence[str]) -> dict[str, str]:
+    """Return what follows each option; of one without a value it is the next option, or nothing.
+
+    Args:
+        words: Options of the launcher, as `with_shipped_file` returns them.
+    """
+    return {word[2:].replace("-", "_"): after for word, after in pairwise([*words, ""])}
+
+
+def with_defaults(words: Sequence[str], *, gpus: int | None = None) -> list[str]:
+    """Add the options that accelerate would choose by itself with a long warning.
+
+    Nothing is added where a launch file or `accelerate config` has the say, or on accelerators other than CUDA.
+
+    Args:
+        words: Options of the launcher, as `with_shipped_file` returns them.
+        gpus: GPUs to launch on; by default those that are seen.
+
+    Raises:
+        ConfigurationError: More processes than accelerate would start.
+    """
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    words = list(words)
+    given = given_options(words)
+    accelerator = torch.accelerator.current_accelerator()
+    if "config_file" in given or Path(default_config_file).is_file():
+        return words
+    if accelerator is not None and accelerator.type != "cuda":
+        return words
+    gpus = torch.cuda.device_count() if gpus is None else gpus
+    processes = given.get("num_processes", str(max(1, gpus)))
+    several = []
+    if processes.isdecimal() and processes != "1" and _ENGINE_OPTIONS.isdisjoint(given):
+        if gpus < 2:
+            raise ConfigurationError(
+                f"--num_processes {processes} on a machine with {counted(gpus, 'GPU')}: accelerate would start one process and say "
+                "nothing; --config_file cpu starts several on the CPU"
+            )
+        several = ["--multi_gpu"]
+    usual = {
+        "num_processes": processes,
+        "num_machines": "1",
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
+    added = [part for name, value in usual.items() if name not in given for part in (f"--{name}", value)]
+    return [*several, *added, *words]
+
+
+def with_shipped_file(words: Sequence[str]) -> list[str]:
+    """Put the path of a launch file that mce-llm brings in the place of its name: `--config_file zero3`.
+
+    Args:
+        words: Options of the launcher.
+
+    Returns:
+        The same, with `--name=value` as two words.
+
+    Raises:
+        ConfigurationError: There is no such file.
+    """
+    given = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    for at, word in enumerate(given[:-1]):
+        if word in ("--config_file", "--config-file"):
+            given[at + 1] = file_or_shipped(given[at + 1], "recipes/accelerate", "launch file", "launch file")
+    return given
+
+
+def num_processes(words: Sequence[str]) -> int | None:
+    """How many processes launcher options ask for: by themselves, or by their launch file; None where neither says.
+
+    Args:
+        words: Options of the launcher, as `with_shipped_file` returns them.
+
+    Raises:
+        ConfigurationError: The launch file cannot be read, or the number is none.
+    """
+    given = given_options(words)
+    found: object = given.get("num_processes")
+    if found is None and "config_file" in given:
+        path = Path(given["config_file"]).expanduser()
+        try:
+            content = load_yaml(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} cannot be read: {error}") from error
+        found = content.get("num_processes") if isinstance(content, dict) else None
+    if found is None:
+        return None
+    if not str(found).isdecimal() or int(str(found)) < 1:
+        raise ConfigurationError(f"num_processes must be a positive number, got {found!r}")
+    return int(str(found))
+
+
+def file_or_shipped(name: str, folder: str, kind: str, shipped_kind: str) -> str:
+    """Return the path of a YAML file, or of one that mce-llm brings under that name.
+
+    Args:
+        name: A file, or the name of one that comes along.
+        folder: Where those lie, such as `recipes/accelerate`.
+        kind: What the file is, for messages.
+        shipped_kind: What those that come along are.
+
+    Raises:
+        ConfigurationError: There is neither.
+    """
+    if Path(name).expanduser().is_file():
+        return name
+    known = {path.stem: path for path in sorted((shipped_folder() / folder).glob("*.yaml"))}
+    stem = name.removeprefix(f"{folder}/").removesuffix(".yaml")
+    if stem in known:
+        return str(known[stem])
+    raise ConfigurationError(
+        f"no {kind} {name!r}, and no {shipped_kind} of that name comes with mce-llm{nearest_hint(stem, known)} "
+        f"({', '.join(known)})"
+    )
