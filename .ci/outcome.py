@@ -1,9 +1,10 @@
 """What several runs of pytest skipped, each reason with its tests, and one line for each run.
 
-    python3 .ci/outcome.py FIRST.xml SECOND.xml
+    python3 .ci/outcome.py FIRST.xml FIRST-again.xml SECOND.xml
 
-The files are what `pytest --junitxml` writes. A test that one run skipped and another ran is not listed. Exit code 1 where
-a file is missing, or has a failure or no test at all.
+The files are what `pytest --junitxml` writes. A test that one run skipped and another ran is not listed. NAME-again.xml is of
+the tests that failed in NAME.xml, run once more: those that passed then are listed, and are no failures. Exit code 1 where a
+file is missing, or has another failure or no test at all.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 RAN, SKIPPED, FAILED = "ran", "skipped", "failed"
+AGAIN = "-again"
 
 
 def outcomes(path: Path) -> dict[str, tuple[str, str]]:
@@ -46,25 +48,39 @@ def still_skipped(runs: list[dict[str, tuple[str, str]]]) -> dict[str, list[str]
     return {reason: sorted(names) for reason, names in sorted(reasons.items())}
 
 
+def passed_again(runs: dict[str, dict[str, tuple[str, str]]]) -> list[str]:
+    """Turn the failures that passed when run once more into passes, in place; returns their names."""
+    names = []
+    for stem, run in runs.items():
+        for name, (outcome, _) in run.items():
+            if outcome == FAILED and runs.get(f"{stem}{AGAIN}", {}).get(name, (FAILED, ""))[0] == RAN:
+                run[name] = (RAN, "")
+                names.append(name)
+    return names
+
+
 def main(paths: list[Path]) -> int:
     """Print the list; returns the exit code."""
-    runs, failed = [], False
+    runs, failed = {}, False
     for path in paths:
         if not path.is_file():
             print(f"{path} is missing: that run did not come as far as its tests")
             failed = True
             continue
-        runs.append(outcomes(path))
+        runs[path.stem] = outcomes(path)
+    again = passed_again(runs)
     print("\nskipped, by reason:")
-    for reason, names in still_skipped(runs).items():
+    for reason, names in still_skipped(list(runs.values())).items():
         print(f"  {reason}")
         for name in names:
             print(f"    {name}")
-    for path, run in zip([path for path in paths if path.is_file()], runs, strict=True):
+    if again:
+        print("\nfailed, and passed when run again:", *again, sep="\n  ")
+    for stem, run in runs.items():
         counts = {
             kind: sum(outcome == kind for outcome, _ in run.values()) for kind in (RAN, SKIPPED, FAILED)
         }
-        print(f"{path.stem}: {counts[RAN]} passed, {counts[SKIPPED]} skipped, {counts[FAILED]} failed")
+        print(f"{stem}: {counts[RAN]} passed, {counts[SKIPPED]} skipped, {counts[FAILED]} failed")
         failed |= counts[FAILED] > 0 or counts[RAN] == 0
     return int(failed)
 

@@ -73,7 +73,7 @@ STAGE_OF = {
     "token_form.token_form": LOGARITHM,
     "token_form.fused_token_form": LOGARITHM,
     "tridiagonal_poles": LOGARITHM,
-    "row_softmax._statistics": LOGITS,
+    "row_softmax.row_statistics": LOGITS,
     "batch_kernel.marginal_density": GRAM,
     "batch_kernel._Expected.add": GRAM,
     "krylov": LOGARITHM,

@@ -24,12 +24,11 @@ def softmax_program(
     *_: Any,
     **settings: Any,
 ) -> Cost:
-    """One pass over the logits, and with IN_PLACE a second one that writes them."""
-    passes = 2 if settings["IN_PLACE"] else 1
+    """One pass over the logits."""
     written = _bytes(cross_entropies, largest, norms)
     if settings["MAXIMA"]:
         written += _bytes(maxima)
-    return Cost(passes * _bytes(logits) + _bytes(labels), written + (passes - 1) * _bytes(logits))
+    return Cost(_bytes(logits, labels), written)
 
 
 def gradient_program(

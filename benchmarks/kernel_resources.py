@@ -71,7 +71,7 @@ def programs(kept: int, order: int, dtype: str, vocabulary: int) -> Iterator[tup
     yield position_program.frame_program, frame, "*fp32"
     yield position_program.factor_program, position | {"GRADIENT": True}, "*fp32"
     row = row_settings(vocabulary)
-    softmax = row | {"GROUP": 64, "MAXIMA": True, "IN_PLACE": False}
+    softmax = row | {"GROUP": 64, "MAXIMA": True}
     yield row_softmax_program.softmax_program, softmax, "*fp32"
     gradient = row | {"K": power_of_two(kept), "CAPPED": False}
     yield row_softmax_program.gradient_program, gradient, TABLE_TYPES[dtype]

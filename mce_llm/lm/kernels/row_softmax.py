@@ -1,7 +1,7 @@
 """Softmax of a chunk of logits, and the gradient of the loss in them, by one program a row.
 
 Logits are read once for their statistics and once for the gradient, which is written in the dtype of the products
-that it goes into. Probabilities need not exist; `softmax_rows_` makes them for whoever does need them.
+that it goes into. The probabilities never exist.
 Legend: C positions of a chunk, V vocabulary, K kept tokens, G groups of neighbouring tokens.
 """
 
@@ -36,10 +36,6 @@ class RowStatistics:
     norm_C: Tensor
     maxima_CG: Tensor | None
 
-    def probabilities(self, logits_CK: Tensor) -> Tensor:
-        """Softmax of some of the logits of each row."""
-        return (logits_CK - self.largest_C.unsqueeze(-1)).exp() / self.norm_C.unsqueeze(-1)
-
 
 def row_statistics(logits_CV: Tensor, labels_C: Tensor, *, maxima: bool) -> RowStatistics:
     """Cross-entropy and what softmax needs, in one pass over the logits.
@@ -49,23 +45,6 @@ def row_statistics(logits_CV: Tensor, labels_C: Tensor, *, maxima: bool) -> RowS
         labels_C: (C,) int64 target ids, none ignored.
         maxima: Keep the maxima of groups of neighbours, for `top_tokens`.
     """
-    return _statistics(logits_CV, labels_C, maxima=maxima, in_place=False)
-
-
-def softmax_rows_(logits_CV: Tensor, labels_C: Tensor) -> RowStatistics:
-    """Turn logits into probabilities in place.
-
-    Args:
-        logits_CV: (C, V) float32, rows consecutive in memory; overwritten.
-        labels_C: (C,) int64 target ids, none ignored.
-
-    Returns:
-        Statistics of the logits, without maxima.
-    """
-    return _statistics(logits_CV, labels_C, maxima=False, in_place=True)
-
-
-def _statistics(logits_CV: Tensor, labels_C: Tensor, *, maxima: bool, in_place: bool) -> RowStatistics:
     from mce_llm.lm.kernels.row_softmax_program import softmax_program
 
     positions, size = logits_CV.shape
@@ -86,7 +65,6 @@ def _statistics(logits_CV: Tensor, labels_C: Tensor, *, maxima: bool, in_place: 
                 groups,
                 GROUP=GROUP,
                 MAXIMA=maxima,
-                IN_PLACE=in_place,
                 **row_settings(size),
             )
     return RowStatistics(cross_entropy_C, largest_C, norm_C, maxima_CG)

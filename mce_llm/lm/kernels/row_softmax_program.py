@@ -1,4 +1,4 @@
-"""Triton programs over one row of logits: what softmax needs to know of it, softmax in place, gradients from logits.
+"""Triton programs over one row of logits: what softmax needs to know of it, and gradients.
 
 Importing this needs Triton.
 """
@@ -22,12 +22,11 @@ def softmax_program(
     BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
     MAXIMA: tl.constexpr,
-    IN_PLACE: tl.constexpr,
 ):
     """−log q_y, max z and Σ exp(z − max z) of the row `tl.program_id(0)`.
 
     Args:
-        logits: (C, V) float32, z; consecutive in a row. With IN_PLACE it is overwritten with q.
+        logits: (C, V) float32, z; consecutive in a row.
         labels: (C,) int64, y.
         cross_entropies: (C,) results.
         largest: (C,) results.
@@ -39,7 +38,6 @@ def softmax_program(
         BLOCK: Columns at a time, a multiple of GROUP.
         GROUP: Neighbours whose maximum is kept.
         MAXIMA: Write `maxima`.
-        IN_PLACE: Write q.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
@@ -65,11 +63,6 @@ def softmax_program(
     tl.store(cross_entropies + row, tl.log(norm) + (top - target))
     tl.store(largest + row, top)
     tl.store(norms + row, norm)
-    if IN_PLACE:
-        for first in range(0, size, BLOCK):
-            column = first + tl.arange(0, BLOCK)
-            z = tl.load(logits + column, mask=column < size, other=0.0)
-            tl.store(logits + column, tl.exp(z - base) / norm, mask=column < size)
 
 
 @triton.jit
