@@ -21,7 +21,8 @@ from mce_llm.vision.running import RunSettings, images_per_process, open_run, ru
 
 # A checkpoint is of these images, this encoder and this protocol.
 _FIXED = (
-    *("dataset", "train_split", "limit", "image_size", "mean", "std", "image_column", "label_column"),
+    *("dataset", "train_split", "limit", "eval_from_train"),
+    *("image_size", "mean", "std", "image_column", "label_column"),
     *("encoder", "use_teacher", "backbone", "stem", "backbone_kwargs", "pixels", "seed"),
     *("optimizer", "learning_rates", "batch_size", "epochs", "warmup_epochs", "schedule", "milestones"),
     *("momentum", "weight_decay", "batch_norm", "cached_features", "crop_scale_min", "held_out", "retrain"),

@@ -24,7 +24,8 @@ from mce_llm.vision.running import RunFolder, RunSettings, images_per_process, o
 LIST = "subset.txt"
 # A checkpoint is of these images, this encoder and this protocol.
 _FIXED = (
-    *("dataset", "train_split", "limit", "image_size", "mean", "std", "image_column", "label_column"),
+    *("dataset", "train_split", "limit", "eval_from_train"),
+    *("image_size", "mean", "std", "image_column", "label_column"),
     *("encoder", "use_teacher", "backbone", "stem", "backbone_kwargs", "seed"),
     *("subset_file", "fraction", "batch_size", "epochs", "warmup_epochs", "momentum", "weight_decay"),
     *("encoder_learning_rate", "classifier_learning_rate", "crop_scale_min", "sync_batch_norm"),

@@ -12,7 +12,7 @@ from mce_llm.vision.data.folder_index import class_folders
 from mce_llm.vision.data.folders import FolderImages
 from mce_llm.vision.data.memory import keep_in_memory
 from mce_llm.vision.data.settings import DataSettings
-from mce_llm.vision.data.sources import ImageSource, Statistics, balanced_indices
+from mce_llm.vision.data.sources import ImageSource, Statistics, balanced_indices, share_of_each_class
 from mce_llm.vision.data.splits import USUAL, choose_split
 from mce_llm.vision.data.tables import open_hub, open_parquet, open_saved
 
@@ -41,8 +41,13 @@ def open_images(settings: DataSettings, split: str = "train") -> ImageSource:
         raise ImageDataError(f"split must be train or eval, got {split!r}")
     separate = split == "eval" and settings.eval_dataset is not None
     source = _open(
-        (settings.eval_dataset if separate else None) or settings.dataset, settings, split, separate
+        (settings.eval_dataset if separate else None) or settings.dataset,
+        settings,
+        "train" if settings.eval_from_train is not None else split,
+        separate,
     )
+    if settings.eval_from_train is not None:
+        source = _held_out(source, settings.eval_from_train, split)
     limit = settings.limit if split == "train" else settings.eval_limit
     if limit is not None and limit < len(source):
         source = source.subset(balanced_indices(source.labels, limit))
@@ -51,6 +56,20 @@ def open_images(settings: DataSettings, split: str = "train") -> ImageSource:
     if not isinstance(getattr(source, "whole", source), _ALREADY_IN_MEMORY):
         source = keep_in_memory(source, settings.cache_images)
     return source
+
+
+def _held_out(train: ImageSource, count: int, split: str) -> ImageSource:
+    """The part of the training images that is held out, for `eval`, or all others."""
+    if count >= len(train):
+        raise ImageDataError(
+            f"eval_from_train {count:,} leaves nothing to train on: {train.name} has {len(train):,} images"
+        )
+    held = share_of_each_class(train.labels, count)
+    if split == "eval":
+        part = train.subset(held)
+        part.name = f"{train.name}, held out"
+        return part
+    return train.subset(sorted(set(range(len(train))) - set(held)))
 
 
 def _open(dataset: str, settings: DataSettings, purpose: str, separate: bool) -> ImageSource:

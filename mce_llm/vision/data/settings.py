@@ -56,6 +56,13 @@ class DataSettings:
     eval_limit: int | None = field(
         default=None, metadata={"help": "Take this many images for evaluation, as `limit` does."}
     )
+    eval_from_train: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep so many training images, always the same and of each class its share, away from training, and "
+            "evaluate on them in place of a split: for choosing settings without looking at test images."
+        },
+    )
     num_workers: int | None = field(
         default=None,
         metadata={"help": "Processes that prepare images, for each training process; chosen by default."},
@@ -102,6 +109,16 @@ class DataSettings:
         for name in ("limit", "eval_limit"):
             if (value := getattr(self, name)) is not None and value < 1:
                 problems.append(f"{name} must be at least 1, got {value}; leave it out to take all images")
+        if self.eval_from_train is not None:
+            if self.eval_from_train < 1:
+                problems.append(
+                    f"eval_from_train must be at least 1, got {self.eval_from_train}; leave it out for none"
+                )
+            problems += [
+                f"{name} and eval_from_train both say what to evaluate on; leave one of them out"
+                for name in ("eval_dataset", "eval_split")
+                if getattr(self, name) is not None
+            ]
         if self.num_workers is not None and self.num_workers < 0:
             problems.append(
                 f"num_workers must be 0 (load in the main process) or more, got {self.num_workers}"

@@ -155,10 +155,31 @@ def balanced_indices(labels: Sequence[int], limit: int) -> list[int]:
     Returns:
         Increasing indices: `limit` of them, or all where there are no more.
     """
+    by_class, turn, _ = _drawn(labels)
+    return np.sort(by_class[np.argsort(turn, kind="stable")][:limit]).tolist()
+
+
+def share_of_each_class(labels: Sequence[int], count: int) -> list[int]:
+    """Indices of `count` images, of each class the share that it has among all, the same ones in every run.
+
+    Within a class they are taken in a fixed random order; of a class with n of N images, count·n/N are taken, rounded.
+
+    Args:
+        labels: The label of each image.
+        count: How many to take.
+
+    Returns:
+        Increasing indices: `count` of them, or all where there are no more.
+    """
+    by_class, turn, sizes = _drawn(labels)
+    return np.sort(by_class[np.argsort((turn + 0.5) / sizes, kind="stable")][:count]).tolist()
+
+
+def _drawn(labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices by class, each class in a fixed random order; which of its class each is; the size of its class."""
     array = np.asarray(labels)
     order = np.random.default_rng(_LIMIT_SEED).permutation(len(array))
     by_class = order[np.argsort(array[order], kind="stable")]
     # The k-th image that was drawn of a class comes before the (k+1)-th of any class.
     _, starts, counts = np.unique(array[by_class], return_index=True, return_counts=True)
-    turn = np.arange(len(array)) - np.repeat(starts, counts)
-    return np.sort(by_class[np.argsort(turn, kind="stable")][:limit]).tolist()
+    return by_class, np.arange(len(array)) - np.repeat(starts, counts), np.repeat(counts, counts)

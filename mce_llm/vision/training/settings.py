@@ -26,6 +26,7 @@ FIXED = (
     "dataset",
     "train_split",
     "limit",
+    "eval_from_train",
     "seed",
 )
 

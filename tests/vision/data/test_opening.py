@@ -152,6 +152,12 @@ def test_only_two_purposes(settings):
         ({"image_size": 4}, "image_size must be at least 8 pixels, got 4"),
         ({"limit": 0}, "limit must be at least 1, got 0; leave it out"),
         ({"eval_limit": -2}, "eval_limit must be at least 1, got -2"),
+        ({"eval_from_train": 0}, "eval_from_train must be at least 1, got 0; leave it out"),
+        (
+            {"eval_from_train": 5, "eval_split": "val"},
+            "eval_split and eval_from_train both say what to evaluate on",
+        ),
+        ({"eval_from_train": 5, "eval_dataset": "shapes"}, "eval_dataset and eval_from_train both say"),
         ({"num_workers": -1}, r"num_workers must be 0 \(load in the main process\) or more, got -1"),
         ({"cache_images": "maybe"}, "cache_images must be auto, true or false, got 'maybe'"),
         ({"mean": [0.5, 0.5, 0.5]}, "mean and std go together"),

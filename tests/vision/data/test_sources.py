@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mce_llm.vision.data import ImageDataError, balanced_indices, open_images
 from mce_llm.vision.data.shapes import CLASSES, Shapes
+from mce_llm.vision.data.sources import share_of_each_class
 
 
 @trials(max_examples=40, deadline=None)
@@ -33,6 +34,43 @@ def test_the_limits_of_both_splits(image_folder, settings):
     assert open_images(limited, "eval").labels == [0, 1]
     assert open_images(limited).names == open_images(limited).names
     assert len(open_images(settings(root, limit=99))) == 8
+
+
+@trials(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(-1, 4), min_size=1, max_size=80),
+    count=st.integers(0, 80),
+    more=st.integers(0, 9),
+)
+def test_of_each_class_its_share(labels, count, more):
+    chosen = share_of_each_class(labels, count)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) == min(count, len(labels))
+    assert set(chosen) <= set(share_of_each_class(labels, count + more))
+    for label in set(labels):
+        share = len(chosen) * labels.count(label) / len(labels)
+        # Where several classes stand at the same fraction the first ones go first.
+        assert abs(sum(labels[i] == label for i in chosen) - share) < len(set(labels))
+
+
+def test_held_out_images_are_those_that_no_training_sees(image_folder, settings):
+    root = image_folder("train", {"a": 8, "b": 4}).parent
+    image_folder("val", {"a": 3, "b": 3})
+    held = open_images(settings(root, eval_from_train=3), "eval")
+    train = open_images(settings(root, eval_from_train=3))
+    assert np.bincount(held.labels).tolist() == [2, 1]
+    assert not set(held.names) & set(train.names)
+    assert sorted([*held.names, *train.names]) == sorted(open_images(settings(root)).names)
+    assert held.name.endswith("(train), held out")
+    # The same whatever is trained on, and limits count what is left.
+    few = settings(root, eval_from_train=3, limit=4, eval_limit=2)
+    assert len(open_images(few)) == 4
+    assert set(open_images(few).names) <= set(train.names)
+    assert set(open_images(few, "eval").names) <= set(held.names)
+    with pytest.raises(
+        ImageDataError, match=r"eval_from_train 12 leaves nothing to train on: .* has 12 images"
+    ):
+        open_images(settings(root, eval_from_train=12))
 
 
 def test_a_subset_keeps_names_labels_and_images(image_folder, settings):
