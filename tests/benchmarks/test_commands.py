@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mce_llm.data import train_tokenizer, write_jsonl
@@ -27,12 +30,12 @@ TINY = [
 ]
 
 
-def run(script, *arguments):
+def run(script, *arguments, timeout=300):
     return subprocess.run(
         [sys.executable, str(BENCHMARKS / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
@@ -163,3 +166,43 @@ def test_figures_that_can_go_nowhere_are_not_measured(script, tmp_path):
     result = run(script, "--json", tmp_path / "file" / "figures.json")
     assert result.returncode == 2
     assert "argument --json: cannot write" in result.stderr.splitlines()[-1]
+
+
+def test_losses_of_images_plans(tmp_path):
+    result = run("image_losses.py", "--data", tmp_path, "--output", tmp_path / "runs", "--plan")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "learning rates: 0 of 9 done"
+    assert not (tmp_path / "runs").exists()
+    result = run("image_losses.py", "--data", tmp_path, "--output", tmp_path / "runs", "--seeds", "1")
+    assert result.returncode == 2
+    assert "an interval over seeds needs two at least" in result.stderr
+
+
+@pytest.mark.slow
+def test_losses_of_images_are_searched_trained_and_judged(tmp_path):
+    """All 27 programs on images of noise; the second start finds everything done."""
+    config = yaml.safe_load((BENCHMARKS.parent / "vision/configs/cifar10_cpu.yaml").read_text())
+    config |= {"limit": 24, "epochs": 2, "batch_size": 8, "image_size": 8, "num_workers": 0}
+    config |= {"embedding_dim": 8, "projector_dim": 8, "predictor_dim": 4}
+    config["backbone_kwargs"] = {"channels": [4, 4, 8, 8]}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name in ("a", "b", "c"):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(256, (8, 8, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    given = ["--data", tmp_path / "data", "--config", tmp_path / "tiny.yaml", "--output", tmp_path / "runs"]
+    given += ["--seeds", 2, "--search_epochs", 2, "--held_out", 8]
+    for _ in range(2):
+        result = run("image_losses.py", *given, "--jobs", 2, timeout=1200)
+        assert result.returncode == 0, result.stderr
+    assert "judging: 12 of 12 done" in result.stdout
+    found = json.loads((tmp_path / "runs/results.json").read_text())
+    assert len(found["search"]) == 15
+    assert all(len(values["linear"]) == 2 for values in found["final"].values())
+    # Settings are chosen by images that are not test images.
+    trial = next((tmp_path / "runs/search").glob("sim_siam*/recipe.yaml")).read_text()
+    assert "eval_from_train: 8" in trial
