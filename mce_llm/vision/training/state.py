@@ -70,6 +70,7 @@ class PretrainState:
             each.load_state_dict(its_state)
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
-        self.loss.load_state_dict(saved["loss"])
+        if "loss" in saved:  # older checkpoints have none, and their losses remembered nothing
+            self.loss.load_state_dict(saved["loss"])
         self.step = int(saved["step"])
         restore_random_state(saved)
