@@ -113,7 +113,7 @@ def _open_directory(path: Path, settings: DataSettings, purpose: str, separate: 
     else:
         raise NoSuchSplitError(
             f"{path} has no split folders ({', '.join(USUAL['eval'])}), so nothing in it is set apart for evaluation; "
-            "set eval_dataset to a directory of class folders"
+            "set eval_dataset to a directory of class folders, or eval_from_train to how many training images to hold out"
         )
     return FolderImages(folder, title, rebuild_index=settings.rebuild_index)
 

@@ -49,5 +49,9 @@ def choose_split(available: Sequence[str], wanted: str | None, purpose: str, dat
             return name if name in found else found[0]
     raise NoSuchSplitError(
         f"{dataset} has no split called {' or '.join(USUAL[purpose])}; {listing}: set {setting} to one of them"
-        + (", or eval_dataset to where the images for evaluation are" if purpose == "eval" else "")
+        + (
+            ", eval_dataset to where the images for evaluation are, or eval_from_train to how many training images to hold out"
+            if purpose == "eval"
+            else ""
+        )
     )

@@ -96,7 +96,7 @@ def test_parquet_without_types_or_split(draw, tmp_path, settings):
     assert source.labels == [1, 0]
     assert torch.equal(source.image(0), pixels(draw, 3))
     assert torch.equal(source.image(1), pixels(draw, 7))
-    with pytest.raises(ImageDataError, match=r"set eval_split .* or eval_dataset"):
+    with pytest.raises(ImageDataError, match=r"set eval_split .*, eval_dataset .* or eval_from_train"):
         open_images(settings(tmp_path / "animals.parquet"), "eval")
     with pytest.raises(ImageDataError, match="no split 'foo'; it has train"):
         open_images(settings(tmp_path / "animals.parquet", train_split="foo"))
