@@ -20,6 +20,7 @@ from mce_llm.vision.exporting import (
     UnsupportedFormatError,
     format_by_name,
     import_weights,
+    other_encoders,
     read_encoder,
     read_foreign,
     reasons_against,
@@ -62,7 +63,7 @@ def export_encoder(settings: ExportSettings) -> dict[str, dict[str, float]]:
         UnsupportedFormatError: A format that was asked for by name has no place for the encoder, or none has.
     """
     assert settings.encoder is not None
-    encoder = read_encoder(settings.encoder, use_teacher=settings.use_teacher)
+    encoder = read_encoder(settings.encoder, use_teacher=bool(settings.use_teacher))
     reasons = reasons_against(encoder)
     refused = {name: reasons[name] for name in settings.formats if name in reasons}
     if refused and not settings.wants_all:
@@ -124,7 +125,9 @@ def import_encoder(settings: ExportSettings) -> None:
         save_backbone(module, spec, folder, facts)
     except OSError as error:
         raise ExportError(f"cannot write to output_dir {str(folder)!r}: {error.strerror or error}") from error
-    print(f"{source}: read {settings.backbone} from {prefix!r} and wrote {folder / FACTS}")
+    others = other_encoders(module, tensors, prefix)
+    choice = f" (it also holds {', '.join(others)}: --prefix takes another)" if others else ""
+    print(f"{source}: read {settings.backbone} from {prefix!r}{choice} and wrote {folder / FACTS}")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             "temperature": settings.temperature,
             **by_k[settings.k[0]],
             "by_k": {
-                str(k): {name: value for name, value in report.items() if name not in ("per_class", "images")}
+                str(k): {
+                    name: value
+                    for name, value in report.items()
+                    if name not in ("per_class", "images", "classes")
+                }
                 for k, report in by_k.items()
             },
             "encoder": encoder.facts,

@@ -23,6 +23,7 @@ from mce_llm.running.preemption import training
 from mce_llm.running.processes import say
 from mce_llm.running.settings import parse_settings
 from mce_llm.vision.data import (
+    UNLABELED,
     AugmentationSettings,
     DataSettings,
     ImageSource,
@@ -30,6 +31,7 @@ from mce_llm.vision.data import (
     open_images,
     train_views,
     view_loader,
+    why_not_classified,
 )
 from mce_llm.vision.losses import ViewLoss, build_loss
 from mce_llm.vision.models import (
@@ -56,7 +58,7 @@ from mce_llm.vision.training.optimizers import build_optimizer
 from mce_llm.vision.training.schedules import learning_rate, set_learning_rate, warmup_cosine
 from mce_llm.vision.training.settings import FIXED, PretrainSettings
 from mce_llm.vision.training.state import PretrainState
-from mce_llm.vision.training.watching import Watcher, epoch_values
+from mce_llm.vision.training.watching import Watcher, epoch_values, open_evaluation
 
 _REFUSED = {
     "gradient_accumulation_steps": "the loss is of the covariance of a whole batch, which a sum over parts of it is "
@@ -87,7 +89,7 @@ class Task:
 
     def share(self, step: int) -> float:
         """The share of the highest learning rate that a step is made with."""
-        warmup = round(self.settings.warmup_epochs * len(self.loader))
+        warmup = round(self.settings.warmup * len(self.loader))
         return warmup_cosine(step, self.total, warmup, 1.0)
 
 
@@ -103,10 +105,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         groups, words, description=__doc__, refused=_REFUSED
     )
     run = open_run(running, given, fixed=FIXED)
+    if settings.warmup_epochs is None:
+        say(f"warm-up: {settings.warmup:g} of {settings.epochs} epochs (warmup_epochs is not set)")
     batch_size = images_per_process(settings.batch_size, run.accelerator.num_processes)
 
     train = open_images(data, "train")
-    evaluation = open_images(data, "eval") if settings.monitor_every else None
+    if (lack := why_not_classified(train)) is not None:
+        say(f"{train.name} {lack}: pretraining goes without the online probe and the kNN monitor")
+    elif missing := train.labels.count(UNLABELED):
+        say(
+            f"{train.name}: {missing:,} images have no label; the online probe and the kNN monitor use the others"
+        )
+    evaluation = open_evaluation(data, train) if settings.monitor_every else None
     loader = open_loader(train, data, augmentation, batch_size, run)
     say(f"{train.name}: {len(train):,} images, {len(loader)} steps of {settings.batch_size} an epoch")
 
@@ -115,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parameters = sum(p.numel() for p in student.encoder.parameters())
     width = feature_dim(student.encoder, data.image_size)
     say(f"{settings.backbone}: {parameters:,} parameters, {width} features; loss: {loss}")
-    state, forward = prepare_training(student, settings, run.accelerator)
+    state, forward = prepare_training(student, loss, settings, run.accelerator)
 
     watcher = Watcher(run, settings, data, train, evaluation, batch_size) if settings.monitor_every else None
     facts = {
@@ -172,7 +182,7 @@ def build_student(
         embedding_dim=settings.embedding_dim,
         projector_dim=settings.projector_dim,
         predictor_dim=settings.predictor_dim,
-        classes=len(train.classes) if settings.online_probe and min(train.labels) >= 0 else 0,
+        classes=len(train.classes) if settings.online_probe and why_not_classified(train) is None else 0,
     )
     if run.accelerator.num_processes > 1:
         student = synchronise_norms(student, device)  # type: ignore[assignment]
@@ -184,7 +194,7 @@ def build_student(
 
 
 def prepare_training(
-    student: Student, settings: PretrainSettings, accelerator: Accelerator
+    student: Student, loss: ViewLoss, settings: PretrainSettings, accelerator: Accelerator
 ) -> tuple[PretrainState, Callable[[Tensor, Tensor], Encoded]]:
     """The teacher, an optimizer for what is pretrained and one for the online probe, and the student to call."""
     teacher = (
@@ -201,7 +211,7 @@ def prepare_training(
         probe_rate = learning_rate(settings.probe_learning_rate, settings.batch_size)
         optimizers.append(build_optimizer("sgd", student.probe, probe_rate, 0.9, 0.0))
     wrapped, *prepared = accelerator.prepare(student, *optimizers)
-    state = PretrainState(student, teacher, prepared, accelerator.scaler)
+    state = PretrainState(student, teacher, prepared, accelerator.scaler, loss)
     return state, torch.compile(wrapped) if settings.compile else wrapped
 
 
@@ -241,7 +251,7 @@ def train_epoch(task: Task, state: PretrainState, epoch: int) -> EpochMeans:
             p1, p2 = targets(METHODS[settings.method], state.teacher, encoded, view1, view2)
         task.loss.set_epoch(state.step / steps)
         parts = task.loss.components(encoded.z1, encoded.z2, p1, p2)
-        probe_loss, correct = judge_probe(encoded.logits, batch.labels, accelerator.device)
+        probe_loss, correct, judged = judge_probe(encoded.logits, batch.labels, accelerator.device)
         accelerator.backward(parts["loss"] + probe_loss)
         for optimizer in state.optimizers:
             optimizer.step()
@@ -249,7 +259,7 @@ def train_epoch(task: Task, state: PretrainState, epoch: int) -> EpochMeans:
         state.step += 1
         if state.teacher is not None:
             state.teacher.update(state.student.online, state.step / task.total)
-        means.add(parts, len(batch.labels), correct)
+        means.add(parts, len(batch.labels), correct, judged)
         bar.update()
         if state.step % steps:  # the last step of an epoch waits for what is due then
             if settings.checkpoint_steps and state.step % settings.checkpoint_steps == 0:
@@ -261,12 +271,17 @@ def train_epoch(task: Task, state: PretrainState, epoch: int) -> EpochMeans:
 
 def judge_probe(
     logits: Tensor | None, labels: Tensor, device: torch.device
-) -> tuple[Tensor | float, Tensor | None]:
-    """The online probe's cross-entropy, whose gradient does not reach the encoder, and how many it got right."""
+) -> tuple[Tensor | float, Tensor | None, Tensor | None]:
+    """The online probe's mean cross-entropy over images with a label, whose gradient does not reach the encoder.
+
+    And of how many it got how many right. A batch without any label gives 0.
+    """
     if logits is None:
-        return 0.0, None
+        return 0.0, None, None
     labels = labels.to(device)
-    return cross_entropy(logits.float(), labels), (logits.argmax(1) == labels).sum()
+    judged = (labels != UNLABELED).sum()
+    total = cross_entropy(logits.float(), labels, ignore_index=UNLABELED, reduction="sum")
+    return total / judged.clamp(min=1), (logits.argmax(1) == labels).sum(), judged
 
 
 def finish_epoch(task: Task, state: PretrainState, epochs: int, means: EpochMeans) -> dict[str, Any]:

@@ -5,54 +5,23 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
+from helpers.pretraining import TINY, journal, words
 from helpers.processes import kill_all
 from helpers.scripts import ROOT, load_script
 from helpers.waiting import wait_until
 from mce_llm.vision.models import load_backbone
 from mce_llm.vision.running import run_script
 from mce_llm.vision.training.method import METHODS
+from mce_llm.vision.training.settings import PretrainSettings
 
 pretrain = load_script("vision/pretrain.py")
 
 CPU = ROOT / "recipes" / "accelerate" / "cpu.yaml"
-TINY = {
-    "dataset": "shapes",
-    "limit": 40,
-    "eval_limit": 20,
-    "image_size": 16,
-    "backbone": "timm/resnet18",
-    "stem": "cifar",
-    "backbone_kwargs": "{channels: [8, 8, 8, 8], stem_width: 8}",
-    "embedding_dim": 12,
-    "projector_dim": 12,
-    "predictor_dim": 6,
-    "teacher_momentum": 0.9,
-    "epochs": 2,
-    "batch_size": 10,
-    "base_learning_rate": 1.0,
-    "warmup_epochs": 1,
-    "monitor_images": 20,
-    "knn_k": 3,
-    "num_workers": 0,
-    "cpu": True,
-}
-
-
-def words(output, **changed):
-    settings = {**TINY, "output_dir": str(output), **changed}
-    return [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for name, value in settings.items()
-    ]
-
-
-def journal(folder):
-    with (folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def weights(folder):
@@ -122,6 +91,53 @@ def test_a_run_that_diverges_says_so(tmp_path, capsys):
     )
     assert code == 2
     assert "finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(5, 0.5), (19, 1.9), (20, 10), (400, 10)])
+def test_the_warm_up_fits_into_the_training(epochs, warmup):
+    settings = PretrainSettings(epochs=epochs)
+    assert settings.warmup == warmup
+    assert settings.warmup_epochs is None
+    assert PretrainSettings(epochs=epochs, warmup_epochs=0.25).warmup == 0.25
+
+
+def test_a_short_training_needs_no_word_on_the_warm_up(tmp_path, capsys):
+    short = {name: value for name, value in TINY.items() if name != "warmup_epochs"}
+    arguments = [
+        f"--{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in short.items()
+    ]
+    assert run_script(pretrain.main, [*arguments, f"--output_dir={tmp_path}", "--monitor_every=0"]) == 0
+    assert "warm-up: 0.2 of 2 epochs (warmup_epochs is not set)" in capsys.readouterr().out
+    assert journal(tmp_path)[0]["train/learning_rate"] < 10 / 256  # after one step of warm-up the rate falls
+
+
+def test_eigenvalues_below_the_floor_are_counted(tmp_path):
+    """At this μ, with a teacher that stays near its random start, a batch without a log det used to end the run."""
+    changed = {
+        "loss_options": "{mu: 0.05, log: exact}",
+        "teacher_momentum": 0.996,
+        "monitor_every": 0,
+        "epochs": 4,
+    }
+    assert run_script(pretrain.main, words(tmp_path, **changed)) == 0
+    assert all(line["train/floored_eigenvalues"] >= 0 for line in journal(tmp_path))
+
+
+def test_a_run_keeps_the_logarithm_that_it_came_to(tmp_path, monkeypatch):
+    """The series diverges in the first batch for μ = 1.9; that is part of the checkpoint."""
+    changed = {"loss_options": "{mu: 1.9, on_divergence: exact}", "monitor_every": 0}
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 2)
+        with pytest.warns(UserWarning, match="all that follow take the exact logarithm"):
+            assert run_script(pretrain.main, words(tmp_path, **changed)) == 143
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["loss"] == {
+        "_extra_state": {"diverged": True}
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it would switch, and say so, once more
+        assert run_script(pretrain.main, words(tmp_path, **changed)) == 0
+    assert all(line["train/exact_logarithm"] == 1 for line in journal(tmp_path))
 
 
 def stopped_at(monkeypatch, step):

@@ -7,11 +7,20 @@ import os
 
 from mce_llm.running.visible_text import print_visible
 
+_said: set[str] = set()
+
 
 def announce(text: str) -> None:
     """Print a line, unless a launcher made this process one of the others."""
     if is_main_process():
         print_visible(text)
+
+
+def announce_once(text: str) -> None:
+    """Print a line that was not printed before: a directory is opened for training and for evaluation, and read alike."""
+    if text not in _said:
+        _said.add(text)
+        announce(text)
 
 
 def is_main_process() -> bool:

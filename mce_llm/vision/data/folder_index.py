@@ -10,28 +10,38 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mce_llm.running.files import whole_file
 from mce_llm.vision.data.announcing import announce
+from mce_llm.vision.data.errors import ImageDataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_FORMAT = 1
+_FORMAT = 2
 # A folder may change again within the same tick of its clock, unseen; what has just changed is not kept.
 _TICK_NS = 2 * 10**9
 _MOST_THREADS = 16
+# What systems put beside images: of zip files made on macOS, of Synology's thumbnails, of file systems.
+_SYSTEM = ("__MACOSX", "@eaDir", "lost+found")
+_NO_ENDING = "no ending"
+_SHOWN = 5
 
 
 @dataclass
 class FolderIndex:
-    """The images of a directory of class folders.
+    """The images of a directory of class folders, or of one without.
 
     Attributes:
         classes: The names of the class folders, sorted.
-        files: Paths below the directory (`class/…/file`), sorted, class after class.
+        files: Paths below the directory: the images in no class folder, then (`class/…/file`) class after class, sorted.
         counts: How many files each class has.
+        loose: How many images lie in the directory itself, in no class folder.
+        passed_over: Endings of the names of files that are no images by them, and how many there are of each.
         folders: Every folder that was listed, as a path below the directory, with its modification time in ns.
         kept: Whether this came from a kept list.
     """
@@ -40,17 +50,29 @@ class FolderIndex:
     files: list[str]
     counts: list[int]
     folders: dict[str, int]
+    loose: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
     kept: bool = False
 
 
 def class_folders(root: Path) -> list[str]:
-    """The names of the folders in a directory, sorted; hidden ones are left out."""
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    """The names of the folders in a directory, sorted; hidden ones and those of systems are left out.
+
+    Args:
+        root: The directory.
+
+    Returns:
+        The names.
+
+    Raises:
+        ImageDataError: The directory cannot be listed.
+    """
+    with _listing(root) as entries:
+        return sorted(entry.name for entry in entries if not _hidden(entry.name) and entry.is_dir())
 
 
 def folder_index(root: Path, *, rebuild: bool = False) -> FolderIndex:
-    """List the images below a directory of class folders, or use the list that was kept.
+    """List the images below a directory, or use the list that was kept.
 
     Args:
         root: The directory.
@@ -58,6 +80,9 @@ def folder_index(root: Path, *, rebuild: bool = False) -> FolderIndex:
 
     Returns:
         The index.
+
+    Raises:
+        ImageDataError: A folder cannot be listed, or there are links to images that are not there.
     """
     root = root.resolve()
     path = index_file(root)
@@ -78,28 +103,35 @@ def index_file(root: Path) -> Path:
 
 
 def scan(root: Path) -> FolderIndex:
-    """List a directory of class folders.
+    """List a directory of class folders, or of images in no folder.
 
     Args:
         root: The directory.
 
     Returns:
         The index; a class folder without images has a count of 0.
+
+    Raises:
+        ImageDataError: A folder cannot be listed, or there are links to images that are not there.
     """
-    classes = class_folders(root)
+    changed = {"": root.stat().st_mtime_ns}  # before the listing, as below
+    loose, classes, passed_over = _entries(root, "")
+    classes = sorted(classes)
     # A network file system answers many threads as fast as one.
     with ThreadPoolExecutor(min(_MOST_THREADS, max(1, len(classes)))) as pool:
         listed = list(pool.map(lambda name: _scan_class(root, name), classes))
-    folders = {"": root.stat().st_mtime_ns}
-    for _, below in listed:
-        folders.update(below)
-    files = [file for found, _ in listed for file in found]
-    return FolderIndex(classes, files, [len(found) for found, _ in listed], folders)
+    for _, below, others in listed:
+        changed.update(below)
+        passed_over.update(others)
+    files = sorted(loose) + [file for found, _, _ in listed for file in found]
+    counts = [len(found) for found, _, _ in listed]
+    return FolderIndex(classes, files, counts, changed, len(loose), dict(passed_over))
 
 
-def _scan_class(root: Path, name: str) -> tuple[list[str], dict[str, int]]:
+def _scan_class(root: Path, name: str) -> tuple[list[str], dict[str, int], Counter[str]]:
     files: list[str] = []
     folders: dict[str, int] = {}
+    passed_over: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     waiting = [name]
     while waiting:
@@ -110,15 +142,49 @@ def _scan_class(root: Path, name: str) -> tuple[list[str], dict[str, int]]:
         seen.add((facts.st_dev, facts.st_ino))
         # The time is taken before the listing: a change in between makes the list stale, not wrong unnoticed.
         folders[folder] = facts.st_mtime_ns
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(EXTENSIONS):
-                    files.append(f"{folder}/{entry.name}")
-                elif entry.is_dir():
-                    waiting.append(f"{folder}/{entry.name}")
-    return sorted(files), folders
+        found, below, others = _entries(root, folder)
+        files += [f"{folder}/{file}" for file in found]
+        waiting += [f"{folder}/{other}" for other in below]
+        passed_over.update(others)
+    return sorted(files), folders, passed_over
+
+
+def _entries(root: Path, folder: str) -> tuple[list[str], list[str], Counter[str]]:
+    """The images, the folders, and the endings of everything else in one folder; what is hidden is left out."""
+    images, folders, others, broken = [], [], Counter[str](), []
+    with _listing(root / folder) as entries:
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            # No call of the system for either, but for links.
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif not entry.name.lower().endswith(EXTENSIONS):
+                others[os.path.splitext(entry.name)[1].lower() or _NO_ENDING] += 1
+            elif entry.is_file():
+                images.append(entry.name)
+            else:
+                broken.append(entry.name)
+    if broken:
+        raise ImageDataError(
+            f"{len(broken)} images in {root / folder} cannot be opened ({', '.join(sorted(broken)[:_SHOWN])}"
+            f"{', …' if len(broken) > _SHOWN else ''}): links to files that are not there, or no files at all; mend or remove "
+            "them"
+        )
+    return images, folders, others
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM
+
+
+@contextmanager
+def _listing(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield entries
+    except OSError as error:
+        raise ImageDataError(f"{folder} cannot be listed: {error.strerror or error}") from error
 
 
 def _read(path: Path, root: Path) -> FolderIndex | None:
@@ -129,7 +195,8 @@ def _read(path: Path, root: Path) -> FolderIndex | None:
         if (facts["format"], facts["root"], facts["digest"]) != (_FORMAT, str(root), _digest(body)):
             return None
         files = [os.fsdecode(name) for name in body.split(b"\0")] if body else []
-        index = FolderIndex(facts["classes"], files, facts["counts"], facts["folders"], kept=True)
+        rest = (facts["counts"], facts["folders"], facts["loose"], facts["passed_over"])
+        index = FolderIndex(facts["classes"], files, *rest, kept=True)
         if any(os.stat(root / folder).st_mtime_ns != then for folder, then in index.folders.items()):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -150,6 +217,8 @@ def _write(path: Path, root: Path, index: FolderIndex) -> None:
         "classes": index.classes,
         "counts": index.counts,
         "folders": index.folders,
+        "loose": index.loose,
+        "passed_over": index.passed_over,
     }
     try:
         with whole_file(path) as beside:

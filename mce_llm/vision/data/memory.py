@@ -31,7 +31,7 @@ class ImagesInMemory(ImageSource):
     def __init__(self, source: ImageSource) -> None:
         self.source = source
         self.name, self.classes, self.labels = source.name, source.classes, source.labels
-        self.statistics = source.statistics
+        self.statistics, self.numbered = source.statistics, source.numbered
         shapes = np.empty((len(source), 2), np.int64)
         starts = np.zeros(len(source) + 1, np.int64)
         block = torch.empty(estimated_bytes(source), dtype=torch.uint8)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from mce_llm.running.messages import nearest_hint
 from mce_llm.vision.data import shapes, torchvision_sets
-from mce_llm.vision.data.errors import ImageDataError
-from mce_llm.vision.data.folder_index import class_folders
+from mce_llm.vision.data.announcing import announce_once
+from mce_llm.vision.data.errors import ImageDataError, NoSuchSplitError
 from mce_llm.vision.data.folders import FolderImages
 from mce_llm.vision.data.memory import keep_in_memory
 from mce_llm.vision.data.settings import DataSettings
 from mce_llm.vision.data.sources import ImageSource, Statistics, balanced_indices, share_of_each_class
+from mce_llm.vision.data.split_folders import split_folders
 from mce_llm.vision.data.splits import USUAL, choose_split
 from mce_llm.vision.data.tables import open_hub, open_parquet, open_saved
 
@@ -24,8 +25,8 @@ _ALREADY_IN_MEMORY = torchvision_sets.ArrayImages
 def open_images(settings: DataSettings, split: str = "train") -> ImageSource:
     """Open the images to train on, or to evaluate on.
 
-    A directory is read as what it holds: a saved data set, parquet files, split folders above class folders, or class
-    folders, which are training images unless they are `eval_dataset`.
+    A directory is read as what it holds: a saved data set, parquet files, split folders above class folders or images, or
+    class folders or images, which are for training unless they are `eval_dataset`. Images in no class folder have no label.
 
     Args:
         settings: What and how.
@@ -74,6 +75,10 @@ def _held_out(train: ImageSource, count: int, split: str) -> ImageSource:
 
 def _open(dataset: str, settings: DataSettings, purpose: str, separate: bool) -> ImageSource:
     wanted = getattr(settings, f"{purpose}_split")
+    if dataset in KNOWN and Path(dataset).is_dir():
+        announce_once(
+            f"{dataset} is the data set of that name, not the directory {Path(dataset).absolute()}; write ./{dataset} for that"
+        )
     if dataset == "shapes":
         name = choose_split(list(shapes.COUNTS), wanted, purpose, dataset)
         return shapes.Shapes(name, settings.image_size)
@@ -98,20 +103,17 @@ def _open_directory(path: Path, settings: DataSettings, purpose: str, separate: 
         return open_saved(path, settings, purpose, whole=separate)
     if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
         return open_parquet(str(path), settings, purpose, whole=separate)
-    folders = class_folders(path)
     wanted = getattr(settings, f"{purpose}_split")
-    usual = {name for names in USUAL.values() for name in names}
-    # Folders with the names of splits are splits if they hold class folders themselves.
-    splits = [name for name in folders if (name in usual or name == wanted) and class_folders(path / name)]
+    splits = split_folders(path, wanted)
     if splits or wanted is not None:
         name = choose_split(splits, wanted, purpose, str(path))
         folder, title = path / name, f"{path} ({name})"
     elif purpose == "train" or separate:
         folder, title = path, str(path)
     else:
-        raise ImageDataError(
+        raise NoSuchSplitError(
             f"{path} has no split folders ({', '.join(USUAL['eval'])}), so nothing in it is set apart for evaluation; "
-            "set eval_dataset to a directory of class folders"
+            "set eval_dataset to a directory of class folders, or eval_from_train to how many training images to hold out"
         )
     return FolderImages(folder, title, rebuild_index=settings.rebuild_index)
 

@@ -22,8 +22,8 @@ class DataSettings:
 
     dataset: str = field(
         metadata={
-            "help": "cifar10, cifar100, stl10, imagenette or shapes; a directory of class folders, with or without "
-            "split folders above them; a directory that save_to_disk wrote; .parquet files; or a hub id."
+            "help": "cifar10, cifar100, stl10, imagenette or shapes; a directory of class folders, or of images without "
+            "labels, with or without split folders above them; a directory that save_to_disk wrote; .parquet files; or a hub id."
         }
     )
     eval_dataset: str | None = field(

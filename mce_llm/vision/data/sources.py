@@ -41,11 +41,13 @@ class ImageSource(Dataset, ABC):
         name: What the source is called in messages, with its split.
         classes: The names of the classes; labels are places in this list.
         labels: The label of each image; `UNLABELED` (−1) where it has none.
+        numbered: Whether the classes have no names, and `classes` lists their numbers.
         statistics: Mean and standard deviation that views are normalised with.
     """
 
     name: str
     classes: list[str]
+    numbered: bool = False
     labels: list[int]
     statistics: Statistics = IMAGENET
 
@@ -129,6 +131,7 @@ class Subset(ImageSource):
             )
         self.whole, self.indices = whole, chosen
         self.name, self.classes, self.statistics = whole.name, whole.classes, whole.statistics
+        self.numbered = whole.numbered
         self.labels = [whole.labels[i] for i in chosen.tolist()]
 
     @cached_property

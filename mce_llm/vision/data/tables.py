@@ -19,7 +19,7 @@ from mce_llm.vision.data.decoding import decode_bytes, read_image
 from mce_llm.vision.data.errors import CorruptImageError, ImageDataError
 from mce_llm.vision.data.settings import DataSettings
 from mce_llm.vision.data.sources import IMAGENET, UNLABELED, ImageSource, Statistics
-from mce_llm.vision.data.splits import USUAL, choose_split
+from mce_llm.vision.data.splits import USUAL, choose_split, is_usual
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
@@ -66,7 +66,7 @@ class TableImages(ImageSource):
         if labels is None:
             self.classes, self.labels = [], [UNLABELED] * len(table)
         else:
-            self.classes, self.labels = _labels(name, labels, table, features[labels])
+            self.classes, self.labels, self.numbered = _labels(name, labels, table, features[labels])
         self._table = table.select_columns([self._column])
         if isinstance(features[self._column], datasets.Image):
             self._table = self._table.cast_column(self._column, datasets.Image(decode=False))
@@ -142,8 +142,8 @@ def open_saved(folder: Path, settings: DataSettings, purpose: str, *, whole: boo
 def open_parquet(pattern: str, settings: DataSettings, purpose: str, *, whole: bool) -> TableImages:
     """Open parquet files.
 
-    Files belong to the split that their names begin with (`train-00000-of-00002.parquet`). Where no name begins with
-    a usual one, all files are the training images.
+    Files belong to the split that a part of their names says (`train-00000-of-00002.parquet`, `birds_test.parquet`), or else to
+    one of the name's first part. Where no name has a usual one, all files are the training images.
 
     Args:
         pattern: A file, a directory of them, or a pattern with `*`.
@@ -166,12 +166,16 @@ def open_parquet(pattern: str, settings: DataSettings, purpose: str, *, whole: b
         files = [Path(name) for name in sorted(glob(str(path)))]
     if not files:
         raise ImageDataError(f"no parquet file at {path.absolute()}")
+    if others := [file.name for file in files if file.suffix != ".parquet"]:
+        raise ImageDataError(
+            f"{pattern} names {len(others)} files that are no .parquet files ({', '.join(others[:3])}"
+            f"{', …' if len(others) > 3 else ''}); images are named by the directory that holds them"
+        )
     by_split: dict[str, list[str]] = {}
     for file in files:
-        by_split.setdefault(re.split(r"[-_.]", file.name)[0], []).append(str(file))
-    usual = {name for names in USUAL.values() for name in names}
+        by_split.setdefault(_split_of(file), []).append(str(file))
     wanted = getattr(settings, f"{purpose}_split")
-    if not usual & set(by_split) and wanted not in by_split:
+    if not any(is_usual(name) for name in by_split) and wanted not in by_split:
         by_split = {USUAL["eval" if whole else "train"][0]: [str(file) for file in files]}
     split = choose_split(list(by_split), wanted, purpose, pattern)
     try:
@@ -179,6 +183,11 @@ def open_parquet(pattern: str, settings: DataSettings, purpose: str, *, whole: b
     except Exception as error:  # pyarrow and datasets raise many types for broken files
         raise ImageDataError(f"{pattern} cannot be read as parquet: {cause(error)}") from error
     return _table(rows, f"{pattern} ({split})", settings, files[0].parent)
+
+
+def _split_of(file: Path) -> str:
+    parts = re.split(r"[-_.]", file.name.removesuffix(".parquet"))
+    return next((part for part in parts if is_usual(part)), parts[0])
 
 
 def open_hub(hub_id: str, settings: DataSettings, purpose: str) -> TableImages:
@@ -233,11 +242,11 @@ def _find(
     return of_kind[0] if of_kind else next((column for column in usual if column in features), None)
 
 
-def _labels(name: str, column: str, table: Any, feature: Any) -> tuple[list[str], list[int]]:
-    """Class names and the label of each row."""
+def _labels(name: str, column: str, table: Any, feature: Any) -> tuple[list[str], list[int], bool]:
+    """Class names, the label of each row, and whether the names are numbers that stand for names."""
     values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     if hasattr(feature, "names"):
-        return list(feature.names), [UNLABELED if value is None else int(value) for value in values]
+        return list(feature.names), [UNLABELED if value is None else int(value) for value in values], False
     kinds = {type(value) for value in values} - {type(None)}
     if not kinds <= {int} and not kinds <= {str}:
         found = " and ".join(sorted(kind.__name__ for kind in kinds))
@@ -248,4 +257,5 @@ def _labels(name: str, column: str, table: Any, feature: Any) -> tuple[list[str]
         values = [None if value is not None and value < 0 else value for value in values]
     known = sorted({value for value in values if value is not None})
     place = {value: label for label, value in enumerate(known)}
-    return [str(value) for value in known], [UNLABELED if value is None else place[value] for value in values]
+    labels = [UNLABELED if value is None else place[value] for value in values]
+    return [str(value) for value in known], labels, kinds == {int}

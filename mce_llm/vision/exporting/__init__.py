@@ -2,7 +2,7 @@
 
 from mce_llm.vision.exporting.encoder import Encoder, read_encoder
 from mce_llm.vision.exporting.errors import ExportError, ForeignWeightsError, UnsupportedFormatError
-from mce_llm.vision.exporting.foreign import import_weights, read_foreign
+from mce_llm.vision.exporting.foreign import import_weights, other_encoders, read_foreign
 from mce_llm.vision.exporting.formats import FORMATS, format_by_name, reasons_against
 from mce_llm.vision.exporting.settings import ExportSettings
 from mce_llm.vision.exporting.writing import write_export
@@ -16,6 +16,7 @@ __all__ = [
     "UnsupportedFormatError",
     "format_by_name",
     "import_weights",
+    "other_encoders",
     "read_encoder",
     "read_foreign",
     "reasons_against",

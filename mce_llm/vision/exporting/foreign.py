@@ -71,23 +71,28 @@ def import_weights(
     source: str,
     *,
     prefix: str | None = None,
-    averaged: bool = False,
+    averaged: bool | None = None,
 ) -> str:
     """Fill an encoder from someone else's weights.
+
+    Of a trained encoder and its averaged copy, the one is taken whose results are published: the teacher where the file
+    calls them student and teacher, as those of the DINO family do (DINO, iBOT, EsViT, DINOv2), the trained one elsewhere
+    (MoCo, BYOL, MEC, Matrix-SSL).
 
     Args:
         module: The encoder, without its classifier.
         tensors: What `read_foreign` found.
         source: What to call the file.
         prefix: What stands before the encoder's names, where several encoders are in the file; found by default.
-        averaged: Of several encoders, take the averaged one (teacher, momentum encoder) rather than the trained one.
+        averaged: Of several encoders, take the averaged one (teacher, momentum encoder), or the trained one; by default as
+            above.
 
     Returns:
         The prefix.
 
     Raises:
         ForeignWeightsError: The encoder is nowhere in the file, in several places, or in part.
-        BackboneFileError: Weights have other shapes.
+        BackboneFileError: Weights have other shapes, or are not finite.
     """
     own = module.state_dict()
     names = _numbered_children(module)
@@ -164,9 +169,12 @@ def _under(tensors: Mapping[str, Tensor], place: str, names: Mapping[str, str]) 
     return found
 
 
-def _choose(places: Sequence[str], source: str, averaged: bool) -> str:
+def _choose(places: Sequence[str], source: str, averaged: bool | None) -> str:
     """The only place, or of several the only one of the kind that is wanted."""
     kinds = {place: _AVERAGED.search(place) is not None for place in places}
+    if averaged is None:
+        words = {word for place in places for word in re.split(r"[._]", place)}
+        averaged = len(places) > 1 and {"student", "teacher"} <= words
     fitting = [place for place, kind in kinds.items() if kind == averaged]
     if averaged and not fitting:
         raise ForeignWeightsError(
@@ -180,6 +188,23 @@ def _choose(places: Sequence[str], source: str, averaged: bool) -> str:
             f"--prefix {places[0].rstrip('.') or repr('')}"
         )
     return fitting[0]
+
+
+def other_encoders(module: nn.Module, tensors: Mapping[str, Tensor], taken: str) -> list[str]:
+    """Prefixes of further encoders of this kind in a file, beside the one that was taken.
+
+    Args:
+        module: The encoder.
+        tensors: What `read_foreign` found.
+        taken: What `import_weights` gave.
+
+    Returns:
+        The prefixes, without the point at their ends.
+    """
+    places = dict.fromkeys(
+        place for place, _ in _places(tensors, module.state_dict(), _numbered_children(module))
+    )
+    return [place.rstrip(".") for place in places if place != taken]
 
 
 def _check_whole(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], prefix: str, source: str) -> None:

@@ -31,9 +31,12 @@ class ExportSettings:
         default=ALL,
         metadata={"help": f"{', '.join(FORMATS)}, several with commas, or all that have a place for it."},
     )
-    use_teacher: bool = field(
-        default=False,
-        metadata={"help": "Take the averaged teacher; when importing, the averaged encoder of the file."},
+    use_teacher: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Take the averaged teacher, or the student; when importing, the averaged encoder of the file. By default the "
+            "student, but of a file with student and teacher (DINO and its family) the teacher, whose results are published."
+        },
     )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace what was exported or imported there before."}

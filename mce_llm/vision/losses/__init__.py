@@ -10,7 +10,6 @@ from mce_llm.vision.losses.base import ViewLoss
 from mce_llm.vision.losses.coding_rate import TotalCodingRateLoss, total_coding_rate_loss
 from mce_llm.vision.losses.errors import (
     LossSettingsError,
-    NegativeDeterminantError,
     RankMismatchError,
     TaylorDivergenceError,
     UnknownLossError,
@@ -28,7 +27,6 @@ __all__ = [
     "LossSettingsError",
     "MECLoss",
     "MatrixSSLLoss",
-    "NegativeDeterminantError",
     "NonFiniteLossError",
     "RankMismatchError",
     "SimSiamLoss",

@@ -26,7 +26,8 @@ class ViewLoss(nn.Module):
         gather: Bring the rows of all processes together. Without it each process has the loss of its own rows, with
             statistics of a smaller batch.
         validate: Raise typed errors for rows or losses that are not finite and for zero rows. It reads one small
-            vector from the device at each call; without it nothing waits for the device, and NaN spreads.
+            vector from the device at each call; without it nothing waits for the device (but for exact logarithms), and NaN
+            spreads.
         process_group: The processes that share a batch; None for all.
     """
 

@@ -6,7 +6,6 @@ collapsed onto one line); only where the bound does not settle it is the radius 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 from mce_llm.matrix import full_precision
 from mce_llm.matrix.precision import in_float64
 from mce_llm.vision.losses.errors import TaylorDivergenceError
+from mce_llm.vision.losses.radius import power_bound
 
 ON_DIVERGENCE = ("raise", "exact", "ignore")
-_SQUARINGS = 6
 # Rows along exactly one line have radius 1 to rounding, where the series of log 2 still converges.
 _ROUNDING = 1e-5
 
@@ -53,8 +52,7 @@ def measured_radius(
 ) -> float:
     """Spectral radius of LᵀR·scale + shift·I, or an upper bound of it that is below 1.
 
-    The power norms ‖Aⁿ‖^{1/n}, n = 1, 2, 4, …, 64, come down to the radius; the first one below 1 ends the search.
-    If none is, eigenvalues tell.
+    Where the norms of powers do not show that it is below 1 (`power_bound`), eigenvalues tell.
 
     Args:
         left: L, (m, d).
@@ -71,19 +69,7 @@ def measured_radius(
         matrix = in_float64(left @ right.T if small else left.T @ right) * scale
         matrix.diagonal().add_(shift)
         least = abs(shift) if small else 0.0
-        power, norm = matrix, float(torch.linalg.matrix_norm(matrix))
-        logarithm, exponent = 0.0, 1
-        for step in range(_SQUARINGS + 1):
-            if norm == 0:
-                return least
-            logarithm += math.log(norm)
-            bound = math.exp(logarithm / exponent)
-            if bound < 1 or step == _SQUARINGS:
-                break
-            power = power / norm
-            power = power @ power
-            norm = float(torch.linalg.matrix_norm(power))
-            logarithm, exponent = 2 * logarithm, 2 * exponent
+        bound = power_bound(matrix)
         if bound >= 1:
             eigenvalues = torch.linalg.eigvalsh(matrix) if symmetric else torch.linalg.eigvals(matrix)
             bound = float(eigenvalues.abs().max())
@@ -95,7 +81,7 @@ def must_be_exact(
     suspects: Iterable[tuple[str, Callable[[], float]]],
     on_divergence: str,
     remedy: str,
-) -> bool:
+) -> str | None:
     """Measure the matrices that a bound could not settle, and decide what happens to the batch.
 
     Args:
@@ -105,7 +91,7 @@ def must_be_exact(
         remedy: What the user may change, for the message.
 
     Returns:
-        Whether the batch needs the exact logarithm.
+        Where "exact" is asked for and needed, which matrix has which radius; None where the series converges.
 
     Raises:
         TaylorDivergenceError: A radius is above 1 beyond rounding and `on_divergence` is "raise".
@@ -115,11 +101,11 @@ def must_be_exact(
         if radius < 1 + _ROUNDING:
             continue
         if on_divergence == "exact":
-            return True
+            return f"{what} has spectral radius {radius:.3g}"
         raise TaylorDivergenceError(
             f"{owner}: the Taylor series of the logarithm diverges: {what} has spectral radius {radius:.3g}, the limit is "
-            f"1. {remedy}; log='exact' or on_divergence='exact' (for such batches only) take the true logarithm, "
+            f"1. {remedy}; log='exact' or on_divergence='exact' (from such a batch on) take the true logarithm, "
             "on_divergence='ignore' trains on the truncated series all the same",
             radius,
         )
-    return False
+    return None

@@ -30,9 +30,5 @@ class TaylorDivergenceError(ViewLossError):
         self.radius = radius
 
 
-class NegativeDeterminantError(ViewLossError):
-    """The exact log det was asked of a matrix whose determinant is not positive."""
-
-
 class RankMismatchError(ViewLossError, RuntimeError):
     """The processes brought rows that do not fit together."""

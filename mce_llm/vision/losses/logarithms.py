@@ -13,16 +13,28 @@ import torch
 from torch import Tensor
 
 from mce_llm.matrix import log_loewner, matrix_cross_entropy
+from mce_llm.vision.losses.floored_log_det import floored_log_det
 from mce_llm.vision.losses.polynomial import MatrixPowers, derivative, log_series
 from mce_llm.vision.losses.products import symmetric_product
 
+FLOOR = 0.1
+"""The least real part, as a share of μ, of eigenvalues whose logarithm is the exact one."""
+
 
 class TraceOfLog(NamedTuple):
-    """tr log(A + μI), its gradient to A, and a bound on the spectral radius of A (NaN where none is formed)."""
+    """tr log(A + μI) and what goes with it.
+
+    Attributes:
+        value: A scalar.
+        gradient: (n, n), to A.
+        radius: A bound on the spectral radius of A; NaN where none is formed.
+        floored: How many eigenvalues of A + μI the exact logarithm continues by its tangent.
+    """
 
     value: Tensor
     gradient: Tensor
     radius: Tensor
+    floored: Tensor
 
 
 class Logarithm(Protocol):
@@ -65,7 +77,7 @@ class TaylorLog:
         traces = torch.stack(powers.traces(self.order))
         value = traces @ traces.new_tensor(c[1:]) + size * self.at_zero
         slope = [j * c[j] for j in range(1, self.order + 1)]
-        return TraceOfLog(value, powers.polynomial(slope).T, powers.norm_bound())
+        return TraceOfLog(value, powers.polynomial(slope).T, powers.norm_bound(), torch.zeros_like(value))
 
     def gram(self, S: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As in `Logarithm`; q(s) = c_1 + c_2 s + … + c_k s^{k−1}. At order 4: S², q(S), and two products with W."""
@@ -81,7 +93,10 @@ class TaylorLog:
 
 
 class ExactLog:
-    """log(C + μI) itself; for a C that is not symmetric its trace, as log det.
+    """log(C + μI) itself; for a C that is not symmetric its trace, as log det with a floor of μ/10 for eigenvalues.
+
+    A direction in which C does nothing has the eigenvalue μ, so only where student and teacher point opposite ways by
+    nine tenths of that is anything else than the logarithm taken.
 
     Args:
         mu: μ > 0.
@@ -92,12 +107,12 @@ class ExactLog:
         self.at_zero = math.log(mu)
 
     def trace(self, matrix: Tensor, size: int) -> TraceOfLog:
-        """As in `Logarithm`: log det(A + μI) + (size − n) log μ; NaN where the determinant is not positive."""
+        """As in `Logarithm`: log det(A + μI) + (size − n) log μ, continued as `floored_log_det` says."""
         shifted = matrix.clone()
         shifted.diagonal().add_(self.mu)
-        sign, log_det = torch.linalg.slogdet(shifted)
-        value = torch.where(sign > 0, log_det, torch.nan) + (size - matrix.shape[0]) * self.at_zero
-        return TraceOfLog(value, torch.linalg.inv_ex(shifted).inverse.T, torch.full_like(value, torch.nan))
+        log_det, gradient, floored = floored_log_det(shifted, FLOOR * self.mu)
+        value = log_det + (size - matrix.shape[0]) * self.at_zero
+        return TraceOfLog(value, gradient, torch.full_like(value, torch.nan), floored)
 
     def gram(self, S: Tensor, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As in `Logarithm`; q(s) = log1p(s/μ)/s, through the eigendecomposition of S."""

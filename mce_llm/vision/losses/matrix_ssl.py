@@ -44,8 +44,10 @@ class MatrixSSLLoss(PairedLogLoss):
     Self-Supervised Learning*, ICML 2024, arXiv 2305.17326. The uniformity term is `MECLoss` of centred rows with
     `distortion` = d, and its first order is `SimSiamLoss` of centred rows.
 
-    Components: "loss", "uniformity", "alignment", "trace" (which add up to it), and for the Taylor series
-    "taylor_radius", a bound on the spectral radius of Q − I over all four matrices.
+    Components: "loss", "uniformity", "alignment", "trace" (which add up to it); for the Taylor series "taylor_radius", a
+    bound on the spectral radius of Q − I over all four matrices; for the exact logarithm "floored_eigenvalues", how
+    many of C_pz + μI are below the floor, over both pairs; with `on_divergence="exact"` "exact_logarithm", 1 for batches
+    that took it and 0 for others.
 
     Args:
         gamma: γ >= 0, weight of alignment.
@@ -53,11 +55,15 @@ class MatrixSSLLoss(PairedLogLoss):
         lam: λ >= 0, weight of uniformity.
         order: k >= 1, terms of the Taylor series; not used by `log="exact"`.
         variant: "paper" or "official".
-        log: "taylor", or "exact" for the true logarithm: log|det| in the uniformity term, because C_pz is not
-            symmetric. A determinant that is not positive is refused; an even number of negative eigenvalues passes.
+        log: "taylor", or "exact" for the true logarithm. C_pz is not symmetric, and for μ < 1 nothing keeps an eigenvalue of
+            C_pz + μI from 0 and below, where student and teacher point opposite ways and there is no logarithm. So the
+            uniformity term is log det where all of them have real parts of μ/10 or more, and below that each one's log
+            goes on as its tangent, with a slope of 10/μ that still draws it back (`floored_log_det`). A few batches of a
+            training with μ = 0.05 get there. The host waits for the device in each step.
         form: "gram" (m×m matrices), "dim" (d×d), or "auto" for the cheaper by the number of multiply-adds.
         on_divergence: What to do where the Taylor series does not converge: "raise" an error, take the "exact" logarithm
-            for that batch, or "ignore" it, as the published code does. Only looked at with `validate`.
+            from that batch on, with a warning, or "ignore" it, as the published code does. Only looked at with `validate`;
+            with `gather=False` each process decides for itself.
         gather: As in `ViewLoss`.
         validate: As in `ViewLoss`.
         process_group: As in `ViewLoss`.
@@ -136,12 +142,8 @@ class MatrixSSLLoss(PairedLogLoss):
             parts["trace"] = terms[0].trace + terms[1].trace
         return parts
 
-    def _remedies(self) -> tuple[str, str]:
-        return (
-            f"Use a mu nearer to 1 (now {self.mu:g})",
-            f"det(C_pz + mu I) is not positive for mu = {self.mu:g}, so its logarithm does not exist: student and teacher "
-            "point opposite ways in some direction; use a larger mu (1 suffices for unit rows), or log='taylor'",
-        )
+    def _remedy(self) -> str:
+        return f"Use a mu nearer to 1 (now {self.mu:g})"
 
 
 def matrix_ssl_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, **options: Any) -> Tensor:

@@ -37,14 +37,15 @@ class MECLoss(PairedLogLoss):
     otherwise. "taylor_radius" shows where one stands.
 
     Components: "loss"; "coding_length", (m + d)/2 · log det(I + λ PᵀZ)/m, nats for each sample, which training makes
-    larger; for the Taylor series "taylor_radius", a bound on the spectral radius of λ PᵀZ.
+    larger; for the Taylor series "taylor_radius", a bound on the spectral radius of λ PᵀZ; "floored_eigenvalues" (of
+    I + λ PᵀZ) and "exact_logarithm" as in `MatrixSSLLoss`.
 
     Args:
         distortion: ε² > 0.
         order: k >= 1, terms of the Taylor series; not used by `log="exact"`.
-        log: "taylor", or "exact" for log|det|; a determinant that is not positive is refused.
+        log: "taylor", or "exact" for log det, with a floor of 0.1 for eigenvalues as in `MatrixSSLLoss`.
         form: "gram" (m×m matrices), "dim" (d×d), or "auto" for the cheaper.
-        on_divergence: "raise" an error, take the "exact" logarithm for that batch, or "ignore" it. Only looked at
+        on_divergence: "raise" an error, take the "exact" logarithm from that batch on, or "ignore" it. Only looked at
             with `validate`.
         warmup_epochs: Over how many epochs λ⁻¹ falls; 0 for none. Otherwise `set_epoch` has to be called before each
             step.
@@ -133,12 +134,8 @@ class MECLoss(PairedLogLoss):
         value = terms[0].value + terms[1].value
         return {"coding_length": -value * (rows + dim) / (2 * self.inverse_lambda(rows, dim))}
 
-    def _remedies(self) -> tuple[str, str]:
-        return (
-            f"Use a larger distortion (now {self.distortion:g}) or a longer or higher warm-up",
-            "det(I + λ PᵀZ) is not positive, so its logarithm does not exist: student and teacher point opposite ways; use "
-            f"a larger distortion (now {self.distortion:g}) or log='taylor'",
-        )
+    def _remedy(self) -> str:
+        return f"Use a larger distortion (now {self.distortion:g}) or a longer or higher warm-up"
 
 
 def mec_loss(z1: Tensor, z2: Tensor, p1: Tensor, p2: Tensor, **options: Any) -> Tensor:

@@ -5,9 +5,10 @@ The arithmetic of one pair is in `terms`, the question whether the Taylor series
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,6 @@ from mce_llm.matrix import full_precision
 from mce_llm.matrix.first_order import with_gradient
 from mce_llm.vision.losses.base import ViewLoss
 from mce_llm.vision.losses.convergence import ON_DIVERGENCE, must_be_exact
-from mce_llm.vision.losses.errors import NegativeDeterminantError
 from mce_llm.vision.losses.logarithms import ExactLog, Logarithm, TaylorLog
 from mce_llm.vision.losses.rows import checked_numbers, unit_rows, whole_batch
 from mce_llm.vision.losses.settings import choice, order_of_series
@@ -34,6 +34,10 @@ class PairedLogLoss(ViewLoss):
 
     A subclass calls `_check` and then `_choose_logarithm`, and says how rows are normalised and products are scaled
     and weighted.
+
+    With `on_divergence="exact"` the first batch for which the series diverges changes the logarithm for good, with a
+    warning, because the two have different scales: a loss that went back and forth would compare batches that cannot
+    be compared. Which one is in use is part of `state_dict`, so that a run that goes on stays with it.
 
     Args:
         order: As in `MatrixSSLLoss`, like the next three.
@@ -61,7 +65,8 @@ class PairedLogLoss(ViewLoss):
         super().__init__(gather=gather, validate=validate, process_group=process_group)
         self.order, self.log, self.form, self.on_divergence = order, log, form, on_divergence
         self._exact: ExactLog
-        self._logarithm: Logarithm
+        self._series: TaylorLog
+        self._diverged = False
 
     def _check(self, problems: list[str]) -> None:
         problems = [
@@ -80,7 +85,20 @@ class PairedLogLoss(ViewLoss):
     def _choose_logarithm(self, mu: float) -> None:
         """Set up log(· + μI), once the settings are known to be usable."""
         self._exact = ExactLog(mu)
-        self._logarithm = TaylorLog(self.order, mu) if self.log == "taylor" else self._exact
+        self._series = TaylorLog(self.order, mu)
+
+    @property
+    def logarithm(self) -> str:
+        """`taylor` or `exact`: the one that the next batch takes."""
+        return "exact" if self._diverged else self.log
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Whether the series has diverged, for `state_dict`."""
+        return {"diverged": self._diverged}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over what `get_extra_state` gave."""
+        self._diverged = bool(state["diverged"])
 
     def components(
         self, z1: Tensor, z2: Tensor, p1: Tensor | None = None, p2: Tensor | None = None
@@ -100,7 +118,6 @@ class PairedLogLoss(ViewLoss):
             LossInputError: Rows are missing, of unequal shapes, zero, or fewer than two.
             NonFiniteLossError: Rows or the loss are not finite.
             TaylorDivergenceError: The series does not converge and `on_divergence` is "raise".
-            NegativeDeterminantError: The exact log det does not exist.
             RankMismatchError: Processes brought rows that do not fit together.
             LossSettingsError: There is a warm-up and `set_epoch` was never called.
         """
@@ -111,18 +128,25 @@ class PairedLogLoss(ViewLoss):
         first, second, teacher1, teacher2 = (self._normalised(tensor) for tensor in rows)
         pairs = [(teacher2, first), (teacher1, second)]
         scale, weights = self._scale_and_weights(*first.shape)
-        terms = self._terms(rows, pairs, scale, weights, self._logarithm)
+        series = self.logarithm == "taylor"
+        log: Logarithm = self._series if series else self._exact
+        terms = self._terms(rows, pairs, scale, weights, log)
         radius = self._radius_bound(terms)
         if self.validate:
-            bound = self._checked_radius(rows, terms, self._logarithm, radius)
-            if bound >= 1 and self.on_divergence != "ignore" and self._must_be_exact(pairs, scale):
-                terms = self._terms(rows, pairs, scale, weights, self._exact)
-                self._checked_radius(rows, terms, self._exact, radius)
+            bound = self._checked_radius(rows, terms, radius)
+            if series and bound >= 1 and self.on_divergence != "ignore" and self._diverges(pairs, scale):
+                log, self._diverged = self._exact, True
+                terms = self._terms(rows, pairs, scale, weights, log)
+                self._checked_radius(rows, terms, radius)
         value = terms[0].value + terms[1].value
         loss = with_gradient(value, first, terms[0].gradient, second, terms[1].gradient)
         parts = {"loss": loss, **self._parts(terms, *first.shape)}
-        if self.log == "taylor":
+        if series:
             parts["taylor_radius"] = radius
+        if log is self._exact:
+            parts["floored_eigenvalues"] = terms[0].floored + terms[1].floored
+        if self.on_divergence == "exact" and self.log == "taylor":
+            parts["exact_logarithm"] = torch.full_like(value, float(log is self._exact))
         return parts
 
     def _normalised(self, rows: Tensor) -> Tensor:
@@ -145,8 +169,8 @@ class PairedLogLoss(ViewLoss):
         """What is logged beside the loss and the radius."""
 
     @abstractmethod
-    def _remedies(self) -> tuple[str, str]:
-        """For messages: what to change where the series diverges, and why there is no log det and what to change."""
+    def _remedy(self) -> str:
+        """For messages: what to change where the series diverges."""
 
     @torch.no_grad()
     def _terms(
@@ -159,23 +183,23 @@ class PairedLogLoss(ViewLoss):
             checked_numbers(type(self).__name__, _NAMES, rows, rows[0].new_full((), torch.nan))
             raise
 
-    def _checked_radius(
-        self, rows: list[Tensor], terms: list[PairTerms], log: Logarithm, radius: Tensor
-    ) -> float:
+    def _checked_radius(self, rows: list[Tensor], terms: list[PairTerms], radius: Tensor) -> float:
         """Refuse what cannot be trained on, and read the bound on the radius."""
-        no_log_det = NegativeDeterminantError(f"{type(self).__name__}: {self._remedies()[1]}")
-        (bound,) = checked_numbers(
-            type(self).__name__,
-            _NAMES,
-            rows,
-            terms[0].value + terms[1].value,
-            [radius],
-            otherwise=no_log_det if isinstance(log, ExactLog) else None,
-        )
+        value = terms[0].value + terms[1].value
+        (bound,) = checked_numbers(type(self).__name__, _NAMES, rows, value, [radius])
         return bound
 
-    def _must_be_exact(self, pairs: list[Pair], scale: float) -> bool:
+    def _diverges(self, pairs: list[Pair], scale: float) -> bool:
         suspects = [
             suspect for number, pair in enumerate(pairs, 1) for suspect in self._suspects(number, pair, scale)
         ]
-        return must_be_exact(type(self).__name__, suspects, self.on_divergence, self._remedies()[0])
+        owner = type(self).__name__
+        why = must_be_exact(owner, suspects, self.on_divergence, self._remedy())
+        # Processes that share a batch find the same, and one of them says it.
+        if why is not None and not (self.gather and dist.is_initialized() and dist.get_rank()):
+            warnings.warn(
+                f"{owner}: {why}, and the Taylor series of the logarithm diverges beyond 1: this batch and all that follow take "
+                "the exact logarithm (on_divergence='exact'). Losses before and after have different scales",
+                stacklevel=3,
+            )
+        return why is not None

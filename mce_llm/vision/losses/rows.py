@@ -126,7 +126,6 @@ def checked_numbers(
     more: Sequence[Tensor] = (),
     *,
     zero_rows: bool = False,
-    otherwise: Exception | None = None,
 ) -> list[float]:
     """Read `more` from the device, after making sure that the loss and the rows can be trained on.
 
@@ -139,7 +138,6 @@ def checked_numbers(
         loss: The scalar.
         more: Scalars that the caller wants to look at.
         zero_rows: Whether a row may be zero, because rows are not normalised.
-        otherwise: What to raise for a loss that is not finite although all rows are.
 
     Returns:
         The values of `more`.
@@ -166,7 +164,7 @@ def checked_numbers(
                 + ". Training has diverged or overflowed before the loss: lower the "
                 "learning rate, or look for the layer that overflows"
             )
-        raise otherwise or NonFiniteLossError(
+        raise NonFiniteLossError(
             f"{owner}: the loss is {value} although all rows are finite; its weights are too large for {loss.dtype}"
         )
     if norm <= _SMALLEST_NORM and not zero_rows:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mce_llm.vision.losses.logarithms import Logarithm
+from mce_llm.vision.losses.logarithms import Logarithm, TraceOfLog
 from mce_llm.vision.losses.products import symmetric_product
 
 FORMS = ("auto", "gram", "dim")
@@ -42,6 +42,7 @@ class PairTerms(NamedTuple):
         cross_radius: Bound on the spectral radius of C_pz; NaN for the exact logarithm, which needs none.
         covariance_radius: Bound on the largest eigenvalue of C_zz, likewise; that of C_pz again where the term is
             not computed.
+        floored: How many eigenvalues of C_pz + μI the exact logarithm continues by its tangent.
     """
 
     cross: Tensor
@@ -50,6 +51,7 @@ class PairTerms(NamedTuple):
     gradient: Tensor
     cross_radius: Tensor
     covariance_radius: Tensor
+    floored: Tensor
 
     @property
     def value(self) -> Tensor:
@@ -98,9 +100,10 @@ def _gram_terms(P: Tensor, Z: Tensor, scale: float, log: Logarithm, weights: Wei
     """tr(M log(C_zz + μI)) = l(0) tr M + tr(W q(S)), M = C_pp + μI, W = KᵀK + μS."""
     dim = Z.shape[1]
     K = (P @ Z.T).mul_(scale)
-    cross, grad_K, cross_radius = _weighted_trace(K, dim, log, weights)
+    cross, grad_K, cross_radius, floored = _weighted_trace(K, dim, log, weights)
     if not weights.covariance:
-        return PairTerms(cross, *_nothing(cross), (grad_K.T @ P).mul_(scale), cross_radius, cross_radius)
+        gradient = (grad_K.T @ P).mul_(scale)
+        return PairTerms(cross, *_nothing(cross), gradient, cross_radius, cross_radius, floored)
     S = symmetric_product(Z, Z.T).mul_(scale)
     W = symmetric_product(K.T, K).add_(S, alpha=log.mu)
     q, slope, radius = log.gram(S, W)
@@ -111,16 +114,16 @@ def _gram_terms(P: Tensor, Z: Tensor, scale: float, log: Logarithm, weights: Wei
     grad_S = slope.add_(q, alpha=log.mu).mul_(-weights.covariance)
     grad_S.diagonal().add_(weights.trace)
     gradient = torch.addmm(grad_K.T @ P, grad_S, Z, alpha=2).mul_(scale)
-    return PairTerms(cross, covariance, trace, gradient, cross_radius, radius)
+    return PairTerms(cross, covariance, trace, gradient, cross_radius, radius, floored)
 
 
 def _dim_terms(P: Tensor, Z: Tensor, scale: float, log: Logarithm, weights: Weights) -> PairTerms:
     """The same from C_pz, C_pp and C_zz themselves."""
     dim = Z.shape[1]
-    cross, grad_A, cross_radius = _weighted_trace((P.T @ Z).mul_(scale), dim, log, weights)
+    cross, grad_A, cross_radius, floored = _weighted_trace((P.T @ Z).mul_(scale), dim, log, weights)
     gradient = P @ grad_A
     if not weights.covariance:
-        return PairTerms(cross, *_nothing(cross), gradient.mul_(scale), cross_radius, cross_radius)
+        return PairTerms(cross, *_nothing(cross), gradient.mul_(scale), cross_radius, cross_radius, floored)
     B = symmetric_product(Z.T, Z).mul_(scale)
     M = symmetric_product(P.T, P).mul_(scale)
     M.diagonal().add_(log.mu)
@@ -128,18 +131,16 @@ def _dim_terms(P: Tensor, Z: Tensor, scale: float, log: Logarithm, weights: Weig
     trace = weights.trace * (B.diagonal().sum() + log.mu * dim)
     grad_B.mul_(-weights.covariance).diagonal().add_(weights.trace)
     gradient.addmm_(Z, grad_B, alpha=2).mul_(scale)
-    return PairTerms(cross, -weights.covariance * value, trace, gradient, cross_radius, radius)
+    return PairTerms(cross, -weights.covariance * value, trace, gradient, cross_radius, radius, floored)
 
 
-def _weighted_trace(
-    matrix: Tensor, dim: int, log: Logarithm, weights: Weights
-) -> tuple[Tensor, Tensor, Tensor]:
-    """−cross · tr log(A + μI), its gradient to A, and a bound on the spectral radius of A."""
+def _weighted_trace(matrix: Tensor, dim: int, log: Logarithm, weights: Weights) -> TraceOfLog:
+    """−cross · tr log(A + μI) and its gradient to A; the rest is that of A."""
     if not weights.cross:
         zero = matrix.new_zeros(())
-        return zero, torch.zeros_like(matrix), zero
-    value, gradient, radius = log.trace(matrix, dim)
-    return value * -weights.cross, gradient * -weights.cross, radius
+        return TraceOfLog(zero, torch.zeros_like(matrix), zero, zero)
+    found = log.trace(matrix, dim)
+    return found._replace(value=found.value * -weights.cross, gradient=found.gradient * -weights.cross)
 
 
 def _nothing(like: Tensor) -> tuple[Tensor, Tensor]:

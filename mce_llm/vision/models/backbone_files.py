@@ -99,7 +99,7 @@ def load_backbone(folder: Path | str) -> tuple[nn.Module, BackboneSpec, dict[str
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
-    """Load weights that must be exactly those of the module.
+    """Load weights that must be exactly those of the module, and finite.
 
     Args:
         module: The module to fill.
@@ -107,11 +107,17 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source:
         source: Where they are from, for the message.
 
     Raises:
-        BackboneFileError: Names or shapes differ; the message lists the first of each kind.
+        BackboneFileError: Names or shapes differ, or values are not finite; the message lists the first of each kind.
     """
     own = module.state_dict()
     if problem := misfit(own, weights, "encoder"):
         raise BackboneFileError(f"{source} does not fit the encoder: {problem}")
+    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise BackboneFileError(
+            f"{source} holds NaN or infinity in {len(broken)} of {len(weights)} tensors ({', '.join(broken[:3])}"
+            f"{', …' if len(broken) > 3 else ''}): a training that diverged, or a damaged file; take an earlier checkpoint"
+        )
     ordered = OrderedDict(weights)
     ordered._metadata = own._metadata  # type: ignore[attr-defined] # versions of layers, which files do not keep
     module.load_state_dict(ordered)

@@ -39,8 +39,8 @@ def accuracy_report(ranks: Tensor, labels: Tensor, classes: Sequence[str]) -> di
 
     Returns:
         `top1`; `top1_interval`, Wilson's for 95 % confidence on images like these (the training's own randomness is not
-        in it); `top5` where there are more than five classes; `images`; `per_class`, by name the top-1 accuracy and the
-        number of images, for classes that have any.
+        in it); `top5` where there are more than five classes; `images`; `classes`, how many there are to choose from;
+        `per_class`, by name the top-1 accuracy and the number of images, for classes that have any.
     """
     ranks, labels = ranks.cpu(), labels.cpu()
     n = len(labels)
@@ -54,7 +54,7 @@ def accuracy_report(ranks: Tensor, labels: Tensor, classes: Sequence[str]) -> di
         report["top5"] = ((ranks >= 0) & (ranks < _TOP)).sum().item() / n
     counts = torch.bincount(labels, minlength=len(classes))
     right = torch.bincount(labels[first], minlength=len(classes))
-    report["images"] = n
+    report["images"], report["classes"] = n, len(classes)
     report["per_class"] = {
         name: {"top1": int(hits) / int(count), "images": int(count)}
         for name, hits, count in zip(classes, right, counts, strict=True)

@@ -5,48 +5,60 @@ from __future__ import annotations
 from accelerate import Accelerator
 from torch import nn
 
+from mce_llm.running.processes import say
 from mce_llm.vision.data import (
     UNLABELED,
     DataSettings,
     ImageDataError,
     ImageSource,
+    class_count,
     eval_view,
     open_images,
     view_loader,
+    with_classes_of,
 )
 from mce_llm.vision.probing.features import Features, extract_features
 
 
 def open_labelled(data: DataSettings) -> tuple[ImageSource, ImageSource]:
-    """The images to train on and those to evaluate on, all with labels, and of the same classes.
+    """The images to train on and those to evaluate on, all with labels that mean the same in both.
+
+    Classes are matched by name (`with_classes_of`). The images for evaluation may be of some of the classes only: they are
+    then judged among all that were trained on, and that is said.
 
     Args:
         data: Where they are.
 
     Returns:
-        Both sources; the second takes its normalisation from the first.
+        Both sources; labels of the second are places in the classes of the first, and it is normalised like it.
 
     Raises:
-        ImageDataError: Some cannot be opened, have no label, or the classes differ.
+        ImageDataError: Some cannot be opened, have no label, or are of a class that no training image can have, or the
+            training images are of one class.
     """
-    train, test = open_images(data, "train"), open_images(data, "eval")
-    for source in (train, test):
-        if missing := sum(label == UNLABELED for label in source.labels):
-            raise ImageDataError(
-                f"{missing:,} of the {len(source):,} images of {source.name} have no label, which a classifier needs; choose "
-                "another split, or set label_column"
-            )
-    if list(train.classes) != list(test.classes):
-        only = sorted(set(train.classes) ^ set(test.classes))
+    train = _all_labelled(open_images(data, "train"))
+    if class_count(train) < 2:
         raise ImageDataError(
-            f"{train.name} has {len(train.classes)} classes and {test.name} {len(test.classes)}, and they are not the same"
-            + (
-                f" ({', '.join(only[:5])}{', …' if len(only) > 5 else ''} only in one)"
-                if only
-                else " in their order"
-            )
+            f"all images of {train.name} are of one class, {train.classes[train.labels[0]]!r}, so there is nothing to tell "
+            "apart and every answer would be right; give images in two class folders or more"
+        )
+    test = _all_labelled(open_images(data, "eval"))
+    test = with_classes_of(train, test)
+    if (judged := class_count(test)) < len(train.classes):
+        say(
+            f"{test.name} has images of {judged} of the {len(train.classes)} classes; they are judged among all "
+            f"{len(train.classes)}"
         )
     return train, test
+
+
+def _all_labelled(source: ImageSource) -> ImageSource:
+    if missing := sum(label == UNLABELED for label in source.labels):
+        raise ImageDataError(
+            f"{missing:,} of the {len(source):,} images of {source.name} have no label, which a classifier needs; choose another "
+            "split, sort them into class folders, or for a table set label_column"
+        )
+    return source
 
 
 def encode_images(

@@ -30,6 +30,8 @@ FIXED = (
     "seed",
 )
 
+_SHORT = 20  # epochs, of which ten of warm-up would be most or all
+
 
 @dataclass
 class PretrainSettings:
@@ -71,9 +73,12 @@ class PretrainSettings:
     )
     weight_decay: float = field(default=1e-5, metadata={"help": "Weight decay."})
     momentum: float = field(default=0.9, metadata={"help": "The optimizer's momentum."})
-    warmup_epochs: float = field(
-        default=10,
-        metadata={"help": "Epochs in which the learning rate rises from 0; a cosine to 0 follows."},
+    warmup_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs in which the learning rate rises from 0; a cosine to 0 follows. By default 10, or a tenth of "
+            "fewer than 20 epochs."
+        },
     )
     channels_last: bool = field(
         default=True,
@@ -83,7 +88,8 @@ class PretrainSettings:
     monitor_every: int = field(
         default=1,
         metadata={
-            "help": "Measure kNN accuracy and spectra before training and after every so many epochs; 0 never."
+            "help": "Measure kNN accuracy and spectra before training and after every so many epochs; 0 never. Without labels of "
+            "two classes there is no kNN accuracy."
         },
     )
     monitor_images: int = field(
@@ -95,7 +101,10 @@ class PretrainSettings:
         default=0.1, metadata={"help": "Its temperature τ: votes weigh exp(cosine/τ)."}
     )
     online_probe: bool = field(
-        default=True, metadata={"help": "Train a linear classifier beside the encoder, on detached features."}
+        default=True,
+        metadata={
+            "help": "Train a linear classifier beside the encoder, on detached features; left out without labels of two classes."
+        },
     )
     probe_learning_rate: float = field(default=0.1, metadata={"help": "Its learning rate, for 256 images."})
     checkpoint_epochs: int = field(default=1, metadata={"help": "Epochs between checkpoints."})
@@ -144,14 +153,23 @@ class PretrainSettings:
         for name in ("base_learning_rate", "knn_temperature", "probe_learning_rate"):
             if not (value := getattr(self, name)) > 0:
                 problems.append(f"{name} must be positive, got {value}")
-        for name in ("weight_decay", "warmup_epochs"):
+        for name in ("weight_decay", "warmup"):
             if not (value := getattr(self, name)) >= 0:
-                problems.append(f"{name} must not be negative, got {value}")
+                problems.append(
+                    f"{name.replace('warmup', 'warmup_epochs')} must not be negative, got {value}"
+                )
         for name in ("momentum", "teacher_momentum"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 problems.append(f"{name} must be in [0, 1], got {value}")
-        if self.warmup_epochs >= self.epochs:
+        if self.warmup >= self.epochs > 0:
             problems.append(
-                f"warmup_epochs ({self.warmup_epochs:g}) must be fewer than epochs ({self.epochs}); a tenth is usual"
+                f"warmup_epochs ({self.warmup:g}) must be fewer than epochs ({self.epochs}); leave it out for a tenth of them"
             )
         raise_all(problems)
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up: those that were given, or else ten as in the recipe, of short trainings a tenth."""
+        if self.warmup_epochs is not None:
+            return self.warmup_epochs
+        return 10 if self.epochs >= _SHORT else self.epochs / 10

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mce_llm.vision.losses import ViewLoss
 from mce_llm.vision.models import MomentumTeacher
 from mce_llm.vision.running.checkpoint import load_checkpoint, restore_random_state, save_checkpoint
 from mce_llm.vision.training.method import Student
@@ -20,6 +21,7 @@ class PretrainState:
         teacher: Its moving average, or None for methods without one.
         optimizers: As the accelerator prepared them: that of the networks first, then that of the online probe, if any.
         scaler: Of fp16's gradients, or None.
+        loss: What is trained on; some losses remember what happened.
         step: Optimizer steps done.
     """
 
@@ -27,6 +29,7 @@ class PretrainState:
     teacher: MomentumTeacher | None
     optimizers: list[Any]
     scaler: Any
+    loss: ViewLoss
     step: int = 0
 
     def save(self, path: Path) -> None:
@@ -46,6 +49,7 @@ class PretrainState:
                 "teacher": None if self.teacher is None else self.teacher.state_dict(),
                 "optimizers": [each.state_dict() for each in self.optimizers],
                 "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                "loss": self.loss.state_dict(),
             },
         )
 
@@ -66,5 +70,7 @@ class PretrainState:
             each.load_state_dict(its_state)
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
+        if "loss" in saved:  # older checkpoints have none, and their losses remembered nothing
+            self.loss.load_state_dict(saved["loss"])
         self.step = int(saved["step"])
         restore_random_state(saved)

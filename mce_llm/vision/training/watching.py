@@ -7,8 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mce_llm.running.processes import say
 from mce_llm.running.step_log import StepLog
-from mce_llm.vision.data import DataSettings, ImageSource, eval_view, view_loader
+from mce_llm.vision.data import (
+    UNLABELED,
+    DataSettings,
+    ImageDataError,
+    ImageSource,
+    NoSuchSplitError,
+    eval_view,
+    open_images,
+    view_loader,
+    why_not_classified,
+    with_classes_of,
+)
 from mce_llm.vision.data.sources import balanced_indices
 from mce_llm.vision.probing.features import extract_features
 from mce_llm.vision.probing.neighbours import knn_accuracy
@@ -21,8 +33,9 @@ from mce_llm.vision.training.settings import PretrainSettings
 class Watcher:
     """Measures an encoder on images as they are, without augmentation. All processes call it together.
 
-    The kNN monitor compares evaluation images with a class-balanced part of the training images. Both need labels;
-    where there are none, only the spectra are measured.
+    The kNN monitor compares evaluation images with a class-balanced part of the training images, classes matched by name.
+    Both need labels, and training two classes or more; where they have none, only the spectra are measured, and that is said.
+    Training images without a label among others are not compared with.
 
     Args:
         run: Where measurements are written.
@@ -31,6 +44,9 @@ class Watcher:
         train: The training images.
         evaluation: The images to classify, and whose spectrum is taken; None for the training images' spectrum alone.
         batch_size: Images encoded at a time in this process.
+
+    Raises:
+        ImageDataError: Images for evaluation are of classes that the training images do not have.
     """
 
     def __init__(
@@ -44,9 +60,11 @@ class Watcher:
     ) -> None:
         self._run, self._settings = run, settings
         self._spectra = StepLog(run.path / SPECTRA)
-        bank = train.subset(balanced_indices(train.labels, settings.monitor_images))
-        self._labelled = min(bank.labels) >= 0 and evaluation is not None and min(evaluation.labels) >= 0
+        known = [place for place, label in enumerate(train.labels) if label != UNLABELED] or range(len(train))
+        balanced = balanced_indices([train.labels[place] for place in known], settings.monitor_images)
+        bank = train.subset([known[place] for place in balanced])
         self._classes = len(train.classes)
+        evaluation, self._labelled = _comparable(train, evaluation)
         transform = eval_view(data.image_size, train.mean, train.std)
         self._loaders = [
             view_loader(
@@ -117,6 +135,44 @@ class Watcher:
         return values
 
 
+def open_evaluation(data: DataSettings, train: ImageSource) -> ImageSource | None:
+    """The images to watch an encoder on; None where training has no labels and nothing is set apart for evaluation.
+
+    Args:
+        data: Where they are.
+        train: The training images.
+
+    Returns:
+        The images. Without any, spectra are measured on training images, which is said.
+
+    Raises:
+        NoSuchSplitError: There are none although the training images have labels, or although they were asked for by name.
+        ImageDataError: They cannot be opened.
+    """
+    try:
+        return open_images(data, "eval")
+    except NoSuchSplitError as error:
+        if why_not_classified(train) is None or data.eval_split is not None or data.eval_dataset is not None:
+            raise NoSuchSplitError(f"{error}; or go without the monitor: --monitor_every 0") from error
+        say(f"{train.name}: no images are set apart for evaluation; spectra are measured on training images")
+        return None
+
+
+def _comparable(train: ImageSource, evaluation: ImageSource | None) -> tuple[ImageSource | None, bool]:
+    """The images for evaluation with the classes of training, and whether the kNN monitor can compare the two."""
+    if why_not_classified(train) is not None or evaluation is None:
+        return evaluation, False
+    if missing := sum(label == UNLABELED for label in evaluation.labels):
+        say(
+            f"the kNN monitor is left out: {missing:,} of the {len(evaluation):,} images of {evaluation.name} have no label"
+        )
+        return evaluation, False
+    try:
+        return with_classes_of(train, evaluation), True
+    except ImageDataError as error:
+        raise ImageDataError(f"{error}; or go without the monitor: --monitor_every 0") from error
+
+
 class _FeaturesAndEmbeddings(nn.Module):
     """Both outputs of encoder and projector side by side, so that images are decoded and encoded once."""
 
@@ -139,6 +195,7 @@ def epoch_values(values: dict[str, Any]) -> str:
     """The numbers of an epoch on one line, for people."""
     shown = {
         "train/loss": "loss {:.4f}",
+        "train/floored_eigenvalues": "{:.2g} eigenvalues below the floor a step",
         "train/images_per_second": "{:.0f} images/s",
         "train/probe_top1": "online probe {:.1%}",
         "monitor/knn_top1": "kNN {:.1%}",
@@ -146,4 +203,8 @@ def epoch_values(values: dict[str, Any]) -> str:
         "monitor/rankme": "RankMe {:.1f}",
         "monitor/alpha_req": "α {:.2f}",
     }
-    return ", ".join(text.format(values[name]) for name, text in shown.items() if name in values)
+    return ", ".join(
+        text.format(values[name])
+        for name, text in shown.items()
+        if name in values and (values[name] or name != "train/floored_eigenvalues")
+    )

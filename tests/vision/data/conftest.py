@@ -15,6 +15,7 @@ def own_caches(tmp_path, monkeypatch):
     """Nothing is read from or left in the user's caches."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr("mce_llm.vision.data.announcing._said", set())
     datasets.disable_progress_bars()
     yield
     datasets.enable_progress_bars()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mce_llm.vision.data import CorruptImageError, ImageDataError, open_images
+from mce_llm.vision.data import UNLABELED, CorruptImageError, ImageDataError, NoSuchSplitError, open_images
 from mce_llm.vision.data import folder_index as indexing
 from mce_llm.vision.data.folder_index import folder_index, index_file
 
@@ -159,13 +159,171 @@ def test_empty_class_folders_are_named(image_folder, settings):
         open_images(settings(root.parent))
 
 
-def test_a_directory_without_class_folders(tmp_path, settings, draw):
-    (tmp_path / "flat").mkdir()
-    draw(0).save(tmp_path / "flat" / "x.png")
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_a_flat_directory_has_images_without_labels(tmp_path, settings, draw, cache):
+    for name in ("b.png", "a.JPG", ".hidden.png", "c.PNG"):
+        draw(0).save(tmp_path / name)
+    source = open_images(settings(tmp_path, cache_images=cache))
+    assert list(source.names) == ["a.JPG", "b.png", "c.PNG"]
+    assert source.labels == [UNLABELED] * 3
+    assert str(source) == f"{tmp_path}: 3 images, no labels"
+    assert source.image(0).shape == (3, 10, 12)
+    with pytest.raises(NoSuchSplitError, match="no split folders"):
+        open_images(settings(tmp_path), "eval")
+    assert len(open_images(settings("shapes", eval_dataset=str(tmp_path)), "eval")) == 3
+    assert len(open_images(settings(tmp_path, limit=2))) == 2
+
+
+def test_a_kept_list_of_a_flat_directory(tmp_path, settings, draw, age):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    draw(0).save(folder / "a.png")
+    (folder / "labels.csv").write_text("a.png,3")
+    age(folder)
+    first, again = folder_index(folder), folder_index(folder)
+    assert again.kept
+    assert (
+        (again.loose, again.files, again.passed_over)
+        == (first.loose, first.files, {".csv": 1})
+        == (1, ["a.png"], {".csv": 1})
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], r"holds no image; images are looked for at .*<class>/<file>, or without labels at .*/<file> \(\.jpg"),
+        (["a.heic", "notes"], r"holds no image; 2 files are passed over, as no images by their names \(\.heic 1, no ending 1\)"),
+        (["cat/a.png", "dog/b.png", "c.png"], r"holds 1 images \(c\.png\) beside 2 folders \(cat, dog\).*one folder, and name the folder above"),
+        (["cat/a.png", "dog/b.heic"], r"1 of the 2 class folders .*no image \(dog\); 1 files are passed over, .*\.heic 1\)"),
+    ],
+)  # fmt: skip
+def test_what_is_no_data_set_says_why(files, message, tmp_path, settings, draw):
+    place(tmp_path, files, draw)
+    with pytest.raises(ImageDataError, match=message):
+        open_images(settings(tmp_path))
+
+
+def place(root, files, draw):
+    for number, name in enumerate(files):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.lower().endswith(("png", "jpg")):
+            draw(number).save(root / name)
+        else:
+            (root / name).write_text("no image")
+
+
+def test_what_is_passed_over_is_said(image_folder, settings, capsys):
+    root = image_folder("train", {"a": 2, "b": 1})
+    for name in ("a/x.heic", "a/y.HEIC", "b/Thumbs.db", "b/deep/x.txt", "a/.DS_Store"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("no image")
+    assert len(open_images(settings(root.parent))) == 3
+    assert (
+        "4 files are passed over, as no images by their names (.heic 2, .db 1, .txt 1)"
+        in capsys.readouterr().out
+    )
+
+
+def test_folders_of_systems_are_no_classes(image_folder, settings, draw):
+    """What unpacking a zip file from a Mac, and a Synology, leave beside images."""
+    root = image_folder("train", {"a": 1, "b": 1})
+    place(
+        root,
+        ["__MACOSX/a/._x.jpg", "@eaDir/x.jpg", "a/@eaDir/x.jpg/thumb.jpg", ".ipynb_checkpoints/x.png"],
+        draw,
+    )
+    source = open_images(settings(root.parent))
+    assert source.classes == ["a", "b"]
+    assert len(source) == 2
+
+
+def test_folders_with_the_name_of_an_image_are_folders(image_folder, settings, draw):
+    root = image_folder("train", {"a.png": 1, "b": 1})
+    place(root, ["b/set.jpg/x.png"], draw)
+    assert list(open_images(settings(root.parent)).names) == ["a.png/00.png", "b/00.png", "b/set.jpg/x.png"]
+
+
+def test_links_are_followed_and_broken_ones_named(image_folder, settings, tmp_path, draw):
+    root = image_folder("train", {"a": 2})
+    (root / "b").symlink_to(root / "a", target_is_directory=True)
+    (root / "a" / "linked.png").symlink_to(root / "a" / "00.png")
+    source = open_images(settings(root.parent))
+    assert source.labels == [0, 0, 0, 1, 1, 1]
+    assert source.image(2).shape == (3, 10, 12)
+    (root / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(
-        ImageDataError, match=r"flat holds no class folders; images are looked for at .*<class>"
+        ImageDataError, match=r"1 images in .*/a cannot be opened \(gone\.png\): links to files that are not"
     ):
-        open_images(settings(tmp_path / "flat"))
+        open_images(settings(root.parent))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(image_folder, settings, monkeypatch):
+    root = image_folder("train", {"a": 1, "b": 1})
+    real = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == "b":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ImageDataError, match=r"/b cannot be listed: Permission denied"):
+        open_images(settings(root.parent))
+
+
+# directory → (classes of what is trained on, or None for no labels; likewise for evaluation, or the error's text)
+SPLITS = {
+    "usual": (["train/a/1.png", "train/b/1.png", "val/a/1.png"], ["a", "b"], ["a"]),
+    "flat": (["train/1.png", "val/1.png"], None, None),
+    "training alone, flat": (["train/1.png", "train/2.png"], None, "no split called val"),
+    "labels in one": (["train/1.png", "test/a/1.png", "test/b/1.png"], None, ["a", "b"]),
+    "in capitals": (["Train/a/1.png", "Train/b/1.png", "TEST/a/1.png"], ["a", "b"], ["a"]),
+    "fastai's": (["training/a/1.png", "testing/a/1.png"], ["a"], ["a"]),
+    "a class called train": (
+        ["plane/1.png", "train/1.png", "bus/1.png"],
+        ["bus", "plane", "train"],
+        "no split folders",
+    ),
+    "a folder beside": (["train/a/1.png", "val/a/1.png", "extra/1.png"], ["a"], ["a"]),
+    "one split flat": (["train/a/1.png", "val/1.png", "extra/1.png"], ["a"], None),
+    "one class": (["all/1.png", "all/2.png"], ["all"], "no split folders"),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_which_folders_are_splits(name, tmp_path, draw, settings):
+    files, *wanted = SPLITS[name]
+    place(tmp_path, files, draw)
+    for purpose, classes in zip(("train", "eval"), wanted, strict=True):
+        if isinstance(classes, str):
+            with pytest.raises(NoSuchSplitError, match=classes):
+                open_images(settings(tmp_path), purpose)
+            continue
+        source = open_images(settings(tmp_path), purpose)
+        assert source.classes == (classes or [])
+        assert (set(source.labels) == {UNLABELED}) == (classes is None)
+
+
+def test_a_flat_split_of_any_name_may_be_asked_for(tmp_path, draw, settings):
+    place(tmp_path, ["photos/1.png", "photos/2.png", "train/a/1.png"], draw)
+    assert len(open_images(settings(tmp_path, train_split="photos"))) == 2
+
+
+def test_classes_that_look_like_splits_are_said(tmp_path, draw, settings, capsys):
+    place(
+        tmp_path,
+        [f"{split}/{name}/1.png" for split in ("training_set", "test_set") for name in ("cat", "dog")],
+        draw,
+    )
+    assert open_images(settings(tmp_path)).classes == ["test_set", "training_set"]
+    assert (
+        "test_set, training_set. Each holds folders of the same names (cat, dog): if they are splits"
+        in capsys.readouterr().out
+    )
+    asked = settings(tmp_path, train_split="training_set", eval_split="test_set")
+    assert open_images(asked).classes == open_images(asked, "eval").classes == ["cat", "dog"]
+    assert "same names" not in capsys.readouterr().out
 
 
 def test_a_missing_split_lists_those_there(image_folder, settings):

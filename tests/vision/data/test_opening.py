@@ -103,6 +103,19 @@ def test_what_is_not_there_is_not_downloaded_unasked(dataset, folder, tmp_path, 
         open_images(place)
 
 
+def test_a_name_that_is_also_a_directory_here(cifar, image_folder, settings, monkeypatch, capsys):
+    """The data set of that name is taken, with a word on how to take the directory."""
+    root = image_folder("cifar10", {"cat": 1, "dog": 2})
+    monkeypatch.chdir(root.parent)
+    assert len(open_images(settings("cifar10", data_dir=str(cifar)))) == 100
+    assert f"not the directory {root}; write ./cifar10 for that" in capsys.readouterr().out
+    assert len(open_images(settings("./cifar10", data_dir=str(cifar)))) == 3
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ImageDataError, match="which is not there"):
+        open_images(settings("cifar10", data_dir=str(root)))
+    assert capsys.readouterr().out == ""  # it was said, once
+
+
 def test_a_download_that_fails(tmp_path, settings, monkeypatch):
     from urllib.error import URLError
 

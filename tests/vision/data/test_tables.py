@@ -46,6 +46,25 @@ def test_a_saved_data_set_with_splits(draw, tmp_path, settings):
         open_images(settings(tmp_path / "saved", eval_split="test"), "eval")
 
 
+@pytest.mark.parametrize(
+    "names", [("Train-0.parquet", "TEST-0.parquet"), ("birds_train.parquet", "birds_test.parquet")]
+)
+def test_parquet_files_say_their_split_anywhere_and_in_any_case(names, draw, tmp_path, settings):
+    """Otherwise all of them would be the training images."""
+    for name, count in zip(names, (3, 1), strict=True):
+        rows(draw, count).to_parquet(tmp_path / name)
+    assert len(open_images(settings(tmp_path))) == 3
+    assert len(open_images(settings(tmp_path), "eval")) == 1
+
+
+def test_a_pattern_of_images_is_no_pattern_of_tables(draw, tmp_path, settings):
+    draw(0).save(tmp_path / "a.png")
+    with pytest.raises(
+        ImageDataError, match=r"names 1 files that are no .parquet files \(a\.png\); images are named by"
+    ):
+        open_images(settings(tmp_path / "*.png"))
+
+
 def test_a_saved_split_is_for_training(draw, tmp_path, settings):
     rows(draw, 3).save_to_disk(tmp_path / "saved")
     assert len(open_images(settings(tmp_path / "saved"))) == 3
@@ -77,7 +96,7 @@ def test_parquet_without_types_or_split(draw, tmp_path, settings):
     assert source.labels == [1, 0]
     assert torch.equal(source.image(0), pixels(draw, 3))
     assert torch.equal(source.image(1), pixels(draw, 7))
-    with pytest.raises(ImageDataError, match=r"set eval_split .* or eval_dataset"):
+    with pytest.raises(ImageDataError, match=r"set eval_split .*, eval_dataset .* or eval_from_train"):
         open_images(settings(tmp_path / "animals.parquet"), "eval")
     with pytest.raises(ImageDataError, match="no split 'foo'; it has train"):
         open_images(settings(tmp_path / "animals.parquet", train_split="foo"))

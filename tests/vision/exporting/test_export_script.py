@@ -143,3 +143,34 @@ def test_the_script_starts_as_a_file(tmp_path):
     assert done.returncode == 2
     assert "there is no such folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_of_a_file_of_dinos_the_teacher_is_taken_and_the_student_can_be(saved, tmp_path, capsys):
+    student, teacher = (
+        load_backbone(saved("timm/resnet18", seed=seed, **NARROW))[0].state_dict() for seed in (1, 2)
+    )
+    content = {
+        "student": {f"module.backbone.{name}": value for name, value in student.items()},
+        "teacher": {f"backbone.{name}": value for name, value in teacher.items()},
+    }
+    torch.save(content, tmp_path / "dino.pth")
+    words = (
+        "--import_from",
+        tmp_path / "dino.pth",
+        "--backbone",
+        "timm/resnet18",
+        "--backbone_kwargs",
+        '{"channels": [8, 16, 32, 64]}',
+    )
+    choices = (
+        ((), teacher),
+        (("--use_teacher", "false"), student),
+        (("--prefix", "student.module.backbone"), student),
+    )
+    for number, (more, wanted) in enumerate(choices):
+        assert call(*words, *more, "--output_dir", tmp_path / str(number)) == 0
+        assert torch.equal(
+            load_backbone(tmp_path / str(number))[0].state_dict()["conv1.weight"], wanted["conv1.weight"]
+        )
+        other = "student.module.backbone" if wanted is teacher else "teacher.backbone"
+        assert f"(it also holds {other}: --prefix takes another)" in capsys.readouterr().out

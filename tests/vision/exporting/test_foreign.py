@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mce_llm.vision.exporting import ForeignWeightsError, import_weights, read_foreign
+from mce_llm.vision.exporting import ForeignWeightsError, import_weights, other_encoders, read_foreign
 from mce_llm.vision.models import BackboneFileError, BackboneSpec, build_backbone
 
 NARROW = {"channels": [8, 16, 32, 64]}
@@ -107,12 +107,17 @@ def test_published_layouts_are_read(name, tmp_path):
     torch.save(content, tmp_path / "weights.pth.tar")
     tensors = read_foreign(tmp_path / "weights.pth.tar")
     module = encoder(seed=5)
-    assert import_weights(module, tensors, name) == student
+    # DINO's published results are its teacher's.
+    wanted, weights = (teacher, TEACHER) if name == "dino" else (student, STUDENT)
+    assert import_weights(module, tensors, name) == wanted
+    others = {student, teacher} - {wanted, None}
+    assert other_encoders(module, tensors, wanted) == [place.rstrip(".") for place in others]
     if name == "vissl":  # it has no counters of batches
         module.load_state_dict(
             {k: v for k, v in STUDENT.state_dict().items() if "num_batches" in k}, strict=False
         )
-    assert same(module, STUDENT)
+    assert same(module, weights)
+    assert import_weights(module, tensors, name, averaged=False) == student
     if teacher is None:
         with pytest.raises(ForeignWeightsError, match="no averaged encoder, only"):
             import_weights(module, tensors, name, averaged=True)
@@ -151,6 +156,7 @@ REFUSED = {
     "wrong prefix": (under("module.", STUDENT), {"prefix": "backbone"}, ForeignWeightsError, r"under 'backbone\.' in it; there is one under 'module\.'"),
     "another depth": (under("", DEEPER), {}, ForeignWeightsError, r"another encoder under '': \d+ weights more .*another depth"),
     "in part": (CUT, {}, ForeignWeightsError, r"in part: 1 of its \d+ weights are missing \('layer2\.1\.conv2\.weight'\)"),
+    "not finite": ({**under("", STUDENT), "layer1.0.bn1.bias": torch.tensor([float("nan")] * 8), "conv1.weight": torch.full((64, 3, 7, 7), float("inf"))}, {}, BackboneFileError, r"NaN or infinity in 2 of \d+ tensors \(conv1\.weight, layer1\.0\.bn1\.bias\): .*earlier checkpoint"),
     "another width": (under("", encoder(channels=[8, 16, 32, 96])), {}, BackboneFileError, r"of another shape"),
 }  # fmt: skip
 

@@ -212,6 +212,7 @@ def test_components_add_up(views):
         "loss",
         "uniformity",
         "alignment",
+        "floored_eigenvalues",
     ]
 
 

@@ -132,12 +132,71 @@ def test_problems_are_one_message(module, settings, changed, pattern, tmp_path, 
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_images_without_labels_and_other_classes_are_refused(tmp_path, capsys):
-    for split, name in (("train", "cat"), ("train", "dog"), ("val", "cat"), ("val", "bird")):
-        (tmp_path / "set" / split / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "set" / split / name / "a.png")
-    assert run(knn, KNN, tmp_path / "out", dataset=tmp_path / "set", k=1) == 2
-    assert "they are not the same (bird, dog only in one)" in capsys.readouterr().err
+COLOURS = {"ape": (200, 0, 0), "bat": (0, 200, 0), "cow": (0, 0, 200)}
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    """coloured("train", "ape", 4): images of a class in its colour, so that pixels tell the classes apart."""
+
+    def write(split, name, count):
+        folder = tmp_path / "set" / split / name
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), tuple(value + number for value in COLOURS.get(name, (90, 90, 90)))).save(
+                folder / f"{number}.png"
+            )
+        return tmp_path / "set"
+
+    return write
+
+
+def test_a_part_of_the_classes_is_judged_by_name(coloured, tmp_path, read, capsys):
+    """Labels of a validation set that lacks the first class would all be one too low: 0 % instead of 100 %."""
+    for name in COLOURS:
+        root = coloured("train", name, 6)
+    for name in ("bat", "cow"):
+        coloured("val", name, 2)
+    none = {**dict.fromkeys(TINY), "limit": None, "eval_limit": None}
+    data = {"dataset": root, "pixels": True, **none}
+    assert run(knn, KNN, tmp_path / "knn", **data, k=3) == 0
+    assert "val) has images of 2 of the 3 classes; they are judged among all 3" in capsys.readouterr().out
+    assert (
+        run(linear_probe, PROBE, tmp_path / "linear", **data, batch_size=6, epochs=20, learning_rates=1.0)
+        == 0
+    )
+    semi = {
+        **SEMI,
+        **none,
+        "dataset": root,
+        "fraction": 1,
+        "batch_size": 6,
+        "epochs": 20,
+        "encoder_learning_rate": 0.5,
+    }
+    assert run(semi_supervised, {**semi, **TINY}, tmp_path / "semi") == 0
+    for script in ("knn", "linear", "semi"):
+        summary = read(tmp_path / script / "summary.json")
+        assert summary["top1"] == 1.0, script
+        assert summary["classes"] == 3
+        assert summary["per_class"] == {"bat": {"top1": 1.0, "images": 2}, "cow": {"top1": 1.0, "images": 2}}
+
+
+@pytest.mark.parametrize("module", [knn, linear_probe, semi_supervised])
+def test_what_cannot_be_classified_is_refused(module, coloured, tmp_path, capsys):
+    settings = {knn: {**KNN, "k": 1}, linear_probe: PROBE, semi_supervised: SEMI}[module]
+    root = coloured("train", "ape", 3)
+    coloured("val", "ape", 1)
+    assert run(module, settings, tmp_path / "out", dataset=root) == 2
+    assert "are of one class, 'ape', so there is nothing to tell apart" in capsys.readouterr().err
+    coloured("train", "bat", 3)
+    coloured("val", "owl", 1)
+    assert run(module, settings, tmp_path / "out", dataset=root) == 2
+    assert "1 of the classes of" in (said := capsys.readouterr().err)
+    assert "'owl'; its 2 classes are ape, bat" in said
+    flat = root / "train" / "ape"
+    assert run(module, settings, tmp_path / "out", dataset=flat, eval_dataset=root / "val") == 2
+    assert "3 of the 3 images of" in capsys.readouterr().err
 
 
 def test_other_settings_do_not_go_on_from_a_checkpoint(tmp_path, capsys):
