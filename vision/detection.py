@@ -313,7 +313,7 @@ def _read(data: CocoDataSettings, *, train: bool) -> tuple[CocoAnnotations, Coco
         except CocoDataError as error:
             problems.append(str(error))
     if problems:
-        raise CocoDataError("\n".join(problems))
+        raise CocoDataError("\n".join(dict.fromkeys(problems)))  # one file may be both
     return found[0], found[1] if len(found) > 1 else None
 
 

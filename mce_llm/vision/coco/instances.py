@@ -12,7 +12,16 @@ from typing import Any
 
 from mce_llm.vision.coco.images import CocoImage
 from mce_llm.vision.coco.masks import is_empty, is_outside, segmentation_problem
-from mce_llm.vision.coco.records import MOST_PIXELS, Id, Problems, id_of, is_number, other_form, shown
+from mce_llm.vision.coco.records import (
+    MOST_PIXELS,
+    Id,
+    Problems,
+    are_near,
+    id_of,
+    is_number,
+    other_form,
+    shown,
+)
 
 # Below this a box has no side left once it is float32 in an image of a thousand pixels.
 _MIN_SIDE_PIXELS = 0.01
@@ -130,9 +139,10 @@ class _Boxes:
         right, bottom = x + width, y + height
         out = max(-x, -y, right - image.width, bottom - image.height)
         self.count += 1
-        self.sticking_out += out > 0.1
         self.far_out += out > _MARGIN_PIXELS
-        self.furthest = max(self.furthest, out)
+        if out > 0.1 and right > 0 and bottom > 0 and x < image.width and y < image.height:
+            self.sticking_out += 1
+            self.furthest = max(self.furthest, out)
         inside = width <= image.width + _MARGIN_PIXELS and height <= image.height + _MARGIN_PIXELS
         self.like_corners += x < width and y < height and inside
         self.like_shares += max(x, y, width, height) <= 1 and max(image.width, image.height) > _MANY
@@ -182,12 +192,14 @@ def _known(record: dict[str, Any], name: str, table: dict[Id, int], n: int, prob
 def _fault(record: dict[str, Any], image: CocoImage) -> tuple[str, str] | None:
     """What of an annotation cannot be right: its kind, and the value."""
     bbox, area, crowd = record["bbox"], record.get("area"), record.get("iscrowd")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(value) for value in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        return "box that is not four numbers", shown(bbox)
+    if not are_near(bbox):
+        if all(is_number(value) for value in bbox):
+            return f"box further than {MOST_PIXELS:,} pixels from its image", shown(bbox)
         return "box that is not four numbers", shown(bbox)
     if bbox[2] < 0 or bbox[3] < 0:
         return "box of negative width or height (COCO's are x, y, width, height)", shown(bbox)
-    if max(map(abs, bbox)) > MOST_PIXELS:
-        return f"box further than {MOST_PIXELS:,} pixels from its image", shown(bbox)
     if crowd is not None and not (isinstance(crowd, bool | int | float) and crowd in (0, 1)):
         return "iscrowd that is neither 0 nor 1", shown(crowd)
     if area is not None and not (is_number(area) and area >= 0):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mce_llm.running.installation import install_hint
-from mce_llm.vision.coco.records import MOST_PIXELS, is_number, shown
+from mce_llm.vision.coco.records import MOST_PIXELS, are_near, is_number, shown
 
 try:
     from faster_coco_eval import mask as rle
@@ -41,15 +41,17 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
         The problem, or None. An empty segmentation is no problem here: see `is_empty`.
     """
     if isinstance(segmentation, list):
-        if segmentation and all(is_number(value) for value in segmentation):
+        if segmentation and is_number(segmentation[0]):
             return "one polygon, where a list of polygons must be: [[x0, y0, x1, y1, …]]"
         for polygon in segmentation:
-            if not isinstance(polygon, list) or not all(is_number(value) for value in polygon):
+            if not isinstance(polygon, list):
+                return f"a polygon must be a list of finite numbers, got {shown(polygon)}"
+            if not are_near(polygon):
+                if all(is_number(value) for value in polygon):
+                    return f"a polygon reaches further than {MOST_PIXELS:,} pixels from its image"
                 return f"a polygon must be a list of finite numbers, got {shown(polygon)}"
             if len(polygon) % 2:
                 return f"a polygon of {len(polygon)} numbers has no last y"
-            if polygon and max(map(abs, polygon)) > MOST_PIXELS:
-                return f"a polygon reaches further than {MOST_PIXELS:,} pixels from its image"
         return None
     if not isinstance(segmentation, dict) or {"size", "counts"} - segmentation.keys():
         return f"neither polygons nor run lengths: {shown(segmentation)}"

@@ -6,7 +6,7 @@ Which parts a record has is decided where records are read: `categories`, `image
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,19 @@ def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+
+
+def are_near(values: Sequence[Any]) -> bool:
+    """Whether values are all finite numbers within `MOST_PIXELS` of 0: quick, for there are millions of them."""
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    try:
+        total = sum(values)
+    except OverflowError:  # a whole number that no float can hold
+        return False
+    return (
+        total == total and max(map(abs, values), default=0) <= MOST_PIXELS
+    )  # not a number is not even itself
 
 
 def whole_number(value: Any) -> int | None:

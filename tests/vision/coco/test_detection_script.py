@@ -142,6 +142,17 @@ def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_weights(
     assert {n: judged[n] for n in judged if "_A" in n} == {
         n: summary[n] for n in summary if "_A" in n and not n.startswith("best")
     }
+    other = other_file(hard_set, tmp_path / "renamed.json", renamed)
+    renaming = words(
+        tmp_path / "other",
+        evaluate_only=True,
+        detector=folder,
+        steps=None,
+        iterations=None,
+        eval_annotations=other,
+    )
+    assert run_script(detection.main, renaming) == 2
+    assert "3 is 'car' there and 'cat' here" in capsys.readouterr().err
     best = words(
         tmp_path / "best", evaluate_only=True, detector=folder / "detector_best.safetensors", steps=None
     )
@@ -209,6 +220,14 @@ def test_other_categories_are_refused(words, hard_set, tmp_path, capsys, change,
     other = other_file(hard_set, tmp_path / "other.json", change)
     assert run_script(detection.main, words(tmp_path / "out", eval_annotations=other)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_pixels(words, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert run_script(detection.main, words(tmp_path / "out")) == 130
+    assert run_script(detection.main, words(tmp_path / "out", image_orientation="upright")) == 2
+    assert "cannot go on with other settings: image_orientation" in capsys.readouterr().err
 
 
 def test_problems_of_both_files_are_said_at_once(words, hard_set, tmp_path, capsys):
