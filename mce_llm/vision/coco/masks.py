@@ -56,7 +56,7 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
     if not isinstance(segmentation, dict) or {"size", "counts"} - segmentation.keys():
         return f"neither polygons nor run lengths: {shown(segmentation)}"
     size, counts = segmentation["size"], segmentation["counts"]
-    if not isinstance(size, list) or size != [height, width]:
+    if not isinstance(size, list) or size != [height, width] or set(map(type, size)) != {int}:
         return f"run lengths of a mask of {shown(size)} in an image of {[height, width]} (height, width)"
     if isinstance(counts, list):
         whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
@@ -74,8 +74,11 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
 
 
 def is_empty(segmentation: Any) -> bool:
-    """Whether a segmentation has no polygon that encloses anything (run lengths are taken at their word)."""
-    return isinstance(segmentation, list) and not _enclosing(segmentation)
+    """Whether a segmentation without a problem has no polygon that encloses anything, or run lengths of no pixel."""
+    if isinstance(segmentation, list):
+        return not _enclosing(segmentation)
+    counts = segmentation["counts"]
+    return sum(counts[1::2]) == 0 if isinstance(counts, list) else not rle.area(segmentation)
 
 
 def is_outside(segmentation: Any, height: int, width: int) -> bool:
@@ -100,10 +103,11 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
     Returns:
         uint8 (height, width), 1 inside.
     """
-    if is_empty(segmentation):
-        return np.zeros((height, width), dtype=np.uint8)
     if isinstance(segmentation, list):
-        runs = rle.merge(rle.frPyObjects(_enclosing(segmentation), height, width))
+        polygons = _enclosing(segmentation)
+        if not polygons:
+            return np.zeros((height, width), dtype=np.uint8)
+        runs = rle.merge(rle.frPyObjects(polygons, height, width))
     elif isinstance(segmentation["counts"], list):
         runs = rle.frPyObjects(segmentation, height, width)
     else:

@@ -89,6 +89,12 @@ def test_a_box_wholly_outside_is_left_out_and_counted(hard_set, tmp_path, bbox):
     assert "1 boxes outside their images" in found.summary()
 
 
+@pytest.mark.parametrize("counts", [[3072], [1000, 0, 2072], "PP3", "PP30"])
+def test_run_lengths_of_no_pixel_are_an_empty_mask(hard_set, tmp_path, counts):
+    found = changed(hard_set, tmp_path, put(segmentation={"size": [48, 64], "counts": counts}))
+    assert found.left_out["empty segmentations"] == 2  # one is in the file as it is
+
+
 def test_a_mask_wholly_outside_is_left_out_and_counted(hard_set, tmp_path):
     found = changed(hard_set, tmp_path, put(segmentation=[[70, 4, 80, 4, 80, 9]]))
     assert found.left_out["masks outside their images"] == 1

@@ -27,6 +27,9 @@ VALUES = st.one_of(
     st.lists(st.one_of(st.integers(-5, 80), st.floats(-5, 80), st.none(), st.text(max_size=2)), max_size=5),
     st.lists(st.lists(st.floats(-100, 200), min_size=0, max_size=8), max_size=2),
     st.fixed_dictionaries({"size": st.just([48, 64]), "counts": st.text("0123QRa`o", max_size=6)}),
+    st.fixed_dictionaries(
+        {"size": st.sampled_from([[48.0, 64.0], [64, 48], [True, 64]]), "counts": st.just([0, 3072])}
+    ),
     st.fixed_dictionaries({"size": st.just([48, 64]), "counts": st.lists(st.integers(0, 3072), max_size=3)}),
     st.dictionaries(st.sampled_from(["size", "counts", "id"]), st.integers(0, 9), max_size=2),
 )

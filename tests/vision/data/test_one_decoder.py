@@ -1,10 +1,20 @@
 """Images are opened in one place: whatever else would open them has another idea of depth, range or orientation."""
 
 import ast
+import io
 
+import datasets
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from helpers.scripts import ROOT
+from mce_llm.vision.coco import CocoImage
+from mce_llm.vision.coco.dataset import read_image as read_coco_image
+from mce_llm.vision.data import CorruptImageError
+from mce_llm.vision.data.folders import FolderImages
+from mce_llm.vision.data.tables import TableImages
 
 DECODER = ("mce_llm/vision/data/decoding.py", "mce_llm/vision/data/metadata.py")
 # What the benchmark of loading is compared with: torchvision's own.
@@ -104,3 +114,58 @@ def test_what_is_none():
         )
         == []
     )
+
+
+LEVELS = np.arange(192, dtype=np.uint8).reshape(12, 16)
+
+
+def written(kind):
+    """An image file of some kind, and what it shows."""
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    image, options = {
+        "16 bits": (Image.fromarray(LEVELS.astype(np.uint16) * 257), {"format": "PNG"}),
+        "16 bits, TIFF": (Image.fromarray(LEVELS.astype(np.uint16) * 257), {"format": "TIFF"}),
+        "floats": (Image.fromarray(LEVELS.astype(np.float32) / 255), {"format": "TIFF"}),
+        "turned": (Image.fromarray(np.rot90(LEVELS, -1).copy()), {"format": "PNG", "exif": exif}),
+        "palette": (Image.fromarray(LEVELS).convert("P"), {"format": "PNG"}),
+        "transparent": (Image.fromarray(LEVELS).convert("RGBA"), {"format": "WEBP", "lossless": True}),
+    }[kind]
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+def from_every_source(data, folder):
+    """The image as each kind of source gives it."""
+    (folder / "images" / "class").mkdir(parents=True)
+    path = folder / "images" / "class" / "x.png"  # the content decides, not the ending
+    path.write_bytes(data)
+    rows = {"bytes": [data], "path": [{"bytes": None, "path": str(path)}]}
+    yield lambda: FolderImages(folder / "images", "folder").image(0)
+    for values in rows.values():
+        yield lambda values=values: TableImages(datasets.Dataset.from_dict({"image": values}), "table").image(
+            0
+        )
+    pictures = datasets.Dataset.from_dict({"image": rows["path"]}).cast_column("image", datasets.Image())
+    yield lambda: TableImages(pictures, "pictures").image(0)
+    yield lambda: read_coco_image(CocoImage(1, path, 12, 16, upright=True))
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "16 bits, TIFF", "floats", "turned", "palette", "transparent"])
+def test_every_source_gives_the_same_pixels(kind, tmp_path):
+    expected = torch.from_numpy(LEVELS).expand(3, -1, -1)
+    found = [read() for read in from_every_source(written(kind), tmp_path)]
+    assert len(found) == 5
+    assert all(torch.equal(image, expected) for image in found)
+
+
+def test_every_source_refuses_what_no_range_is_known_of(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(LEVELS.astype(np.int32)).save(file, "TIFF")
+    for read in from_every_source(file.getvalue(), tmp_path):
+        with pytest.raises(
+            ValueError, match=r"holds whole numbers of 32 bits from 0 to 191, .*\[0, 1\]$"
+        ) as caught:
+            read()
+        assert isinstance(caught.value, CorruptImageError) or "Coco" in type(caught.value).__name__
