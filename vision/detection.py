@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +27,17 @@ from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.coco.annotations import CocoAnnotations, read_annotations
 from mce_llm.vision.coco.batches import training_loader
 from mce_llm.vision.coco.body import Body, load_body
+from mce_llm.vision.coco.categories import check_same_categories
 from mce_llm.vision.coco.dataset import TrainingImages
 from mce_llm.vision.coco.detector import build_detector, with_synchronized_norms
-from mce_llm.vision.coco.detector_files import BEST, LAST, load_detector, write_facts, write_weights
+from mce_llm.vision.coco.detector_files import (
+    BEST,
+    LAST,
+    TrainedDetector,
+    load_detector,
+    write_facts,
+    write_weights,
+)
 from mce_llm.vision.coco.errors import CocoDataError
 from mce_llm.vision.coco.evaluation import KINDS, Scores, percent
 from mce_llm.vision.coco.judging import draw_run, evaluate_run, summary_of
@@ -61,6 +70,7 @@ _FIXED = (
     "mask_head_channels",
     "train_annotations",
     "train_limit",
+    "image_orientation",
     "filter_empty",
     "group_by_shape",
     "batch_size",
@@ -98,16 +108,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     (data, settings, schedule, running), given = parse_settings(groups, words, description=__doc__)
 
     # Data are checked before anything is written.
-    judged = _read(data.eval_annotations, data.eval_images, data.eval_limit, keep_ground_truth=True)
+    judged, trained = _read(data, train=not schedule.evaluate_only)
     if schedule.evaluate_only:
         run = open_run(running, given, fixed=_FIXED)
         say(judged.summary())
         judge(judged, data, schedule, run, given)
         return
-    if data.train_annotations is None:
+    if trained is None:
         raise ConfigurationError("nothing to train on: give train_images and train_annotations")
-    trained = _read(data.train_annotations, data.train_images, data.train_limit)
-    _same_categories(trained.category_ids, judged, str(trained.path))
+    _same_categories(trained, judged, trained.path)
     positions = _positions(trained, data)
     run = open_run(running, given, fixed=_FIXED)
     say(judged.summary())
@@ -144,7 +153,7 @@ def judge(
     """Evaluate a trained detector and train nothing."""
     assert schedule.detector is not None
     loaded = load_detector(schedule.detector, given)
-    _same_categories(loaded.category_ids, judged, str(loaded.origin))
+    _same_categories(loaded, judged, loaded.origin)
     say(f"detector: {loaded.origin}")
     module = loaded.module.to(run.accelerator.device)
     scores = evaluate_run(module, judged, data, schedule, run, step=0)
@@ -283,12 +292,29 @@ def evaluate(task: Task) -> dict[str, Scores]:
     return scores
 
 
-def _read(
-    annotations: str | None, images: str | None, limit: int | None, *, keep_ground_truth: bool = False
-) -> CocoAnnotations:
-    assert annotations is not None
-    assert images is not None
-    return read_annotations(annotations, images, keep_ground_truth=keep_ground_truth, limit=limit)
+def _read(data: CocoDataSettings, *, train: bool) -> tuple[CocoAnnotations, CocoAnnotations | None]:
+    """The annotations to be judged on and those to train on; what is wrong in either is said at once."""
+    found: list[CocoAnnotations] = []
+    problems = []
+    for split in ("eval", "train")[: 1 + (train and data.train_annotations is not None)]:
+        annotations, images, limit = (
+            getattr(data, f"{split}_{name}") for name in ("annotations", "images", "limit")
+        )
+        try:
+            found.append(
+                read_annotations(
+                    annotations,
+                    images,
+                    keep_ground_truth=split == "eval",
+                    limit=limit,
+                    upright=data.image_orientation == "upright",
+                )
+            )
+        except CocoDataError as error:
+            problems.append(str(error))
+    if problems:
+        raise CocoDataError("\n".join(dict.fromkeys(problems)))  # one file may be both
+    return found[0], found[1] if len(found) > 1 else None
 
 
 def _positions(trained: CocoAnnotations, data: CocoDataSettings) -> list[int]:
@@ -299,15 +325,16 @@ def _positions(trained: CocoAnnotations, data: CocoDataSettings) -> list[int]:
     return positions
 
 
-def _same_categories(known: list[int], judged: CocoAnnotations, source: str) -> None:
+def _same_categories(known: CocoAnnotations | TrainedDetector, judged: CocoAnnotations, source: Path) -> None:
     """A detector is judged on the categories that it knows."""
-    if known != judged.category_ids:
-        only_here = sorted(set(known) - set(judged.category_ids))
-        only_there = sorted(set(judged.category_ids) - set(known))
-        raise CocoDataError(
-            f"{source} and {judged.path} have different categories: {len(only_here)} only in the first "
-            f"({only_here[:5]}), {len(only_there)} only in the second ({only_there[:5]})"
-        )
+    check_same_categories(
+        known.category_ids,
+        known.category_names,
+        str(source),
+        judged.category_ids,
+        judged.category_names,
+        str(judged.path),
+    )
 
 
 if __name__ == "__main__":

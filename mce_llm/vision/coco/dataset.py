@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as transforms
 
-from mce_llm.vision.coco.annotations import CocoAnnotations, CocoImage
+from mce_llm.vision.coco.annotations import CocoAnnotations
 from mce_llm.vision.coco.errors import CocoDataError
+from mce_llm.vision.coco.images import CocoImage, orientation_problem
 from mce_llm.vision.coco.masks import segmentation_to_mask
 from mce_llm.vision.data import CorruptImageError, decoding
 
@@ -24,7 +25,7 @@ Target = dict[str, Tensor]
 
 
 def read_image(image: CocoImage) -> Tensor:
-    """Decode an image of a COCO data set: the pixels as they are stored, whatever orientation the EXIF data says.
+    """Decode an image of a COCO data set: the pixels as they are stored, or upright, as its annotations have them.
 
     Args:
         image: Which one.
@@ -36,15 +37,16 @@ def read_image(image: CocoImage) -> Tensor:
         CocoDataError: It cannot be decoded, or has another size than the annotations say.
     """
     try:
-        pixels = decoding.read_image(image.path, upright=False)
+        pixels = decoding.read_image(image.path, upright=image.upright)
+        if tuple(pixels.shape[1:]) == (image.height, image.width):
+            return pixels
+        hint = orientation_problem(image, decoding.read_header(image.path))
     except CorruptImageError as error:
         raise CocoDataError(str(error)) from error
-    if tuple(pixels.shape[1:]) != (image.height, image.width):
-        raise CocoDataError(
-            f"{image.path} has {pixels.shape[1]} × {pixels.shape[2]} pixels, but its annotation says {image.height} × "
-            f"{image.width} (height × width)"
-        )
-    return pixels
+    raise CocoDataError(
+        f"{image.path} has {pixels.shape[1]} × {pixels.shape[2]} pixels, but its annotation says {image.height} × "
+        f"{image.width} (height × width)" + (f"; it is an {hint}" if hint else "")
+    )
 
 
 def scaled_size(height: int, width: int, short_side: int, max_size: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from mce_llm.vision.coco.annotations import CocoAnnotations
 from mce_llm.vision.coco.body import Body, body_of
 from mce_llm.vision.coco.detector import build_detector
 from mce_llm.vision.coco.errors import DetectorError
+from mce_llm.vision.coco.records import Id
 from mce_llm.vision.coco.settings import DetectorSettings
 from mce_llm.vision.models import BackboneError, BackboneSpec
 from mce_llm.vision.models.backbone_files import misfit
@@ -49,7 +50,7 @@ class TrainedDetector:
 
     module: GeneralizedRCNN
     settings: DetectorSettings
-    category_ids: list[int]
+    category_ids: list[Id]
     category_names: list[str]
     origin: Path
 

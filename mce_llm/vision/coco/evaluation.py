@@ -14,6 +14,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from mce_llm.vision.coco.errors import CocoEvaluationError
 from mce_llm.vision.coco.masks import is_empty, mask_to_segmentation, segmentation_to_mask
+from mce_llm.vision.coco.records import Id, id_of, in_order
 
 KINDS = ("bbox", "segm")
 # In the order of COCO's summary; small, medium, large are areas below 32², between, and above 96² pixels.
@@ -31,7 +32,7 @@ class Scores:
     """
 
     overall: dict[str, float | None]
-    by_category: dict[int, float | None]
+    by_category: dict[Id, float | None]
 
 
 def evaluate_detections(
@@ -39,9 +40,13 @@ def evaluate_detections(
 ) -> Scores:
     """Judge predictions as COCO does: crowd regions swallow predictions that fall on them, at most 100 an image count.
 
+    Ids are numbered anew, in their order: the evaluator takes an annotation of id 0 for no match, annotations with the
+    same id for one, and knows no texts.
+
     Args:
-        ground_truth: The content of an `instances_*.json` with masks. Missing `area` and `iscrowd` are filled in:
-            pixels of the mask, 0. Polygons that enclose nothing become a mask without pixels.
+        ground_truth: The content of an `instances_*.json` with masks, as `read_annotations` checks it. Where `area` is
+            missing, null or 0 it is the pixels of the mask, where `iscrowd` is missing or null it is 0. Polygons that
+            enclose nothing become a mask without pixels.
         results: In COCO's result format: image_id, category_id, score, and bbox or segmentation.
         kind: `bbox` or `segm`. Sizes of predictions are those of the boxes or of the masks, accordingly.
 
@@ -51,29 +56,50 @@ def evaluate_detections(
     Raises:
         CocoEvaluationError: Predictions for images that are not in the ground truth, or of unknown categories.
     """
-    images = {image["id"] for image in ground_truth["images"]}
-    categories = {category["id"] for category in ground_truth["categories"]}
+    images = _numbers(ground_truth["images"])
+    categories = _numbers(ground_truth["categories"])
     for name, known in (("image_id", images), ("category_id", categories)):
-        if unknown := sorted({result[name] for result in results} - known):
+        if unknown := {result[name] for result in results} - known.keys():
             raise CocoEvaluationError(
-                f"predictions have {len(unknown)} values of {name} that the annotations do not have ({unknown[:3]}…); "
-                "they were made on other data"
+                f"predictions have {len(unknown)} values of {name} that the annotations do not have "
+                f"({in_order(unknown)[:3]}…); they were made on other data"
             )
+    sizes = {
+        images[image["id"]]: (int(image["height"]), int(image["width"])) for image in ground_truth["images"]
+    }
     # The evaluator notes things in what it is given, and would take sizes of masks from boxes where both are there.
-    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
-    complete = [_complete(a, *sizes[a["image_id"]]) for a in ground_truth["annotations"]]
-    truth = COCO({**ground_truth, "annotations": complete})
-    kept = ("image_id", "category_id", "score", "bbox" if kind == "bbox" else "segmentation")
-    found = truth.loadRes([{name: result[name] for name in kept} for result in results])
+    truth = COCO(
+        {
+            "images": [{"id": n, "height": h, "width": w} for n, (h, w) in sizes.items()],
+            "categories": [{"id": n, "name": str(identity)} for identity, n in categories.items()],
+            "annotations": [
+                _complete(annotation, n, images, categories, sizes)
+                for n, annotation in enumerate(ground_truth["annotations"], start=1)
+            ],
+        }
+    )
+    field = "bbox" if kind == "bbox" else "segmentation"
+    found = truth.loadRes(
+        [
+            {
+                "image_id": images[result["image_id"]],
+                "category_id": categories[result["category_id"]],
+                "score": result["score"],
+                field: result[field],
+            }
+            for result in results
+        ]
+    )
     evaluator = COCOeval_faster(truth, found, kind)
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
     overall = {name: _share(value) for name, value in zip(STATISTICS, evaluator.stats, strict=False)}
-    return Scores(overall, _by_category(evaluator))
+    by_number = _by_category(evaluator)
+    return Scores(overall, {identity: by_number[n] for identity, n in categories.items()})
 
 
-def category_table(names: Mapping[int, str], scores: Mapping[str, Scores]) -> str:
+def category_table(names: Mapping[Id, str], scores: Mapping[str, Scores]) -> str:
     """Per-category AP in percent as text, boxes and masks side by side, best first.
 
     Args:
@@ -98,15 +124,33 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _complete(annotation: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
-    """The annotation with all that the evaluator asks for."""
-    complete = {"iscrowd": 0, **annotation}
-    segmentation = complete["segmentation"]
+def _numbers(records: Sequence[Mapping[str, Any]]) -> dict[Id, int]:
+    """1, 2, … for the ids of records, in their order, in which pycocotools goes through them."""
+    ids = [identity for record in records if (identity := id_of(record["id"])) is not None]
+    return {identity: n for n, identity in enumerate(in_order(ids), start=1)}
+
+
+def _complete(
+    annotation: Mapping[str, Any],
+    number: int,
+    images: Mapping[Id, int],
+    categories: Mapping[Id, int],
+    sizes: Mapping[int, tuple[int, int]],
+) -> dict[str, Any]:
+    """The annotation with all that the evaluator asks for, and nothing else."""
+    image = images[annotation["image_id"]]
+    segmentation = annotation["segmentation"]
     if is_empty(segmentation):  # the evaluator would take four numbers for a box
-        complete["segmentation"] = mask_to_segmentation(np.zeros((height, width), dtype=np.uint8))
-    if "area" not in complete:
-        complete["area"] = float(segmentation_to_mask(complete["segmentation"], height, width).sum())
-    return complete
+        segmentation = mask_to_segmentation(np.zeros(sizes[image], dtype=np.uint8))
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": categories[annotation["category_id"]],
+        "iscrowd": int(annotation.get("iscrowd") or 0),
+        "bbox": [float(value) for value in annotation["bbox"]],
+        "area": float(annotation.get("area") or segmentation_to_mask(segmentation, *sizes[image]).sum()),
+        "segmentation": segmentation,
+    }
 
 
 def _by_category(evaluator: Any) -> dict[int, float | None]:

@@ -61,7 +61,7 @@ def evaluate_run(
     )
     seen = progress_bar(batches, "evaluation", total=len(batches))
     local, positions = predict(detector, seen, judged, accelerator.device, accelerator.autocast())
-    results = gather_results(local, positions, len(judged.images))
+    results = gather_results(local, positions, [image.id for image in judged.images])
     scores: dict[str, Scores] | None = None
     if accelerator.is_main_process:
         assert judged.ground_truth is not None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mce_llm.running.installation import install_hint
+from mce_llm.vision.coco.records import MOST_PIXELS, are_near, is_number, shown
 
 try:
     from faster_coco_eval import mask as rle
@@ -23,6 +24,8 @@ except ImportError as error:
     ) from error
 
 _POINTS = 3  # a polygon with fewer encloses nothing
+_FIRST_CHARACTER = 48  # of compressed run lengths
+_MOST_CHARACTERS = 8  # of one number: 40 bits
 
 
 def segmentation_problem(segmentation: Any, height: int, width: int) -> str | None:
@@ -38,28 +41,55 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
         The problem, or None. An empty segmentation is no problem here: see `is_empty`.
     """
     if isinstance(segmentation, list):
+        if segmentation and is_number(segmentation[0]):
+            return "one polygon, where a list of polygons must be: [[x0, y0, x1, y1, …]]"
         for polygon in segmentation:
-            if not isinstance(polygon, list) or not all(_is_number(value) for value in polygon):
-                return "a polygon must be a list of finite numbers"
+            if not isinstance(polygon, list):
+                return f"a polygon must be a list of finite numbers, got {shown(polygon)}"
+            if not are_near(polygon):
+                if all(is_number(value) for value in polygon):
+                    return f"a polygon reaches further than {MOST_PIXELS:,} pixels from its image"
+                return f"a polygon must be a list of finite numbers, got {shown(polygon)}"
             if len(polygon) % 2:
                 return f"a polygon of {len(polygon)} numbers has no last y"
         return None
     if not isinstance(segmentation, dict) or {"size", "counts"} - segmentation.keys():
-        return f"neither polygons nor run lengths: {str(segmentation)[:40]}"
-    if list(segmentation["size"]) != [height, width]:
-        return f"run lengths of a mask of {list(segmentation['size'])} in an image of {[height, width]}"
-    counts = segmentation["counts"]
+        return f"neither polygons nor run lengths: {shown(segmentation)}"
+    size, counts = segmentation["size"], segmentation["counts"]
+    if not isinstance(size, list) or size != [height, width] or set(map(type, size)) != {int}:
+        return f"run lengths of a mask of {shown(size)} in an image of {[height, width]} (height, width)"
     if isinstance(counts, list):
-        if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != height * width:
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
+        if not whole or sum(counts) != height * width:
             return f"run lengths must be whole numbers that add up to {height * width}"
-    elif not isinstance(counts, (str, bytes)):
+        return None
+    if not isinstance(counts, str):
         return f"run lengths must be a list or text, got {type(counts).__name__}"
+    runs = _run_lengths(counts)
+    if runs is None:
+        return f"run lengths that are no compressed text of COCO's, or end in the middle: {shown(counts)}"
+    if (runs < 0).any() or int(runs.sum()) != height * width:
+        return f"compressed run lengths must add up to {height * width}, got {int(runs.sum())}; they were cut short or changed"
     return None
 
 
 def is_empty(segmentation: Any) -> bool:
-    """Whether a segmentation has no polygon that encloses anything (run lengths are taken at their word)."""
-    return isinstance(segmentation, list) and not _enclosing(segmentation)
+    """Whether a segmentation without a problem has no polygon that encloses anything, or run lengths of no pixel."""
+    if isinstance(segmentation, list):
+        return not _enclosing(segmentation)
+    counts = segmentation["counts"]
+    return sum(counts[1::2]) == 0 if isinstance(counts, list) else not rle.area(segmentation)
+
+
+def is_outside(segmentation: Any, height: int, width: int) -> bool:
+    """Whether all polygons of a segmentation lie beside an image of this size (run lengths never do)."""
+    return isinstance(segmentation, list) and not any(
+        min(polygon[::2]) < width
+        and max(polygon[::2]) > 0
+        and min(polygon[1::2]) < height
+        and max(polygon[1::2]) > 0
+        for polygon in _enclosing(segmentation)
+    )
 
 
 def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
@@ -74,7 +104,10 @@ def segmentation_to_mask(segmentation: Any, height: int, width: int) -> np.ndarr
         uint8 (height, width), 1 inside.
     """
     if isinstance(segmentation, list):
-        runs = rle.merge(rle.frPyObjects(_enclosing(segmentation), height, width))
+        polygons = _enclosing(segmentation)
+        if not polygons:
+            return np.zeros((height, width), dtype=np.uint8)
+        runs = rle.merge(rle.frPyObjects(polygons, height, width))
     elif isinstance(segmentation["counts"], list):
         runs = rle.frPyObjects(segmentation, height, width)
     else:
@@ -130,5 +163,29 @@ def _enclosing(polygons: list[list[float]]) -> list[list[float]]:
     return [polygon for polygon in polygons if len(polygon) >= 2 * _POINTS]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _run_lengths(text: str) -> np.ndarray | None:
+    """Read COCO's compressed run lengths; None where the text has other characters or ends within a number.
+
+    A number is written in characters of 5 bits, the least first, with a bit that says whether more follow; the last
+    one's highest bit is the sign. From the fourth number on, the one two places before is to be added.
+    """
+    try:
+        digits = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    except UnicodeEncodeError:
+        return None
+    if not digits.size or digits.min() < 0 or digits.max() >= 64:
+        return None
+    last = digits & 32 == 0
+    if not last[-1]:
+        return None
+    ends = np.flatnonzero(last)
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - begins + 1
+    if lengths.max() > _MOST_CHARACTERS:
+        return None
+    within = np.arange(digits.size) - np.repeat(begins, lengths)
+    values = np.add.reduceat((digits & 31) << (5 * within), begins)
+    values -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    for first in (1, 2):  # numbers 1, 3, 5, … and 2, 4, 6, … are sums
+        values[first::2] = np.cumsum(values[first::2])
+    return values

@@ -5,7 +5,7 @@ How good it is, is judged in `evaluation`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,6 +16,7 @@ from mce_llm.running.processes import gather
 from mce_llm.vision.coco.annotations import CocoAnnotations
 from mce_llm.vision.coco.errors import CocoEvaluationError
 from mce_llm.vision.coco.masks import mask_to_segmentation, paste_mask
+from mce_llm.vision.coco.records import Id
 
 
 def detect(
@@ -52,7 +53,7 @@ def detect(
     return found
 
 
-def results_of(found: dict[str, Tensor], image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
+def results_of(found: dict[str, Tensor], image_id: Id, category_ids: Sequence[Id]) -> list[dict[str, Any]]:
     """Write the detections of an image as COCO's results.
 
     Args:
@@ -113,13 +114,15 @@ def predict(
     return results, seen
 
 
-def gather_results(results: list[dict[str, Any]], seen: list[int], num_images: int) -> list[dict[str, Any]]:
+def gather_results(
+    results: list[dict[str, Any]], seen: list[int], image_ids: Sequence[Id]
+) -> list[dict[str, Any]]:
     """Bring the results of all processes together, in the order of the images. All processes call this.
 
     Args:
         results: Of this process.
         seen: The positions of its images.
-        num_images: How many images there are.
+        image_ids: COCO's id of each image, of all processes.
 
     Returns:
         All results, in every process.
@@ -128,6 +131,7 @@ def gather_results(results: list[dict[str, Any]], seen: list[int], num_images: i
         CocoEvaluationError: An image was seen twice, or not at all.
     """
     parts = gather((results, seen))
+    num_images = len(image_ids)
     counts = torch.bincount(
         torch.tensor([position for _, positions in parts for position in positions], dtype=torch.int64),
         minlength=num_images,
@@ -138,5 +142,6 @@ def gather_results(results: list[dict[str, Any]], seen: list[int], num_images: i
             f"of {num_images} images {twice} were judged by more than one process and {never} by none"
         )
     everything = [result for part, _ in parts for result in part]
+    place = {identity: position for position, identity in enumerate(image_ids)}
     # Stable: the detections of an image stay in the order of their scores.
-    return sorted(everything, key=lambda result: result["image_id"])
+    return sorted(everything, key=lambda result: place[result["image_id"]])

@@ -12,6 +12,7 @@ from mce_llm.running.messages import nearest_hint
 from mce_llm.running.settings import mapping_of, raise_all
 
 ARCHITECTURES = ("c4", "fpn")
+ORIENTATIONS = ("stored", "upright")
 NORMS = ("sync_bn", "frozen_bn", "bn")
 SCHEDULES = {"1x": (90_000, (60_000, 80_000)), "2x": (180_000, (120_000, 160_000))}
 
@@ -24,6 +25,13 @@ class CocoDataSettings:
     train_annotations: str | None = field(default=None, metadata={"help": "Their instances_*.json."})
     eval_images: str | None = field(default=None, metadata={"help": "Folder of the images to be judged on."})
     eval_annotations: str | None = field(default=None, metadata={"help": "Their instances_*.json."})
+    image_orientation: str = field(
+        default="stored",
+        metadata={
+            "help": "What boxes and masks are of: the pixels as stored (COCO), or the image as its EXIF orientation turns "
+            "it (upright)."
+        },
+    )
     train_limit: int | None = field(
         default=None, metadata={"help": "Train on the first so many images alone."}
     )
@@ -58,6 +66,7 @@ class CocoDataSettings:
             ConfigurationError: All that cannot be used.
         """
         problems: list[str] = []
+        _one_of("image_orientation", self.image_orientation, ORIENTATIONS, problems)
         _at_least(self, ("eval_short_side", "max_size"), 1, problems)
         _at_least(self, ("num_workers",), 0, problems)
         for name in ("train_limit", "eval_limit"):

@@ -1,7 +1,6 @@
 """Images and targets: one function of (seed, epoch, index), with boxes and masks that stay together."""
 
-import copy
-import json
+import shutil
 
 import numpy as np
 import pytest
@@ -125,28 +124,38 @@ def test_scaled_size(size, short, longest, expected):
     assert scaled_size(*size, short, longest) == expected
 
 
-def test_files_that_do_not_fit_their_annotation(hard_set, tmp_path):
-    content = copy.deepcopy(hard_set.content)
-    content["images"][3].update(height=41)
-    content["images"][4].update(file_name="text.png")
-    path = tmp_path / "wrong.json"
-    path.write_text(json.dumps(content))
-    (hard_set.folder / "text.png").write_text("no image")
-    images = images_of(read_annotations(path, hard_set.folder))
-    with pytest.raises(CocoDataError, match=r"has 40 × 60 pixels, but its annotation says 41 × 60"):
+def copied(hard_set, folder):
+    """The set in a folder of its own, read; its files can be changed."""
+    shutil.copytree(hard_set.folder, folder)
+    return read_annotations(folder / hard_set.path.name, folder)
+
+
+def test_files_that_do_not_fit_their_annotation_any_more(hard_set, tmp_path):
+    annotations = copied(hard_set, tmp_path / "set")
+    images = images_of(annotations)
+    Image.new("RGB", (60, 41)).save(annotations.images[3].path)
+    annotations.images[4].path.write_text("no image")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (48, 64)).save(annotations.images[0].path, exif=exif)
+    with pytest.raises(
+        CocoDataError, match=r"has 41 × 60 pixels, but its annotation says 40 × 60 \(height × width\)$"
+    ):
         images[0, 3]
-    with pytest.raises(CocoDataError, match=r"text\.png is no image that can be decoded"):
+    with pytest.raises(CocoDataError, match=r"0080\.png is no image that can be decoded"):
         images[0, 4]
+    with pytest.raises(
+        CocoDataError, match=r"48 × 64 \(height × width\); it is an image .*set image_orientation: upright"
+    ):
+        images[0, 0]
 
 
 def test_an_error_in_a_worker_process_reads_like_one_here(hard_set, tmp_path):
-    content = copy.deepcopy(hard_set.content)
-    content["images"][0].update(height=49, width=64)
-    content["annotations"] = []
-    path = tmp_path / "wrong.json"
-    path.write_text(json.dumps(content))
-    images = EvaluationImages(read_annotations(path, hard_set.folder), short_side=48, max_size=64)
+    annotations = copied(hard_set, tmp_path / "set")
+    Image.new("RGB", (64, 49)).save(annotations.images[0].path)
+    images = EvaluationImages(annotations, short_side=48, max_size=64)
     with pytest.raises(CocoDataError) as caught:
         list(evaluation_loader(images, batch_size=2, num_workers=1, pin_memory=False))
     assert "Traceback" not in str(caught.value)
-    assert "but its annotation says 49 × 64" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "has 49 × 64 pixels, but its annotation says 48 × 64" in str(caught.value)

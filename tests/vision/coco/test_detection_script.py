@@ -142,6 +142,17 @@ def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_weights(
     assert {n: judged[n] for n in judged if "_A" in n} == {
         n: summary[n] for n in summary if "_A" in n and not n.startswith("best")
     }
+    other = other_file(hard_set, tmp_path / "renamed.json", renamed)
+    renaming = words(
+        tmp_path / "other",
+        evaluate_only=True,
+        detector=folder,
+        steps=None,
+        iterations=None,
+        eval_annotations=other,
+    )
+    assert run_script(detection.main, renaming) == 2
+    assert "3 is 'car' there and 'cat' here" in capsys.readouterr().err
     best = words(
         tmp_path / "best", evaluate_only=True, detector=folder / "detector_best.safetensors", steps=None
     )
@@ -162,6 +173,7 @@ def test_a_run_that_is_killed_and_goes_on_ends_with_the_same_weights(
             "no such folder",
         ),
         ({"evaluate_only": True, "detector": "runs/none"}, "there is no file runs/none/detector.safetensors"),
+        ({"image_orientation": "upwards"}, "image_orientation must be one of stored, upright"),
         ({"learning_rat": 1}, r"unknown setting 'learning_rat' \(did you mean 'learning_rate'\?\)"),
         ({"learning_rate": 1e30, "warmup_iterations": 0}, "the loss is not finite at iteration"),
     ],
@@ -171,16 +183,66 @@ def test_what_is_refused(words, tmp_path, capsys, changed, pattern):
     assert re.search(pattern, capsys.readouterr().err)
 
 
-def test_another_categories_file_is_refused(words, hard_set, tmp_path, capsys):
+def other_file(hard_set, path, change):
     content = json.loads(hard_set.path.read_text())
-    content["categories"] = [*content["categories"], {"id": 44, "name": "bus"}]
-    (tmp_path / "more.json").write_text(json.dumps(content))
-    line = words(tmp_path / "out", eval_annotations=tmp_path / "more.json")
-    assert run_script(detection.main, line) == 2
-    assert (
-        "different categories: 0 only in the first ([]), 1 only in the second ([44])"
-        in capsys.readouterr().err
-    )
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def more(content):
+    content["categories"] += [{"id": 44, "name": "bus"}]
+
+
+def renamed(content):
+    content["categories"][1]["name"], content["categories"][2]["name"] = "cat", "car"
+
+
+def renumbered(content):
+    for record in content["categories"]:
+        record["id"] += 1
+    for record in content["annotations"]:
+        record["category_id"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (more, "different categories: 0 only in the first (–), 1 only in the second (44 bus)"),
+        (
+            renamed,
+            "call 2 of their 3 categories by different names: 3 is 'car' there and 'cat' here, 17 is 'cat' there",
+        ),
+        (renumbered, "the names are the same, so number the categories alike in both"),
+    ],
+)
+def test_other_categories_are_refused(words, hard_set, tmp_path, capsys, change, message):
+    other = other_file(hard_set, tmp_path / "other.json", change)
+    assert run_script(detection.main, words(tmp_path / "out", eval_annotations=other)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_pixels(words, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert run_script(detection.main, words(tmp_path / "out")) == 130
+    assert run_script(detection.main, words(tmp_path / "out", image_orientation="upright")) == 2
+    assert "cannot go on with other settings: image_orientation" in capsys.readouterr().err
+
+
+def test_problems_of_both_files_are_said_at_once(words, hard_set, tmp_path, capsys):
+    def nothing(content):
+        content["annotations"][0]["bbox"] = None
+
+    files = {
+        f"{split}_annotations": other_file(hard_set, tmp_path / f"{split}.json", nothing)
+        for split in ("train", "eval")
+    }
+    assert run_script(detection.main, words(tmp_path / "out", **files)) == 2
+    said = capsys.readouterr().err
+    for file in files.values():
+        assert f"{file} cannot be used:" in said
+    assert not (tmp_path / "out").exists()
 
 
 def launch(line, processes=1, **options):

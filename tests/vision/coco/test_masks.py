@@ -6,7 +6,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mce_llm.vision.coco.masks import mask_to_segmentation, paste_mask, segmentation_to_mask
+from mce_llm.vision.coco.masks import (
+    is_outside,
+    mask_to_segmentation,
+    paste_mask,
+    segmentation_problem,
+    segmentation_to_mask,
+)
 
 
 def test_a_full_mask_fills_its_box():
@@ -47,3 +53,30 @@ def test_run_lengths_round_trip_and_are_those_of_the_reference(decode, seed, hei
     assert isinstance(runs["counts"], str)
     np.testing.assert_array_equal(decode(runs), mask)
     np.testing.assert_array_equal(segmentation_to_mask(runs, height, width), mask)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), cut=st.floats(0, 1), extra=st.text("0123PQRSabo`_é'b ", max_size=3))
+def test_compressed_run_lengths_are_refused_where_the_decoder_would_fail(seed, cut, extra):
+    draw = np.random.default_rng(seed)
+    height, width = (int(n) for n in draw.integers(1, 60, 2))
+    mask = (draw.random((height, width)) < draw.random()).astype(np.uint8)
+    whole = mask_to_segmentation(mask)
+    assert segmentation_problem(whole, height, width) is None
+    text = whole["counts"][: round(cut * len(whole["counts"]))] + extra
+    runs = {"size": [height, width], "counts": text}
+    try:
+        decoded = segmentation_to_mask(runs, height, width)
+    except (ValueError, RuntimeError):
+        decoded = None
+    problem = segmentation_problem(runs, height, width)
+    assert (problem is None) == (decoded is not None) or (problem is not None and not text.isascii())
+
+
+def test_polygons_beside_the_image():
+    inside, beside = [[1.0, 1, 9, 1, 9, 9]], [[21.0, 1, 29, 1, 29, 9]]
+    assert is_outside(beside, 10, 20)
+    assert is_outside([[1.0, -9, 9, -9, 9, -1]], 10, 20)
+    assert not is_outside(inside, 10, 20)
+    assert not is_outside([*beside, *inside], 10, 20)
+    assert not is_outside({"size": [10, 20], "counts": [200]}, 10, 20)

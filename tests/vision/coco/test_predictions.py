@@ -107,7 +107,16 @@ def test_detect_gives_masks_of_the_whole_image():
 def test_results_of_all_processes_are_put_in_order(monkeypatch):
     parts = [([{"image_id": 4, "n": 0}, {"image_id": 9, "n": 1}], [0, 2]), ([{"image_id": 7, "n": 2}], [1])]
     monkeypatch.setattr(predictions_module, "gather", lambda value: parts)
-    assert [r["n"] for r in gather_results(*parts[0], 3)] == [0, 2, 1]
+    assert [r["n"] for r in gather_results(*parts[0], [4, 7, 9])] == [0, 2, 1]
+
+
+def test_ids_of_images_may_be_texts_in_no_order(monkeypatch):
+    parts = [
+        ([{"image_id": "b", "n": 0}, {"image_id": 9, "n": 1}], [0, 2]),
+        ([{"image_id": "a", "n": 2}], [1]),
+    ]
+    monkeypatch.setattr(predictions_module, "gather", lambda value: parts)
+    assert [r["n"] for r in gather_results(*parts[0], ["b", "a", 9])] == [0, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -120,4 +129,4 @@ def test_results_of_all_processes_are_put_in_order(monkeypatch):
 def test_lost_and_doubled_images_are_noticed(monkeypatch, shares, pattern):
     monkeypatch.setattr(predictions_module, "gather", lambda value: [([], share) for share in shares])
     with pytest.raises(CocoEvaluationError, match=pattern):
-        gather_results([], [], 3)
+        gather_results([], [], [1, 2, 3])
