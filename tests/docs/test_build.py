@@ -94,7 +94,7 @@ def test_the_whole_documentation(tmp_path):
         ("lm", "mce_llm.lm.trl.MatrixSFTTrainer"),
         ("data", "mce_llm.data.IGNORE_INDEX"),
         ("eval", "mce_llm.eval.compare_runs"),
-        ("vision", "mce_llm.vision.losses.MatrixSSLLoss.components"),
+        ("vision", "mce_llm.vision.losses.pairs.PairedLogLoss.components"),
         ("running", "mce_llm.running.launching.run_script"),
     ]:
         assert f'id="{name}"' in (tmp_path / "docs" / "api" / f"{page}.html").read_text(), name
