@@ -255,6 +255,8 @@ def main() -> int:
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 4])
     parser.add_argument("--limit", type=float, default=60, help="seconds that an end may take")
     asked = parser.parse_args()
+    # A shell starts what runs in the background deaf to Ctrl-C, and the scripts would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asked.work.mkdir(parents=True, exist_ok=True)
     bad = 0
     print(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -218,10 +219,8 @@ def test_every_other_ending_ends_them_too(error):
         raise error
 
     before = set(multiprocessing.active_children())
-    try:
+    with suppress(SystemExit, ZeroDivisionError):
         assert run_script(main) == 130
-    except (SystemExit, ZeroDivisionError):
-        pass
     assert set(multiprocessing.active_children()) == before
 
 
