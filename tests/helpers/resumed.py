@@ -7,6 +7,7 @@ import sys
 from typing import NamedTuple
 
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from helpers.scripts import load_script
@@ -160,6 +161,7 @@ def command_line(settings):
 def start(script, settings, patch, *, stop=0):
     """Run a script in this process; (exit code, what was measured and saved on the way). `stop`: SIGTERM at that step."""
     module = load_script(script.path)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of another precision, maybe
     loop = sys.modules[script.loop] if script.loop else module
     seen = {"saves": 0, "neighbours": []}
     leave, steps = loop.leave_if_asked, [0]

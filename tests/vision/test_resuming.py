@@ -147,7 +147,7 @@ APPLIED = {
         "blur_sigma_max": 0.5,
         "solarize_probability_1": 1.0,
         "solarize_probability_2": 1.0,
-        "solarize_threshold": 0.1,
+        "solarize_threshold": 200,
         "flip_probability": 0.0,
     },
     "linear_probe": _JUDGED,
@@ -229,6 +229,8 @@ def stopped(tmp_path_factory):
 
 
 def _images(name, place):
+    if name == "pretrain":  # in colour, which `shapes` is not
+        return {"dataset": endings.make_images(place / "colours", 50, False)}
     if name != "detection":
         return {}
     coco = endings.make_coco(place / "coco", False)
