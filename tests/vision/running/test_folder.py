@@ -169,3 +169,22 @@ def test_all_problems_at_once():
     assert "mixed_precision must be" in str(caught.value)
     assert "seed must be" in str(caught.value)
     assert "output_dir must name" in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [None, "- no\n- mapping\n", "a: [\n"])
+def test_a_record_that_cannot_be_read_is_said(tmp_path, broken, capsys):
+    run = open_run(settings(tmp_path), {"output_dir": str(tmp_path / "run")})
+    save_checkpoint(run.checkpoint_file, {"step": 2})
+    (run.path / "recipe.yaml").unlink()
+    if broken is not None:
+        (run.path / "recipe.yaml").write_text(broken)
+    assert open_run(settings(tmp_path), {}, rules=rules(tmp_path)).checkpoint is not None
+    assert "settings that this run began with are unknown" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_left_alone(tmp_path):
+    run = open_run(settings(tmp_path), {})
+    save_checkpoint(run.checkpoint_file, {"step": 2})
+    with pytest.raises(OutputError, match="holds the checkpoint of another kind of run"):
+        open_run(settings(tmp_path), {})
+    assert run.checkpoint_file.exists()
