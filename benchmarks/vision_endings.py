@@ -37,6 +37,8 @@ CODES = {"error": 2, "interrupt": 130, "terminate": 143, "nan": 2, "crash": 2}
 NET = ["--backbone", "timm/resnet18", "--backbone_kwargs", '{"channels": [8, 8, 8, 8], "stem_width": 8}']
 _MANY = 12_000  # images, so that a pass over them takes far longer than a script needs to be caught in it
 
+_SECONDS_TO_BEGIN = 300  # for a script to be at work, or to come to the error that it is to end by
+
 
 class Case(NamedTuple):
     """One run: its command line, and what stands in its output or its journal when it is at work."""
@@ -96,7 +98,7 @@ def make_encoder(folder: Path, dataset: Path, finite: bool) -> Path:
 def make_case(script: str, ending: str, workers: int, work: Path) -> Case:
     """A run that would go on for minutes, or until the ending that it is for."""
     output = work / f"{script}_{ending}_{workers}"
-    broken, rate = ending == "error", "1e30" if ending == "nan" else "0.01"
+    broken, rate = ending == "error", "1e60" if ending == "nan" else "0.01"
     few = ["--dataset", str(make_images(work / f"few_{broken}", 48, broken))]
     large = make_images(work / f"many_{broken}", _MANY, broken)
     common = ["--output_dir", str(output), "--num_workers", str(workers), "--cpu", "true"]
@@ -206,8 +208,8 @@ def _until_at_work(
     said: list[str],
 ) -> float:
     """The moment from which its end is counted."""
-    signed = 0.0
-    while process.poll() is None:
+    signed, until = 0.0, time.monotonic() + _SECONDS_TO_BEGIN
+    while process.poll() is None and time.monotonic() < until:
         for moment, line in _waiting(lines):
             said.append(line)
             if line.startswith("error:"):
