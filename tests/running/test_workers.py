@@ -13,7 +13,9 @@ import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from transformers import TrainerCallback
 
+from helpers.interrupted import make_trainer
 from helpers.processes import descendants
 from helpers.waiting import HANG, wait_until
 from mce_llm.errors import MceLlmError
@@ -243,3 +245,38 @@ def test_workers_that_were_there_before_stay():
     next(batches)
     assert run_script(lambda argv: list(loader())) == 0
     assert len(list(batches)) == 39
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(
+    ("ending", "code"), [("error", 2), ("interrupt", 130), ("terminate", 143), ("crash", 2)]
+)
+def test_the_workers_of_a_language_model_s_training_end_with_it(ending, code, persistent, tmp_path, capsys):
+    before = set(multiprocessing.active_children())
+
+    class End(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step != 1:
+                return
+            (worker,) = set(multiprocessing.active_children()) - before
+            if ending == "error":
+                raise BrokenImageError("a row is broken")
+            if ending == "interrupt":
+                raise KeyboardInterrupt
+            if ending == "terminate":  # the worker goes on until everything is saved
+                send(signal.SIGTERM, [worker])
+                signal.raise_signal(signal.SIGTERM)
+            else:
+                worker.kill()
+                wait_until(lambda: False, seconds=HANG)  # torch says it here, in this thread
+
+    more = {"dataloader_num_workers": 1, "dataloader_persistent_workers": persistent}
+
+    def main(argv):
+        make_trainer(tmp_path, [End()], **more).train()
+
+    assert run_script(main, fewer_workers="dataloader_num_workers") == code
+    assert set(multiprocessing.active_children()) == before
+    gc.collect()
+    if ending == "crash":
+        assert "with fewer of them (dataloader_num_workers)" in capsys.readouterr().err
