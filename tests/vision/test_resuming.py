@@ -202,8 +202,18 @@ WITHOUT_EFFECT = {
 _ITSELF = {"output_dir", "resume"}
 
 
-def cases(*tables):
-    return [(name, setting) for table in tables for name in table for setting in table[name]]
+# Of the heavy ones: an optimizer's state used to bring these back.
+_CI = {("pretrain", "base_learning_rate"), ("detection", "weight_decay")}
+
+
+def cases(table, *, heavy=tuple(SCRIPTS)):
+    """Every script's every setting; those of `heavy` scripts are slow."""
+    marks = {True: [pytest.mark.slow, pytest.mark.ci], False: [pytest.mark.slow]}
+    return [
+        pytest.param(name, setting, marks=marks[(name, setting) in _CI] if name in heavy else [])
+        for name in table
+        for setting in table[name]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +284,7 @@ def test_every_setting_is_in_one_of_the_tables(name):
     assert sum(map(len, known)) == len(set.union(*known))
 
 
-@pytest.mark.parametrize(("name", "setting"), cases(REFUSED))
+@pytest.mark.parametrize(("name", "setting"), cases(REFUSED, heavy=("semi_supervised", "detection")))
 def test_refused_by_name(name, setting, stopped, tmp_path, capsys, monkeypatch):
     run = stopped(name)
     before = {path: path.read_bytes() for path in sorted(run.folder.rglob("*")) if path.is_file()}
@@ -288,7 +298,6 @@ def test_refused_by_name(name, setting, stopped, tmp_path, capsys, monkeypatch):
     assert before == after
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "setting"), cases(APPLIED))
 def test_announced_and_in_effect(name, setting, stopped, tmp_path, capsys, monkeypatch):
     run = stopped(name)
@@ -307,7 +316,6 @@ def test_announced_and_in_effect(name, setting, stopped, tmp_path, capsys, monke
     assert f"{setting} " in (tmp_path / "run" / "recipe.yaml").read_text().split("\n", 1)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "setting"), cases(WITHOUT_EFFECT))
 def test_said_to_be_without_effect_and_without_one(name, setting, stopped, tmp_path, capsys, monkeypatch):
     run = stopped(name)
