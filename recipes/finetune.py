@@ -155,6 +155,7 @@ def run(argv: list[str] | None = None) -> int:
         goes_on_from="the last complete checkpoint",
         needs_less_memory="lower per_device_train_batch_size (total_batch_size keeps the batch as it is), or set "
         "gradient_checkpointing: true",
+        fewer_workers="dataloader_num_workers",
     )
 
 

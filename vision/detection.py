@@ -44,9 +44,11 @@ from mce_llm.vision.coco.judging import draw_run, evaluate_run, summary_of
 from mce_llm.vision.coco.settings import CocoDataSettings, DetectorSettings, ScheduleSettings
 from mce_llm.vision.coco.training import TrainingState, make_optimizer, train_stretch
 from mce_llm.vision.running import (
+    ResumeRules,
     RunFolder,
     RunSettings,
     images_per_process,
+    input_of_file,
     leave_if_asked,
     load_checkpoint,
     open_run,
@@ -54,6 +56,7 @@ from mce_llm.vision.running import (
     run_script,
     save_checkpoint,
 )
+from mce_llm.vision.training.optimizers import restore_optimizer
 
 # A run that goes on with other values of these would not fit its state, or would be neither run.
 _FIXED = (
@@ -75,7 +78,11 @@ _FIXED = (
     "group_by_shape",
     "batch_size",
     "seed",
+    "evaluate_only",
+    "detector",
 )
+# `schedule` is a name for `iterations` and `steps`; where images lie does not matter, as their annotations do.
+_WITHOUT_EFFECT = ("schedule", "eval_at_start", "eval_batch_size", "train_images", "eval_images")
 
 
 @dataclass(frozen=True)
@@ -107,10 +114,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     (data, settings, schedule, running), given = parse_settings(groups, words, description=__doc__)
 
+    rules = ResumeRules((data, settings, schedule, running), _FIXED, _WITHOUT_EFFECT)
     # Data are checked before anything is written.
     judged, trained = _read(data, train=not schedule.evaluate_only)
     if schedule.evaluate_only:
-        run = open_run(running, given, fixed=_FIXED)
+        run = open_run(running, given, rules=rules)
         say(judged.summary())
         judge(judged, data, schedule, run, given)
         return
@@ -118,15 +126,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigurationError("nothing to train on: give train_images and train_annotations")
     _same_categories(trained, judged, trained.path)
     positions = _positions(trained, data)
-    run = open_run(running, given, fixed=_FIXED)
+    run = open_run(running, given, rules=rules)
     say(judged.summary())
     images_per_process(schedule.batch_size, run.accelerator.num_processes)
+    run.check_inputs(
+        {
+            "training images": input_of_file(trained.path, len(trained.images)),
+            "images for evaluation": input_of_file(judged.path, len(judged.images), fixed=False),
+        }
+    )
 
     body, detector = build(settings, trained, run)
     say(schedule.summary())
     model, optimizer = run.accelerator.prepare(detector, make_optimizer(detector, schedule))
     detector = run.accelerator.unwrap_model(model)
-    state = restore(run, detector, optimizer)
+    state = restore(run, detector, optimizer, schedule)
     task = Task(run, data, schedule, trained, positions, judged, detector, model, optimizer, state)
     scores = train(task)
     say(f"best box AP {percent(state.best)} at iteration {state.best_iteration} ({BEST})")
@@ -195,16 +209,24 @@ def save(task: Task) -> None:
     )
 
 
-def restore(run: RunFolder, detector: nn.Module, optimizer: Any) -> TrainingState:
-    """Go on from the checkpoint, if there is one. Random states are not restored: each step has a seed of its own."""
+def restore(run: RunFolder, detector: nn.Module, optimizer: Any, schedule: ScheduleSettings) -> TrainingState:
+    """Go on from the checkpoint, if there is one. Random states are not restored: each step has a seed of its own.
+
+    Raises:
+        ConfigurationError: It is beyond the end of the schedule.
+    """
     if run.checkpoint is None:
         return TrainingState()
     saved, scaler = load_checkpoint(run.checkpoint), run.accelerator.scaler
     state = TrainingState(**saved["state"])
     detector.load_state_dict(saved["detector"])
-    optimizer.load_state_dict(saved["optimizer"])
+    restore_optimizer(optimizer, saved["optimizer"])
     if scaler is not None and saved["scaler"] is not None:
         scaler.load_state_dict(saved["scaler"])
+    if state.iteration > (schedule.iterations or 0):
+        raise ConfigurationError(
+            f"iterations {schedule.iterations} is before the {state.iteration} that are done; give at least as many"
+        )
     run.rewind(state.iteration)
     return state
 

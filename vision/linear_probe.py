@@ -12,12 +12,27 @@ from dataclasses import asdict
 from mce_llm.running.processes import say
 from mce_llm.running.settings import parse_settings
 from mce_llm.vision.data import DataSettings
+from mce_llm.vision.data.settings import HOW_ALONE
 from mce_llm.vision.probing.accuracy import accuracy_report, rank_of_label, sentence
-from mce_llm.vision.probing.encoders import EncoderSettings, open_encoder, prepared_as
+from mce_llm.vision.probing.encoders import (
+    EncoderSettings,
+    open_encoder,
+    preparation_of,
+    prepared_as,
+    weights_of,
+)
 from mce_llm.vision.probing.images import open_labelled
 from mce_llm.vision.probing.linear import LinearProbe, save_classifier
 from mce_llm.vision.probing.protocol import ProbeSettings
-from mce_llm.vision.running import RunSettings, images_per_process, open_run, run_script
+from mce_llm.vision.running import (
+    ResumeRules,
+    RunSettings,
+    images_per_process,
+    input_of_file,
+    input_of_images,
+    open_run,
+    run_script,
+)
 
 # A checkpoint is of these images, this encoder and this protocol.
 _FIXED = (
@@ -41,11 +56,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = (EncoderSettings, DataSettings, ProbeSettings, RunSettings)
     words = sys.argv[1:] if argv is None else argv
     (which, data, settings, running), given = parse_settings(groups, words, description=__doc__)
-    run = open_run(running, given, fixed=_FIXED)
+    rules = ResumeRules(
+        (which, data, settings, running),
+        _FIXED,
+        (*HOW_ALONE, "encode_batch_size"),
+        preparation_of(which),
+    )
+    run = open_run(running, given, rules=rules)
     images_per_process(settings.batch_size, run.accelerator.num_processes)
     encoder = open_encoder(which, running.seed)
     data = prepared_as(encoder, data, given)
     train, test = open_labelled(data)
+    inputs = {
+        "training images": input_of_images(train),
+        "images for evaluation": input_of_images(test, fixed=False),
+    }
+    if (weights := weights_of(which)) is not None:
+        inputs["the encoder's weights"] = input_of_file(weights)
+    run.check_inputs(inputs)
     probe = LinearProbe(encoder, train, data, settings, run)
     probed = probe.fit()
     judged = probe.encode(test)

@@ -44,9 +44,11 @@ from mce_llm.vision.models import (
     synchronise_norms,
 )
 from mce_llm.vision.running import (
+    ResumeRules,
     RunFolder,
     RunSettings,
     images_per_process,
+    input_of_images,
     leave_if_asked,
     open_run,
     progress_bar,
@@ -56,7 +58,7 @@ from mce_llm.vision.training.epoch_means import EpochMeans
 from mce_llm.vision.training.method import METHODS, Encoded, Student, targets
 from mce_llm.vision.training.optimizers import build_optimizer
 from mce_llm.vision.training.schedules import learning_rate, set_learning_rate, warmup_cosine
-from mce_llm.vision.training.settings import FIXED, PretrainSettings
+from mce_llm.vision.training.settings import FIXED, WITHOUT_EFFECT, PretrainSettings
 from mce_llm.vision.training.state import PretrainState
 from mce_llm.vision.training.watching import Watcher, epoch_values, open_evaluation
 
@@ -104,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     (settings, data, augmentation, running), given = parse_settings(
         groups, words, description=__doc__, refused=_REFUSED
     )
-    run = open_run(running, given, fixed=FIXED)
+    defaults = {"warmup_epochs": settings.warmup}
+    rules = ResumeRules((settings, data, augmentation, running), FIXED, WITHOUT_EFFECT, defaults)
+    run = open_run(running, given, rules=rules)
     if settings.warmup_epochs is None:
         say(f"warm-up: {settings.warmup:g} of {settings.epochs} epochs (warmup_epochs is not set)")
     batch_size = images_per_process(settings.batch_size, run.accelerator.num_processes)
@@ -117,6 +121,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{train.name}: {missing:,} images have no label; the online probe and the kNN monitor use the others"
         )
     evaluation = open_evaluation(data, train) if settings.monitor_every else None
+    inputs = {"training images": input_of_images(train)}
+    if evaluation is not None:
+        inputs["images for evaluation"] = input_of_images(evaluation, fixed=False)
+    run.check_inputs(inputs)
     loader = open_loader(train, data, augmentation, batch_size, run)
     say(f"{train.name}: {len(train):,} images, {len(loader)} steps of {settings.batch_size} an epoch")
 

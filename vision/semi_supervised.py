@@ -12,14 +12,23 @@ from dataclasses import asdict
 from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.data import DataSettings, ImageSource, classify_view, view_loader
+from mce_llm.vision.data.settings import HOW_ALONE
 from mce_llm.vision.models import feature_dim, save_backbone
 from mce_llm.vision.probing.accuracy import accuracy_report, rank_of_label, sentence
-from mce_llm.vision.probing.encoders import EncoderSettings, open_encoder, prepared_as
+from mce_llm.vision.probing.encoders import EncoderSettings, open_encoder, preparation_of, prepared_as
 from mce_llm.vision.probing.fine_tuning import FineTuningSettings, fine_tune, with_classifier
 from mce_llm.vision.probing.images import encode_images, open_labelled
 from mce_llm.vision.probing.linear import write_classifier
 from mce_llm.vision.probing.subsets import balanced_subset, read_subset, write_subset
-from mce_llm.vision.running import RunFolder, RunSettings, images_per_process, open_run, run_script
+from mce_llm.vision.running import (
+    ResumeRules,
+    RunFolder,
+    RunSettings,
+    images_per_process,
+    input_of_images,
+    open_run,
+    run_script,
+)
 
 LIST = "subset.txt"
 # A checkpoint is of these images, this encoder and this protocol.
@@ -46,7 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     (which, data, settings, running), given = parse_settings(groups, words, description=__doc__)
     if which.pixels:
         raise ConfigurationError("pixels has nothing to fine-tune; give encoder or backbone")
-    run = open_run(running, given, fixed=_FIXED)
+    rules = ResumeRules(
+        (which, data, settings, running),
+        _FIXED,
+        (*HOW_ALONE, "encode_batch_size"),
+        preparation_of(which),
+    )
+    run = open_run(running, given, rules=rules)
     accelerator = run.accelerator
     batch_size = images_per_process(settings.batch_size, accelerator.num_processes)
     encoder = open_encoder(which, running.seed)
@@ -54,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = prepared_as(encoder, data, given)
     whole, test = open_labelled(data)
     train, told = _few(whole, settings, run)
+    run.check_inputs(
+        {
+            "training images": input_of_images(train),
+            "images for evaluation": input_of_images(test, fixed=False),
+        }
+    )
     width = feature_dim(encoder.module, data.image_size)
     model = with_classifier(encoder.module, width, len(whole.classes), running.seed)
     loader = view_loader(

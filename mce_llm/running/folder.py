@@ -21,14 +21,12 @@ from typing import Any
 from mce_llm.errors import MceLlmError
 from mce_llm.running.files import write_json, write_text
 from mce_llm.running.installation import DISTRIBUTION, installed_versions
-from mce_llm.running.messages import ConfigurationError
 from mce_llm.running.visible_text import print_visible
-from mce_llm.running.yaml_text import dump_yaml, load_record
+from mce_llm.running.yaml_text import dump_yaml
 
 RECIPE = "recipe.yaml"
 VERSIONS = "versions.json"
 LOCK = "_LOCK"  # what begins with an underscore is not pushed to the hub
-_PLACE_ONLY = frozenset({"output_dir", "resume", "overwrite"})  # settings that do not change the outcome
 
 
 class OutputError(MceLlmError, RuntimeError):
@@ -226,33 +224,6 @@ def write_record(
     comments = "".join(f"# {' '.join(remark.split())}\n" for remark in remarks)
     write_text(folder / RECIPE, comments + settings)
     write_json(folder / VERSIONS, installed_versions((DISTRIBUTION, *packages)))
-
-
-def changed_settings(
-    folder: Path, given: Mapping[str, Any], *, place_only: Iterable[str] = ()
-) -> dict[str, str] | None:
-    """Find the settings that differ from those of the run that a folder holds.
-
-    Args:
-        folder: The folder.
-        given: The settings that were given now.
-        place_only: Settings that do not change the outcome, beside where the output goes.
-
-    Returns:
-        Name → `name before → now`, or None where the folder does not say what it began with.
-    """
-    from mce_llm.running.settings import without_secrets
-
-    try:
-        before = load_record((folder / RECIPE).read_text(encoding="utf-8"), RECIPE)
-    except (OSError, ConfigurationError):
-        return None
-    now, unimportant = without_secrets(given), _PLACE_ONLY | set(place_only)
-    return {
-        name: f"{name} {before.get(name)!r} → {now.get(name)!r}"
-        for name in dict.fromkeys([*before, *now])
-        if name not in unimportant and before.get(name) != now.get(name)
-    }
 
 
 def _forget_in_child() -> None:

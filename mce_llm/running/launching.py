@@ -15,6 +15,7 @@ Everything else is a defect of this package, and keeps its traceback (exit code 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -29,9 +30,12 @@ from mce_llm.running.noise import silence_known_noise
 from mce_llm.running.preemption import EXIT_CODE, PreemptedError, handle_signals
 from mce_llm.running.processes import leave_processes
 from mce_llm.running.visible_text import print_visible
+from mce_llm.running.workers import workers_end_here
 
 # How the writers of weights (safetensors) and of optimizer states (torch) say it.
 _DISK_FULL = ("No space left on device", "file write failed", "unexpected pos")
+# How torch says that a worker did not end by itself.
+_WORKER_KILLED = re.compile(r"DataLoader worker \(pid(\(s\))?.*(killed by signal|exited unexpectedly$)")
 # A launcher ends all processes as soon as one has left; what is said after that many seconds, no other one has said.
 _SECONDS_FOR_THE_FIRST = 3.0
 
@@ -42,6 +46,7 @@ def run_script(
     *,
     goes_on_from: str | Callable[[], str] | None = None,
     needs_less_memory: str = "lower batch_size, or use more processes or mixed_precision: bf16",
+    fewer_workers: str = "num_workers",
 ) -> int:
     """Run a script's `main`, with problems as one message instead of a traceback.
 
@@ -53,6 +58,7 @@ def run_script(
         argv: What to give it.
         goes_on_from: Where the same command goes on from, for messages about interruptions; by default the last checkpoint.
         needs_less_memory: What to change where the memory of a device is not enough.
+        fewer_workers: The setting that says how many processes prepare batches.
 
     Returns:
         The exit code: 0, 2 for a problem that the message explains, 130 after Ctrl-C, 143 after SIGTERM or SIGUSR1.
@@ -64,7 +70,7 @@ def run_script(
 
     silence_known_noise()
     try:
-        with handle_signals():
+        with handle_signals(), workers_end_here():
             main(argv)
     except PreemptedError as stop:
         if stop.checkpoint is not None:  # all the others have come this far too
@@ -81,9 +87,15 @@ def run_script(
             print_visible(f"\ninterrupted; the same command goes on from {start()}", sys.stderr)
         return 130
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not any(sign in str(error) for sign in _DISK_FULL):
+        if any(sign in str(error) for sign in _DISK_FULL):
+            message = f"the disk is full: {cause(error)}; with space, the same command goes on from {start()}"
+        elif _WORKER_KILLED.search(str(error)):
+            message = (
+                f"a process that prepares batches was killed ({cause(error)}), most often because the machine's memory was "
+                f"used up; with fewer of them ({fewer_workers}), the same command goes on from {start()}"
+            )
+        else:
             raise
-        message = f"the disk is full: {cause(error)}; with space, the same command goes on from {start()}"
     else:
         leave_processes()
         return 0

@@ -16,7 +16,6 @@ from mce_llm.running import folder as folders
 from mce_llm.running.folder import (
     LOCK,
     OutputError,
-    changed_settings,
     check_place,
     folder_held,
     hold_folder,
@@ -334,16 +333,9 @@ def test_places(tmp_path, unwritable):
         make_folder(unwritable)
 
 
-def test_settings_that_changed(tmp_path):
-    assert changed_settings(tmp_path, {"lr": 1.0}) is None
+def test_a_record_has_no_secrets(tmp_path):
     write_record(
         tmp_path, {"lr": 1.0, "seed": 1, "hub_token": "secret", "output_dir": "a"}, ("torch", "no-such")
     )
     assert "secret" not in (tmp_path / "recipe.yaml").read_text()
     assert '"no-such": "not installed"' in (tmp_path / "versions.json").read_text()
-    now = {"lr": 2.0, "seed": 1, "output_dir": "b", "workers": 4}
-    assert changed_settings(tmp_path, now, place_only=("workers",)) == {"lr": "lr 1.0 → 2.0"}
-    assert changed_settings(tmp_path, now)["workers"] == "workers None → 4"
-    for broken in ("- no\n- mapping\n", "a: [\n"):
-        (tmp_path / "recipe.yaml").write_text(broken)
-        assert changed_settings(tmp_path, now) is None

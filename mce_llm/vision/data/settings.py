@@ -14,6 +14,8 @@ from mce_llm.running.settings import raise_all
 AUTO_TRUE_FALSE = ("auto", "true", "false")
 # Blur takes the detail out of images that have little: the usual recipes for CIFAR leave it out.
 SMALLEST_BLURRED_SIZE = 64
+# For a run that goes on: settings that say how images are found and kept, and not which they are.
+HOW_ALONE = ("data_dir", "download", "cache_images", "rebuild_index")
 
 
 @dataclass

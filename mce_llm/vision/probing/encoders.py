@@ -18,7 +18,10 @@ from mce_llm.running.processes import say
 from mce_llm.running.settings import mapping_of, raise_all
 from mce_llm.vision.data import DataSettings
 from mce_llm.vision.models import TEACHER, BackboneSpec, build_backbone, load_backbone
+from mce_llm.vision.models.backbone_files import FACTS, WEIGHTS
 from mce_llm.vision.models.backbones import STEMS
+
+_PREPARATION = ("image_size", "mean", "std")
 
 
 @dataclass
@@ -137,6 +140,33 @@ def open_encoder(settings: EncoderSettings, seed: int) -> Encoder:
     return Encoder(module.eval(), spec, {**facts, "epochs": 0, "weights_seed": seed})
 
 
+def preparation_of(settings: EncoderSettings) -> dict[str, Any]:
+    """Image size and normalisation that an encoder's file says; empty where there is none that can be read.
+
+    Args:
+        settings: Which encoder.
+
+    Returns:
+        Those of image_size, mean and std that it has.
+    """
+    if (weights := weights_of(settings)) is None:
+        return {}
+    try:
+        facts = json.loads((weights.parent / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # which opening the encoder says
+        return {}
+    return {name: facts[name] for name in _PREPARATION if facts.get(name) is not None}
+
+
+def weights_of(settings: EncoderSettings) -> Path | None:
+    """The file of a pretrained encoder's weights; None for the other kinds."""
+    if settings.encoder is None:
+        return None
+    folder = Path(settings.encoder).expanduser()
+    folder = folder.parent if folder.name == WEIGHTS else folder
+    return folder / TEACHER / WEIGHTS if settings.use_teacher else folder / WEIGHTS
+
+
 def prepared_as(encoder: Encoder, data: DataSettings, given: Mapping[str, Any]) -> DataSettings:
     """The data settings with the image size and normalisation that the encoder was trained on, unless others were given.
 
@@ -149,7 +179,7 @@ def prepared_as(encoder: Encoder, data: DataSettings, given: Mapping[str, Any]) 
         Settings to open images with. What was adopted, and what differs from the encoder's, is said.
     """
     adopted: dict[str, Any] = {}
-    for name in ("image_size", "mean", "std"):
+    for name in _PREPARATION:
         own = encoder.facts.get(name)
         if own is None:
             continue

@@ -20,7 +20,7 @@ from mce_llm.vision.probing.fitting import ProbeError
 from mce_llm.vision.probing.heads import INITIAL_STD
 from mce_llm.vision.running import RunFolder, leave_if_asked, load_checkpoint, progress_bar, save_checkpoint
 from mce_llm.vision.running.checkpoint import restore_random_state
-from mce_llm.vision.training.optimizers import optimizer_of
+from mce_llm.vision.training.optimizers import optimizer_of, restore_optimizer
 from mce_llm.vision.training.schedules import learning_rate, set_learning_rate, warmup_cosine
 
 
@@ -153,7 +153,7 @@ def fine_tune(model: nn.Sequential, loader: ViewLoader, settings: FineTuningSett
         model.load_state_dict(state["model"])
     network, optimizer = accelerator.prepare(model, optimizer)
     if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(optimizer, state["optimizer"])
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         restore_random_state(state)

@@ -16,6 +16,7 @@ from mce_llm.vision.probing.batches import FeatureBatches
 from mce_llm.vision.probing.heads import ParallelHeads, heads_optimizer
 from mce_llm.vision.probing.protocol import ProbeSettings
 from mce_llm.vision.running import RunFolder, leave_if_asked, progress_bar, save_checkpoint
+from mce_llm.vision.training.optimizers import restore_optimizer
 from mce_llm.vision.training.schedules import learning_rate, set_learning_rate
 
 
@@ -85,7 +86,7 @@ def fit_heads(
     optimizer = heads_optimizer(settings.optimizer, heads, scaled, settings.momentum, settings.weight_decay)
     if state is not None:
         heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(optimizer, state["optimizer"])
     else:
         place.begin_epoch(len(rates))
     per_epoch = len(batches)

@@ -6,7 +6,7 @@ summary.json is written last, so its presence is what makes a run finished.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,6 @@ from mce_llm.running.folder import (
     RECIPE,
     VERSIONS,
     OutputError,
-    changed_settings,
     hold_folder,
     make_folder,
     release_folder,
@@ -30,6 +29,7 @@ from mce_llm.running.processes import gather, say, shared
 from mce_llm.running.settings import raise_all
 from mce_llm.running.step_log import StepLog
 from mce_llm.vision.running.launching import make_accelerator
+from mce_llm.vision.running.resuming import INPUTS, Changes, Input, ResumeRules, changes_since, check_inputs
 
 CHECKPOINT = "checkpoint.pt"
 SUMMARY = "summary.json"
@@ -38,8 +38,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "accelerate")
 METRICS = "metrics.jsonl"
 SPECTRA = "spectra.jsonl"
 _JOURNALS = (METRICS, SPECTRA, "tensorboard")
-_OURS = (SUMMARY, CHECKPOINT, RECIPE, VERSIONS, *_JOURNALS)
-_PLACE_ONLY = ("num_workers", "data_dir", "cpu")  # beside those of every run
+_OURS = (SUMMARY, CHECKPOINT, RECIPE, VERSIONS, INPUTS, *_JOURNALS)
 
 
 @dataclass
@@ -110,12 +109,44 @@ class RunFolder:
         return SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
 
     _purge_step: int | None = None
+    _changed: tuple[Mapping[str, Any], Changes] | None = None  # what recipe.yaml does not say yet
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged beyond `step`, so that the journal is that of one undisturbed run."""
+        """Go on from `step`: forget what was logged beyond it, so that the journal is that of one undisturbed run.
+
+        Settings that hold from here on come into recipe.yaml, with a line on what was before.
+        """
+        if not PartialState().is_main_process:
+            return
+        self._steps.rewind(step)
+        self._purge_step = step + 1
+        if self._changed is not None:
+            given, changes = self._changed
+            recipe = (self.path / RECIPE).read_text(encoding="utf-8")
+            remarks = [line[2:] for line in recipe.splitlines() if line.startswith("# ")]
+            remarks.append(f"until step {step}: {', '.join(changes.history)}")
+            write_record(self.path, given, _PACKAGES, remarks=remarks)
+            self._changed = None
+
+    def check_inputs(self, inputs: Mapping[str, Input]) -> None:
+        """See that what a run reads is what it read before it was interrupted. All processes call this.
+
+        Args:
+            inputs: By what they are called in messages.
+
+        Raises:
+            OutputError: Some differ with which it cannot go on; the message says which.
+        """
+        problem, said = None, []
         if PartialState().is_main_process:
-            self._steps.rewind(step)
-            self._purge_step = step + 1
+            try:
+                said = check_inputs(self.path, inputs, goes_on=self.checkpoint is not None)
+            except OutputError as error:
+                problem = error
+        if (problem := gather(problem)[0]) is not None:
+            raise shared(problem)
+        for sentence in said:
+            say(sentence)
 
     def log(self, step: int, values: Mapping[str, float | int | str]) -> None:
         """Add a line to metrics.jsonl and, for numbers, points to TensorBoard; on the main process alone."""
@@ -159,13 +190,15 @@ class RunFolder:
         self.accelerator.wait_for_everyone()
 
 
-def open_run(settings: RunSettings, given: Mapping[str, Any], *, fixed: Sequence[str] = ()) -> RunFolder:
+def open_run(
+    settings: RunSettings, given: Mapping[str, Any], *, rules: ResumeRules | None = None
+) -> RunFolder:
     """Join the processes of this launch, and make the folder or find in it what to go on from. All processes call this.
 
     Args:
         settings: Where and how.
         given: All settings that were given, for recipe.yaml.
-        fixed: Settings that a run which goes on must not change, as its state would not fit.
+        rules: What a start may change of a run that it goes on with; None for a script that writes no checkpoint.
 
     Returns:
         The folder. Its `checkpoint` is None for a run that begins.
@@ -182,7 +215,7 @@ def open_run(settings: RunSettings, given: Mapping[str, Any], *, fixed: Sequence
         try:
             make_folder(folder)
             hold_folder(folder, let_go=run.close)
-            checkpoint = _prepared(folder, settings, given, fixed)
+            checkpoint = _prepared(run, given, rules)
         except OutputError as error:
             release_folder(folder)
             problem = error
@@ -195,11 +228,9 @@ def open_run(settings: RunSettings, given: Mapping[str, Any], *, fixed: Sequence
     return run
 
 
-def _prepared(
-    folder: Path, settings: RunSettings, given: Mapping[str, Any], fixed: Sequence[str]
-) -> Path | None:
+def _prepared(run: RunFolder, given: Mapping[str, Any], rules: ResumeRules | None) -> Path | None:
+    folder, settings, checkpoint = run.path, run.settings, run.checkpoint_file
     try:
-        checkpoint = folder / CHECKPOINT
         finished = (folder / SUMMARY).exists()
         if finished or (checkpoint.exists() and not settings.resume):
             if not settings.overwrite:
@@ -210,7 +241,11 @@ def _prepared(
             for name in _OURS:
                 remove(folder / name)
         if checkpoint.exists():
-            _check_settings(folder, given, fixed)
+            if rules is None:
+                raise OutputError(
+                    f"output_dir {str(folder)!r} holds the checkpoint of another kind of run; choose another output_dir"
+                )
+            _check_settings(run, given, rules)
             return checkpoint
         for name in _JOURNALS:  # of a run that never came to its first checkpoint
             remove(folder / name)
@@ -220,19 +255,18 @@ def _prepared(
     return None
 
 
-def _check_settings(folder: Path, given: Mapping[str, Any], fixed: Sequence[str]) -> None:
+def _check_settings(run: RunFolder, given: Mapping[str, Any], rules: ResumeRules) -> None:
     """Say which settings changed since the run began, and refuse what its state would not fit."""
-    changed = changed_settings(folder, given, place_only=_PLACE_ONLY)
-    if changed is None:
+    changes = changes_since(run.path, given, rules)
+    if changes is None:
         say(f"the settings that this run began with are unknown: {RECIPE} cannot be read")
         return
-    if refused := [text for name, text in changed.items() if name in fixed]:
-        raise OutputError(
-            f"the run in {str(folder)!r} cannot go on with other settings: {', '.join(refused)}; put them back, or start "
-            "anew with --resume false --overwrite true"
-        )
-    if changed:
-        say(f"settings that differ from those it began with: {', '.join(changed.values())}")
+    if changes.refused:
+        raise OutputError(changes.refusal(run.path))
+    for sentence in changes.sentences():
+        say(sentence)
+    if changes.applied:
+        run._changed = (given, changes)
 
 
 def _device_name(device: torch.device) -> str:

@@ -137,3 +137,18 @@ def optimizer_of(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def restore_optimizer(optimizer: Any, saved: dict[str, Any]) -> None:
+    """Put the momenta of a checkpoint back, and leave rates, decays and momentum factors as the settings of now have them.
+
+    torch's own way brings the options of a group back too, so that none of these could be changed on the way.
+
+    Args:
+        optimizer: Built as the settings say.
+        saved: Its `state_dict` of before.
+    """
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from mce_llm.running.messages import nearest_hint
 from mce_llm.running.settings import mapping_of, raise_all
+from mce_llm.vision.data.settings import HOW_ALONE
 from mce_llm.vision.models import BackboneError, BackboneSpec
 from mce_llm.vision.training.method import METHODS
 from mce_llm.vision.training.optimizers import OPTIMIZERS
@@ -27,8 +28,15 @@ FIXED = (
     "train_split",
     "limit",
     "eval_from_train",
+    "image_size",
+    "mean",
+    "std",
+    "image_column",
+    "label_column",
     "seed",
 )
+# How the same is computed or read; rounding aside, nothing of what is trained depends on it.
+WITHOUT_EFFECT = (*HOW_ALONE, "channels_last", "compile")
 
 _SHORT = 20  # epochs, of which ten of warm-up would be most or all
 

@@ -10,6 +10,7 @@ from mce_llm.vision.losses import ViewLoss
 from mce_llm.vision.models import MomentumTeacher
 from mce_llm.vision.running.checkpoint import load_checkpoint, restore_random_state, save_checkpoint
 from mce_llm.vision.training.method import Student
+from mce_llm.vision.training.optimizers import restore_optimizer
 
 
 @dataclass
@@ -54,7 +55,7 @@ class PretrainState:
         )
 
     def restore(self, path: Path) -> None:
-        """Put everything back as a checkpoint has it, the random states of the processes included.
+        """Put back what a checkpoint has, the random states of the processes included; the options of optimizers stay.
 
         Args:
             path: The file.
@@ -67,7 +68,7 @@ class PretrainState:
         if self.teacher is not None:
             self.teacher.load_state_dict(saved["teacher"])
         for each, its_state in zip(self.optimizers, saved["optimizers"], strict=True):
-            each.load_state_dict(its_state)
+            restore_optimizer(each, its_state)
         if self.scaler is not None and saved["scaler"] is not None:
             self.scaler.load_state_dict(saved["scaler"])
         if "loss" in saved:  # older checkpoints have none, and their losses remembered nothing

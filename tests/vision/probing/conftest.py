@@ -10,7 +10,7 @@ from torch import nn
 
 from mce_llm.vision.data import DataSettings
 from mce_llm.vision.data.torchvision_sets import ArrayImages
-from mce_llm.vision.running import RunSettings, open_run
+from mce_llm.vision.running import ResumeRules, RunSettings, open_run
 
 
 def _images(count, seed=0, classes=3, noise=60, size=8):
@@ -39,7 +39,8 @@ def small():
     """`images(count, …)`, `encoder(…)`, `data` and `run(folder)`."""
 
     def run(folder, **changed):
-        return open_run(RunSettings(output_dir=str(folder), cpu=True, **changed), {})
+        settings = RunSettings(output_dir=str(folder), cpu=True, **changed)
+        return open_run(settings, {}, rules=ResumeRules((settings,)))
 
     data = DataSettings(dataset="shapes", image_size=8, num_workers=0)
     return SimpleNamespace(images=_images, encoder=_encoder, data=data, run=run)

@@ -4,13 +4,33 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
 import yaml
 
 from mce_llm.running.settings import ConfigurationError
-from mce_llm.vision.running import OutputError, RunSettings, load_checkpoint, open_run, save_checkpoint
+from mce_llm.vision.running import (
+    OutputError,
+    ResumeRules,
+    RunSettings,
+    load_checkpoint,
+    open_run,
+    save_checkpoint,
+)
+
+
+@dataclass
+class Fitting:
+    """Settings of a training."""
+
+    epochs: int = 3
+    lr: float = 1.0
+
+
+def rules(tmp_path, **given):
+    return ResumeRules((Fitting(**given), settings(tmp_path)), ("epochs",))
 
 
 def settings(tmp_path, **given):
@@ -47,23 +67,28 @@ def test_from_beginning_to_end(tmp_path):
 
 
 def test_an_interrupted_run_goes_on(tmp_path, capsys):
-    run = open_run(settings(tmp_path), {"epochs": 3, "lr": 1.0})
+    given = {"epochs": 3, "lr": 1.0, "output_dir": str(tmp_path / "run"), "cpu": True}
+    run = open_run(settings(tmp_path), given)
     for step in (1, 2, 3):
         run.log(step, {"loss": 1.0 / step})
     save_checkpoint(run.checkpoint_file, {"step": 2})
-    run = open_run(settings(tmp_path), {"epochs": 3, "lr": 2.0}, fixed=("epochs",))
+    run = open_run(settings(tmp_path), {"epochs": 3, "lr": 2.0}, rules=rules(tmp_path, lr=2.0))
     assert run.checkpoint == run.checkpoint_file
     assert load_checkpoint(run.checkpoint)["step"] == 2
     run.rewind(2)
     assert [line["step"] for line in lines(run)] == [1, 2]
-    assert "lr 1.0 → 2.0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "settings that differ, and hold from here on: lr 1.0 → 2.0" in said
+    recipe = (run.path / "recipe.yaml").read_text()
+    assert recipe.startswith("# until step 2: lr 1.0 (then 2.0)\n")
+    assert yaml.safe_load(recipe)["lr"] == 2.0
 
 
 def test_what_may_not_change(tmp_path):
-    run = open_run(settings(tmp_path), {"epochs": 3})
+    run = open_run(settings(tmp_path), {"epochs": 3, "output_dir": str(tmp_path / "run")})
     save_checkpoint(run.checkpoint_file, {"step": 2})
     with pytest.raises(OutputError, match=r"cannot go on with other settings: epochs 3 → 4.*--resume false"):
-        open_run(settings(tmp_path), {"epochs": 4}, fixed=("epochs",))
+        open_run(settings(tmp_path), {"epochs": 4}, rules=rules(tmp_path, epochs=4))
     with pytest.raises(OutputError, match=r"holds a checkpoint"):
         open_run(settings(tmp_path, resume=False), {"epochs": 4})
     assert open_run(settings(tmp_path, resume=False, overwrite=True), {"epochs": 4}).checkpoint is None
@@ -144,3 +169,22 @@ def test_all_problems_at_once():
     assert "mixed_precision must be" in str(caught.value)
     assert "seed must be" in str(caught.value)
     assert "output_dir must name" in str(caught.value)
+
+
+@pytest.mark.parametrize("broken", [None, "- no\n- mapping\n", "a: [\n"])
+def test_a_record_that_cannot_be_read_is_said(tmp_path, broken, capsys):
+    run = open_run(settings(tmp_path), {"output_dir": str(tmp_path / "run")})
+    save_checkpoint(run.checkpoint_file, {"step": 2})
+    (run.path / "recipe.yaml").unlink()
+    if broken is not None:
+        (run.path / "recipe.yaml").write_text(broken)
+    assert open_run(settings(tmp_path), {}, rules=rules(tmp_path)).checkpoint is not None
+    assert "settings that this run began with are unknown" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_kind_of_run_is_left_alone(tmp_path):
+    run = open_run(settings(tmp_path), {})
+    save_checkpoint(run.checkpoint_file, {"step": 2})
+    with pytest.raises(OutputError, match="holds the checkpoint of another kind of run"):
+        open_run(settings(tmp_path), {})
+    assert run.checkpoint_file.exists()
