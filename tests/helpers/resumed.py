@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
 
 from helpers.scripts import load_script
@@ -232,3 +233,14 @@ def go_on(script, base, settings, folder, patch):
 def equal(one, other):
     """Whether weights agree to the last bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def class_folders(folder, count):
+    """Two classes of so many images each, to train on and to be judged on."""
+    for kind in ("one", "two"):
+        for split in ("train", "val"):
+            (folder / split / kind).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                Image.new("RGB", (40, 40), (9 * number, 200, 30)).save(
+                    folder / split / kind / f"{number}.png"
+                )

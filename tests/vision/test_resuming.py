@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.resumed import SCRIPTS, command_line, equal, go_on, start
+from helpers.resumed import SCRIPTS, class_folders, command_line, equal, go_on, start
 from helpers.scripts import load_script
 from mce_llm.running.settings import settings_of
 from mce_llm.vision.data.shapes import CLASSES
@@ -355,20 +355,10 @@ def test_what_means_the_same_is_no_difference(same, stopped, tmp_path, capsys, m
     assert equal(weights, run.unchanged[1])
 
 
-def _class_folders(folder, count):
-    for kind in ("one", "two"):
-        for split in ("train", "val"):
-            (folder / split / kind).mkdir(parents=True, exist_ok=True)
-            for number in range(count):
-                Image.new("RGB", (40, 40), (9 * number, 200, 30)).save(
-                    folder / split / kind / f"{number}.png"
-                )
-
-
 @pytest.mark.parametrize("name", ["pretrain", "linear_probe", "semi_supervised"])
 def test_images_that_were_added_are_noticed(name, tmp_path, capsys, monkeypatch):
     script, data = SCRIPTS[name], tmp_path / "data"
-    _class_folders(data, 10)
+    class_folders(data, 10)
     settings = {
         **script.base,
         "dataset": data,
