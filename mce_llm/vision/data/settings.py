@@ -171,7 +171,7 @@ class AugmentationSettings:
         default=0.2, metadata={"help": "How often those of the second are."}
     )
     solarize_threshold: float = field(
-        default=0.5, metadata={"help": "Values from here on, of 1, are bright."}
+        default=128, metadata={"help": "Values from here on, of 0 to 255, are bright."}
     )
     flip_probability: float = field(default=0.5, metadata={"help": "How often left and right change places."})
 

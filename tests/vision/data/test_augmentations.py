@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -122,6 +122,10 @@ def test_grey_and_flip_and_solarise_are_exact(photograph):
     assert torch.equal(grey[0], grey[1])
     _, solarised = views(image, 32, solarize_probability_2=1.0, solarize_threshold=100)
     assert torch.equal((solarised * 255).round().byte(), torch.where(image >= 100, 255 - image, image))
+    # By default as Pillow does it, whose `solarize` the official recipe calls without a threshold.
+    _, solarised = views(image, 32, solarize_probability_2=1.0)
+    pillow = ImageOps.solarize(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    assert torch.equal((solarised * 255).round().byte(), torch.from_numpy(np.array(pillow)).permute(2, 0, 1))
 
 
 def test_probabilities_are_met(photograph):
