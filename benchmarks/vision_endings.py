@@ -143,7 +143,7 @@ def make_case(script: str, ending: str, workers: int, work: Path) -> Case:
     words = [
         "--run",
         str(encoder),
-        "--kinds",
+        "--what",
         "features",
         "--feature_images",
         str(_MANY),
@@ -151,7 +151,7 @@ def make_case(script: str, ending: str, workers: int, work: Path) -> Case:
         "16",
     ]
     words += ["--num_workers", str(workers), "--cpu", "true"]
-    return Case(words, output, "from the encoder's file")
+    return Case(words, output, "encoder:")
 
 
 class Ended(NamedTuple):
@@ -226,6 +226,9 @@ def _until_at_work(
             if signed and time.monotonic() - signed > 3:  # nothing says that images are being encoded
                 return time.monotonic()
         time.sleep(0.02)
+    if ending not in ("error", "nan") and process.poll() is not None:
+        said += [line for _, line in _waiting(lines)]
+        raise RuntimeError("ended before it was at work:\n" + "\n".join(said[-12:]))
     return time.monotonic()
 
 
@@ -265,7 +268,8 @@ def main() -> int:
     asked.work.mkdir(parents=True, exist_ok=True)
     bad = 0
     print(
-        "| script | ending | workers | seconds to the end | exit code | processes left |\n|---|---|---|---|---|---|"
+        "| script | ending | workers | seconds to the end | exit code | processes left | error |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for script, ending, workers in itertools.product(asked.scripts, asked.endings, asked.workers):
         if ending == "crash" and not workers:
@@ -275,7 +279,11 @@ def main() -> int:
         wrong = ended.code != CODES[ending] or ended.left > 0
         bad += wrong
         shown = "HANGS" if ended.seconds is None else f"{ended.seconds:.1f}"
-        print(f"| {script} | {ending} | {workers} | {shown} | {ended.code} | {ended.left} |", flush=True)
+        error = next((line for line in ended.said if line.startswith("error:")), "")[7:80]
+        print(
+            f"| {script} | {ending} | {workers} | {shown} | {ended.code} | {ended.left} | {error} |",
+            flush=True,
+        )
         if wrong:
             print("\n".join(f"    {line[:200]}" for line in ended.said[-12:]), file=sys.stderr, flush=True)
     return int(bad > 0)
