@@ -6,10 +6,11 @@ from mce_llm.vision.running.checkpoint import load_checkpoint, save_checkpoint
 from mce_llm.vision.running.folder import RunFolder, RunSettings, open_run
 from mce_llm.vision.running.launching import images_per_process, leave_if_asked, stop_agreed
 from mce_llm.vision.running.progress import progress_bar
-from mce_llm.vision.running.resuming import ResumeRules, input_of_file, input_of_images
+from mce_llm.vision.running.resuming import Input, ResumeRules, input_of_file, input_of_images
 
 __all__ = [
     "CheckpointError",
+    "Input",
     "OutputError",
     "ResumeRules",
     "RunFolder",
