@@ -1,6 +1,6 @@
 """How long each vision script that loads images takes to end, whatever ends it, and whether it leaves processes behind.
 
-    python benchmarks/vision_endings.py --work /tmp/endings [--scripts knn detection] [--endings crash] [--workers 4]
+    python benchmarks/vision_endings.py --work DIR [--scripts knn detection] [--endings crash] [--workers 4]
 
 Every script is run for real on a CPU, with small networks and images that it makes itself. When it is at work, something
 ends it: a broken image, Ctrl-C, SIGTERM, numbers that are not finite, or a worker that is killed. The table has the seconds
