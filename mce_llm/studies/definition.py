@@ -106,7 +106,8 @@ class Study:
         primary: The measure that the study is about.
         launch: `training` and `evaluation`: options of `accelerate launch`.
         prepare: Commands that run before everything else.
-        keep_weights: Whether the weights of a run stay when its results are there.
+        keep_weights: What stays of a run's weights when its results are there: True for all, `model` for those that it was
+            trained to, without checkpoints, False for nothing.
         confidence: Coverage of the intervals.
         contrasts: Arms that are compared with each other, too.
     """
@@ -121,7 +122,7 @@ class Study:
     primary: Primary
     launch: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prepare: tuple[Preparation, ...] = ()
-    keep_weights: bool = True
+    keep_weights: bool | str = True
     confidence: float = 0.95
     contrasts: tuple[Contrast, ...] = ()
 

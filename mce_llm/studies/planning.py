@@ -152,14 +152,20 @@ def has_weights(folder: Path) -> bool:
     return any(True for pattern in _WEIGHTS for _ in folder.glob(pattern))
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Weights, tokenizers beside checkpoints and all else in a run's folder that only going on or evaluating needs.
+def weight_files(folder: Path, keep: bool | str) -> list[Path]:
+    """What to delete of a finished run's weights, which only going on or evaluating needs.
 
     Args:
         folder: The `output_dir` of a run.
+        keep: True for everything; `model` for the weights that it was trained to, without checkpoints and merged copies;
+            False for nothing.
     """
-    found = [path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern))]
-    return [*sorted(folder.glob("checkpoint-*")), *[folder / "merged"] * (folder / "merged").is_dir(), *found]
+    if keep is True:
+        return []
+    beside = [*sorted(folder.glob("checkpoint-*")), *[folder / "merged"] * (folder / "merged").is_dir()]
+    if keep == "model":
+        return beside
+    return [*beside, *(path for pattern in _WEIGHTS for path in sorted(folder.glob(pattern)))]
 
 
 def other_options(folder: Path, options: Any) -> list[str]:

@@ -189,8 +189,9 @@ class _Reader(Parts):
         contrasts = self._contrasts(arms)
         prepare = self.preparations(self.content.get("prepare"))
         keep = self.content.get("keep_weights", True)
-        if not isinstance(keep, bool):
-            self.problems.append(f"keep_weights must be true or false, got {keep!r}")
+        if not isinstance(keep, bool) and keep != "model":
+            self.problems.append(f"keep_weights must be true, false or model, got {keep!r}")
+            keep = True
         confidence = self.content.get("confidence", 0.95)
         if not isinstance(confidence, float) or not 0.5 <= confidence < 1:
             self.problems.append(
@@ -208,7 +209,7 @@ class _Reader(Parts):
             primary,
             launch,
             prepare,
-            bool(keep),
+            keep,
             confidence,
             contrasts,
         )

@@ -261,10 +261,8 @@ class _Runner:
         return True
 
     def drop_weights(self, run: Run) -> None:
-        """Delete a finished run's weights, where the study says so."""
-        if self._study.keep_weights:
-            return
-        for path in weight_files(self._study.folder(run.arm.name, run.seed)):
+        """Delete of a finished run's weights what the study does not keep."""
+        for path in weight_files(self._study.folder(run.arm.name, run.seed), self._study.keep_weights):
             remove(path)
 
     def _fail(self, active: Active, code: int) -> None:

@@ -242,18 +242,27 @@ def test_a_folder_that_an_earlier_process_still_holds_is_waited_for(study, progr
     assert sum(event[0] == "finished" for event in watcher.events) == 4
 
 
-def test_weights_go_when_the_results_are_there(tmp_path, programs):
-    study = read_study(write_study(tmp_path, keep_weights=False))
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (True, ["answers", "checkpoint-2", "model.safetensors", "trainer_state.json"]),
+        ("model", ["answers", "model.safetensors", "trainer_state.json"]),
+        (False, ["answers", "trainer_state.json"]),
+    ],
+)
+def test_weights_go_when_the_results_are_there(tmp_path, programs, keep, kept):
+    study = read_study(write_study(tmp_path, keep_weights=keep))
     folder = study.folder("ce", 1)
     programs["ce", 1, "training"] = (
         f"p = Path({str(folder)!r}); (p / 'checkpoint-2').mkdir(exist_ok=True)\n"
         "[(p / n).write_text('x') for n in ('model.safetensors', 'trainer_state.json', 'checkpoint-2/optimizer.pt')]"
     )
     run(study, Watcher())
-    assert sorted(path.name for path in folder.iterdir()) == ["answers", "trainer_state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == kept
+    (folder / "checkpoint-2").mkdir(exist_ok=True)
     (folder / "model.safetensors").write_text("left by a kill between the two")
     run(study, Watcher())
-    assert not (folder / "model.safetensors").exists()
+    assert sorted(path.name for path in folder.iterdir()) == kept
 
 
 def test_preparations_run_once_each_and_a_failure_is_shown(tmp_path):

@@ -1,0 +1,91 @@
+"""The page of the study is made of the lines beside it: small, of no machine, and the same tables as the study's own."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.studies import answers_outcome, likelihood_outcome, result_line, write_study
+from mce_llm.studies.comparing import compare_study
+from mce_llm.studies.reading import read_study
+from mce_llm.studies.results import Results
+from mce_llm.studies.tables import measure_table
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "study_page.py"
+PRIMARY = {"evaluation": "likely", "measure": "numbers.nats", "smallest_difference": 0.05}
+EVALUATIONS = {
+    "likely": {"script": "likelihood", "settings": {"data": "test.jsonl"}},
+    "answers": {"script": "gsm8k", "settings": {"data": "test.jsonl", "prompt": "plain"}},
+}
+
+
+@pytest.fixture
+def page():
+    spec = importlib.util.spec_from_file_location("study_page_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A study file with the results of two arms and two seeds beside it."""
+    path = write_study(tmp_path, evaluations=EVALUATIONS, primary=PRIMARY, name="small")
+    lines = []
+    for arm, less in (("ce", 0.0), ("mce", 1.0)):
+        for seed in (1, 2):
+            nats = [12.34567890123 + 0.1 * place + 0.01 * seed - less for place in range(20)]
+            outcomes = {
+                "likely": likelihood_outcome(nats, model=f"{arm}{seed}"),
+                "answers": answers_outcome([seed % 2, 1] * 10, model=f"{arm}{seed}"),
+            }
+            outcomes["likely"]["options"] = {"data": "/home/someone/test.jsonl"}
+            launch = {"training": ["--config_file", "/home/someone/zero3.yaml"], "evaluation": []}
+            lines.append(result_line(arm, seed, outcomes, launch=launch))
+    (tmp_path / "out").mkdir()
+    results = tmp_path / "out" / "results.jsonl"
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path, results
+
+
+def test_kept_lines_say_the_same_and_name_no_folder(page, finished, tmp_path):
+    path, results = finished
+    target = tmp_path / "kept" / "study.jsonl.gz"
+    assert page.keep(results, target, ["numbers", "all"]) == 4
+    first = target.read_bytes()
+    text = gzip.decompress(first).decode()
+    assert "someone" not in text
+    assert "zero3.yaml" in text
+    assert "12.355679" not in text
+    assert "12.3557" in text
+    page.keep(results, target, ["numbers", "all"])
+    assert target.read_bytes() == first
+
+    study = read_study(path)
+    whole = compare_study(study, Results(results.parent, "small").read())
+    small = compare_study(study, page.kept_results(study, [target]))
+    a, b = (measure_table(found.evaluations[0], found.primary) for found in (whole, small))
+    assert a == b
+    assert {found.measure.group for found in small.evaluations[0].comparisons} == {"numbers", "all"}
+
+
+def test_only_marked_tables_are_written_anew(page, finished, tmp_path):
+    path, results = finished
+    page.keep(results, tmp_path / "study.a.jsonl.gz", ["numbers", "all"])
+    before = "# Page\n<!-- study -->\nold\n<!-- end of study -->\nwords\n<!-- a remark -->\n"
+    after = page.written(before, tmp_path, path.parent)
+    assert after.startswith("# Page\n<!-- study -->\n\n4 of 4 runs.")
+    assert after.endswith("<!-- end of study -->\nwords\n<!-- a remark -->\n")
+    assert "old" not in after
+    assert "| ce (baseline) | 2 |" in after
+    assert page.written(after, tmp_path, path.parent) == after
+    with pytest.raises(SystemExit, match="no kept lines"):
+        page.written("<!-- other -->\n<!-- end of other -->", tmp_path, path.parent)
+
+
+def test_the_page_is_what_its_lines_make(page):
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.written(text, page.LINES, page.STUDIES) == text
+    assert "<!-- smollm2_gsm8k_search -->" in text
