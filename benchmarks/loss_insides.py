@@ -11,6 +11,8 @@ first. Several folders under one name are training seeds of one method; what is 
 - Digits: at positions whose token is one digit, the probability of each other digit, and how far it is from the right one.
 - Temperature: nats per token after the logits are divided by the best constant, found on every second question and used
   on the others. What a loss gains by smoothing alone is gone then.
+- Effective ranks over training (of the hidden states, and of the predicted density matrices), where the folder of a run has
+  them: `monitor_steps` measures them.
 
     python benchmarks/loss_insides.py --before BASE --model ce=DIR ce=DIR --model token=DIR token=DIR --data FILE --output DIR
 """
@@ -40,6 +42,7 @@ SURE = (0.0, 0.5, 0.9, 0.99, 1.0)
 NEAREST = 64
 DIGITS = "0123456789"
 BATCH_TOKENS = 1024
+RANKS = {"hidden_effective_rank": "hidden states", "density_effective_rank": "predicted density matrices"}
 
 
 class Geometry:
@@ -144,17 +147,59 @@ def averaged(parts: list[dict]) -> dict:
     return np.mean(np.array(parts, dtype=float), axis=0).tolist()
 
 
+def ranks(folder: Path) -> dict[str, dict[str, float]]:
+    """Effective ranks that a run has logged: name → step → rank; empty where it has not."""
+    file = folder / "trainer_state.json"
+    history = json.loads(file.read_text(encoding="utf-8"))["log_history"] if file.is_file() else []
+    return {
+        name: of
+        for name in RANKS
+        if (of := {str(line["step"]): line[name] for line in history if name in line})
+    }
+
+
+def mean_ranks(logged: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The mean over training seeds, at the steps that all have."""
+    return {
+        name: {
+            step: float(np.mean([of[name][step] for of in logged]))
+            for step in logged[0][name]
+            if all(step in of[name] for of in logged)
+        }
+        for name in logged[0]
+        if all(name in of for of in logged)
+    }
+
+
+def draw_ranks(found: dict[str, dict], file: Path) -> None:
+    """Effective ranks of every model over training, a panel a kind."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for place, (name, title) in enumerate(RANKS.items()):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for model, of in found.items():
+            if name in of:
+                axes.plot([int(step) for step in of[name]], list(of[name].values()), label=model)
+        axes.set_title(f"effective rank: {title}", fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if place == 0:
+            axes.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+
+
 def draw(found: dict, baseline: str, file: Path) -> None:
     """Differences from the baseline by how sure the model was before, for numbers and for words."""
     names = [name for name in found if name not in (baseline, "before")]
     bins = [f"{low:g}–{high:g}" for low, high in itertools.pairwise(SURE)]
     figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for place, group in enumerate(("numbers", "words")):
-        axes = figure.add_subplot(1, 2, place + 1)
+    for panel, group in enumerate(("numbers", "words")):
+        axes = figure.add_subplot(1, 2, panel + 1)
         for number, name in enumerate(names):
             differences = [
-                found[name][f"{group} {span}"]["nats"] - found[baseline][f"{group} {span}"]["nats"]
-                for span in bins
+                found[name][place]["nats"] - found[baseline][place]["nats"] if place in found[name] else 0.0
+                for place in (
+                    f"{group} {span}" for span in bins
+                )  # a span without a token is in no model's table
             ]
             axes.bar(
                 np.arange(len(bins)) + 0.8 * number / len(names), differences, 0.8 / len(names), label=name
@@ -164,7 +209,7 @@ def draw(found: dict, baseline: str, file: Path) -> None:
         axes.set_title(f"{group}: nats per token against {baseline}", fontsize=10)
         axes.set_xlabel("largest probability of the model before training")
         axes.grid(axis="y", alpha=0.3)
-        if place == 0:
+        if panel == 0:
             axes.legend(fontsize=8)
     figure.savefig(file, dpi=110)
 
@@ -242,8 +287,11 @@ def main() -> int:
         for low, high in itertools.pairwise(SURE):
             masks[f"{group} {low:g}–{high:g}"] = groups[group] & (sure_N > low) & (sure_N <= high)
     found = {"before": tables(before, masks, half_N, right_N)}
+    over_training = {}
     for name, places in folders.items():
         parts = []
+        if over := mean_ranks([ranks(Path(place)) for place in places]):
+            over_training[name] = over
         for place in places:
             print(f"{name}: {place}", file=sys.stderr)
             trained, _ = load_model_and_tokenizer(place, options.dtype, device)
@@ -252,9 +300,15 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     write_json(
         options.output / "insides.json",
-        {"seeds": {name: len(of) for name, of in folders.items()}, "models": found},
+        {
+            "seeds": {name: len(of) for name, of in folders.items()},
+            "models": found,
+            "effective ranks": over_training,
+        },
     )
     draw(found, next(iter(folders)), options.output / "insides.png")
+    if over_training:
+        draw_ranks(over_training, options.output / "ranks.png")
     print("| model | positions | tokens | nats | first choice | wrong | cosine | near | best T | nats at T |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, table in found.items():
