@@ -1,5 +1,6 @@
 """The benchmarks run as a user runs them, on problems small enough for a test."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -204,6 +205,46 @@ def test_losses_of_images_plans(tmp_path):
     assert "an interval over seeds needs two at least" in result.stderr
 
 
+@pytest.fixture
+def image_losses(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("image_losses_benchmark", BENCHMARKS / "image_losses.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("said", "exit_code", "is_trial", "goes_on"),
+    [
+        ("the loss is not finite", 2, True, True),
+        ("the loss is not finite", 2, False, False),
+        ("no such folder", 2, True, False),
+        ("the loss is not finite", 1, True, False),
+    ],
+)
+def test_a_trial_that_diverges_is_the_worst_and_other_faults_stop(
+    image_losses, tmp_path, monkeypatch, said, exit_code, is_trial, goes_on
+):
+    good = "import json, pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(); (p / 'summary.json').write_text("
+    programs = {
+        "bad": f"import sys; print({said!r}); sys.exit({exit_code})",
+        "good": good + "json.dumps({'monitor/knn_top1': 0.5}))",
+    }
+    monkeypatch.setattr(
+        image_losses.Job,
+        "command",
+        property(lambda job: [sys.executable, "-c", programs[job.folder.name], str(job.folder)]),
+    )
+    jobs = [image_losses.Job("", tmp_path / name, (), is_trial) for name in programs]
+    assert image_losses.run_all(jobs, 1, 1, []) == (0 if goes_on else exit_code)
+    assert (jobs[1].summary is not None) == goes_on
+    if goes_on:
+        assert image_losses.best([({"name": job.folder.name}, job) for job in jobs]) == {"name": "good"}
+        assert image_losses.run_all(jobs, 1, 1, []) == 0
+
+
 @pytest.mark.slow
 def test_losses_of_images_are_searched_trained_and_judged(tmp_path):
     """All 27 programs on images of noise; the second start finds everything done."""
@@ -227,6 +268,10 @@ def test_losses_of_images_are_searched_trained_and_judged(tmp_path):
         assert result.returncode == 0, result.stderr
     assert "judging: 12 of 12 done" in result.stdout
     found = json.loads((tmp_path / "runs/results.json").read_text())
+    assert found["mixed_precision"] == "no"
+    result = run("image_losses.py", *given, "--mixed_precision", "bf16")
+    assert result.returncode == 2
+    assert "was begun with other settings; mixed_precision: 'no' → 'bf16'" in result.stderr
     assert len(found["search"]) == 15
     assert all(len(values["linear"]) == 2 for values in found["final"].values())
     # Settings are chosen by images that are not test images.
