@@ -3,10 +3,12 @@
 `keep` writes the lines of a study's results.jsonl small enough to lie beside the page: what each question contributed to some
 groups of tokens, to four digits, without the bins of calibration and without this machine's folders. `tables` writes
 everything between `<!-- NAME -->` and `<!-- end of NAME -->` in the page anew from the kept lines, where NAME is that of a
-study file in recipes/studies; nothing else in the page is touched, and the same lines make the same page.
+study file in recipes/studies; nothing else in the page is touched, and the same lines make the same page. `picture` draws a
+search: the primary measure over the learning rate, a line a loss.
 
     python benchmarks/study_page.py keep runs/studies/X/results.jsonl docs/study/X.jsonl.gz
     python benchmarks/study_page.py tables
+    python benchmarks/study_page.py picture smollm2_gsm8k_search docs/study_rates.png
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ import json
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from mce_llm.studies.comparing import compare_study
 from mce_llm.studies.definition import Study
@@ -114,52 +119,99 @@ def comparison(study: Study, results: Mapping[tuple[str, int], RunResult]) -> li
     return lines + [f"- {note}" for note in compared.notes]
 
 
-def search_table(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list[str]:
-    """Every trial of a search on one seed, in the order of losses, strengths and learning rates.
+@dataclass(frozen=True)
+class Trial:
+    """One run of a search.
 
-    Trials are single runs, so there is nothing to compare with; the lowest of the primary group is set in bold within each loss.
+    Attributes:
+        loss: One of `LOSSES`.
+        strength: Its own setting, as it is written: `λ = 3`; empty for cross-entropy.
+        amount: The same as a number.
+        rate: The learning rate.
+        summary: Of its evaluation.
     """
 
-    def place(result: RunResult) -> tuple[int, float, float]:
+    loss: str
+    strength: str
+    amount: float
+    rate: float
+    summary: Mapping[str, Any]
+
+    @property
+    def nats(self) -> float:
+        """Nats per token of the numbers."""
+        return self.summary["groups"]["numbers"]["nats_per_token"]
+
+
+def trials(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list[Trial]:
+    """The runs of a search, in the order of losses, strengths and learning rates."""
+    found = []
+    for result in results.values():
         settings = study.arm(result.key[0]).settings
-        kind = settings["matrix_kind"] if settings["loss"] == "mce" else settings["loss"]
-        strength = next((float(settings[name]) for name in STRENGTHS if name in settings), 0.0)
-        return LOSSES.index(kind), strength, settings["learning_rate"]
-
-    def nats(result: RunResult) -> float:
+        name = next((name for name in STRENGTHS if name in settings), None)
         (evaluation,) = result.evaluations.values()
-        return evaluation["summary"]["groups"]["numbers"]["nats_per_token"]
+        found.append(
+            Trial(
+                settings["matrix_kind"] if settings["loss"] == "mce" else settings["loss"],
+                "" if name is None else f"{STRENGTHS[name]} = {settings[name]:g}",
+                0.0 if name is None else float(settings[name]),
+                settings["learning_rate"],
+                evaluation["summary"],
+            )
+        )
+    return sorted(found, key=lambda trial: (LOSSES.index(trial.loss), trial.amount, trial.rate))
 
-    ordered = sorted(results.values(), key=place)
+
+def search_table(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list[str]:
+    """Every trial of a search on one seed, as lines of Markdown.
+
+    Trials are single runs, so there is nothing to compare with; the least of the primary group is set in bold within each loss.
+    """
+    ordered = trials(study, results)
     best = {
-        number: min(nats(each) for each in ordered if place(each)[0] == number)
-        for number in range(len(LOSSES))
-        if any(place(each)[0] == number for each in ordered)
+        loss: min((trial.nats for trial in ordered if trial.loss == loss), default=0.0) for loss in LOSSES
     }
     rows = [
         "| trial | learning rate | numbers | all tokens | results | words | numbers, first choice right | calibration error |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for result in ordered:
-        settings = study.arm(result.key[0]).settings
-        (evaluation,) = result.evaluations.values()
-        summary = evaluation["summary"]
-        groups = summary["groups"]
-        number, _, rate = place(result)
-        strength = next(
-            (f", {sign} = {settings[name]:g}" for name, sign in STRENGTHS.items() if name in settings), ""
-        )
-        told = f"{nats(result):.4f}"
+    for trial in ordered:
+        groups = trial.summary["groups"]
+        told = f"{trial.nats:.4f}"
         cells = [
-            f"`{LOSSES[number]}`{strength}",
-            np.format_float_scientific(rate, trim="-", exp_digits=1),
-            f"**{told}**" if nats(result) == best[number] else told,
+            f"`{trial.loss}`{', ' * bool(trial.strength)}{trial.strength}",
+            np.format_float_scientific(trial.rate, trim="-", exp_digits=1),
+            f"**{told}**" if trial.nats == best[trial.loss] else told,
             *(f"{groups[name]['nats_per_token']:.4f}" for name in ("all", "results", "words")),
             f"{groups['numbers']['top1']:.2%}".replace("%", " %"),
-            f"{summary['calibration_error']['numbers']:.3f}",
+            f"{trial.summary['calibration_error']['numbers']:.3f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return [f"{len(ordered)} of {len(study.arms)} trials.", "", *rows]
+
+
+def draw_search(study: Study, results: Mapping[tuple[str, int], RunResult], file: Path) -> None:
+    """Nats per token of the numbers over the learning rate: each loss at its middle strength, the others as single points."""
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    found = trials(study, results)
+    for number, loss in enumerate(LOSSES):
+        of_loss = [trial for trial in found if trial.loss == loss]
+        middle = Counter(trial.strength for trial in of_loss).most_common(1)
+        line = [trial for trial in of_loss if middle and trial.strength == middle[0][0]]
+        label = f"{loss}, {line[0].strength}" if line and line[0].strength else loss
+        axes.plot([t.rate for t in line], [t.nats for t in line], "o-", color=f"C{number}", label=label)
+        rest = [trial for trial in of_loss if trial not in line]
+        axes.plot([t.rate for t in rest], [t.nats for t in rest], "x", color=f"C{number}")
+    axes.set_xscale("log")
+    rates = sorted(rate for rate, count in Counter(trial.rate for trial in found).items() if count > 1)
+    axes.set_xticks(rates, [np.format_float_scientific(rate, trim="-", exp_digits=1) for rate in rates])
+    axes.minorticks_off()
+    axes.set_xlabel("learning rate (crosses: other strengths of the same losses)")
+    axes.set_ylabel("held-out nats per token of the numbers")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
 
 
 def written(page: str, lines: Path, studies: Path) -> str:
@@ -197,9 +249,16 @@ def main() -> int:
     keeping.add_argument("target", type=Path, help="The file of kept lines, *.jsonl.gz.")
     keeping.add_argument("--groups", nargs="+", default=list(GROUPS), help="Groups of tokens (%(default)s).")
     actions.add_parser("tables", help="Write the tables of docs/study.md anew.")
+    drawing = actions.add_parser("picture", help="Draw a search.")
+    drawing.add_argument("study", help="Name of a study file in recipes/studies whose lines are kept.")
+    drawing.add_argument("file", type=Path, help="The picture.")
     options = parser.parse_args()
     if options.action == "keep":
         print(f"{keep(options.source, options.target, options.groups)} lines kept in {options.target}")
+        return 0
+    if options.action == "picture":
+        study = read_study(STUDIES / f"{options.study}.yaml")
+        draw_search(study, kept_results(study, [LINES / f"{options.study}.jsonl.gz"]), options.file)
         return 0
     before = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(after := written(before, LINES, STUDIES), encoding="utf-8")

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ EVALUATIONS = {
 
 
 @pytest.fixture
-def page():
+def page(monkeypatch):
     spec = importlib.util.spec_from_file_location("study_page_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -85,7 +87,18 @@ def test_only_marked_tables_are_written_anew(page, finished, tmp_path):
         page.written("<!-- other -->\n<!-- end of other -->", tmp_path, path.parent)
 
 
-def test_the_page_is_what_its_lines_make(page):
+def test_the_page_is_what_its_lines_make(page, monkeypatch, capsys, tmp_path):
     text = page.PAGE.read_text(encoding="utf-8")
-    assert page.written(text, page.LINES, page.STUDIES) == text
     assert "<!-- smollm2_gsm8k_search -->" in text
+    copy = tmp_path / "study.md"
+    copy.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(page, "PAGE", copy)
+    monkeypatch.setattr("sys.argv", ["study_page.py", "tables"])
+    assert page.main() == 0
+    assert "as it was" in capsys.readouterr().out
+    assert copy.read_text(encoding="utf-8") == text
+    monkeypatch.setattr(
+        "sys.argv", ["study_page.py", "picture", "smollm2_gsm8k_search", str(tmp_path / "x.png")]
+    )
+    assert page.main() == 0
+    assert (tmp_path / "x.png").stat().st_size > 10_000
