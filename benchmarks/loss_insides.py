@@ -11,6 +11,9 @@ first. Several folders under one name are training seeds of one method; what is 
 - Digits: at positions whose token is one digit, the probability of each other digit, and how far it is from the right one.
 - Temperature: nats per token after the logits are divided by the best constant, found on every second question and used
   on the others. What a loss gains by smoothing alone is gone then.
+- How far the geometry itself moved: the similarities of each token of the solutions to its 64 nearest before training, in the
+  trained head: the mean distance from what they were, and their correlation with it. Where they hardly move, a geometry taken
+  from the head as it is and one from the head as it was at the start are the same loss.
 - Effective ranks over training (of the hidden states, and of the predicted density matrices), where the folder of a run has
   them: `monitor_steps` measures them.
 
@@ -49,12 +52,28 @@ class Geometry:
     """Directions of all tokens, and each one's nearest, from the head of the model before training."""
 
     def __init__(self, table_VD: torch.Tensor, tokens: list[int]) -> None:
-        found = TokenGeometry.from_table(table_VD.float(), MatrixLossConfig())
-        self.rows_VD = (found.table_VD - found.mean_D) * found.scale_V[:, None]
+        self.tokens = tokens
+        self.rows_VD = _directions(table_VD)
         similar = self.rows_VD[tokens] @ self.rows_VD.T
         similar[torch.arange(len(tokens)), torch.tensor(tokens)] = -2.0
-        nearest = similar.topk(NEAREST).indices
-        self.nearest = dict(zip(tokens, nearest, strict=True))
+        found = similar.topk(min(NEAREST, len(self.rows_VD) - 1))
+        self.similar_NK, self.near_NK = found
+        self.nearest = dict(zip(tokens, self.near_NK, strict=True))
+
+    def moved(self, table_VD: torch.Tensor) -> dict[str, float]:
+        """How far the same similarities are from these in another table."""
+        rows_VD = _directions(table_VD)
+        now_NK = torch.einsum("nd,nkd->nk", rows_VD[self.tokens], rows_VD[self.near_NK])
+        both = torch.stack([self.similar_NK.flatten(), now_NK.flatten()])
+        return {
+            "mean distance": float((now_NK - self.similar_NK).abs().mean()),
+            "correlation": float(torch.corrcoef(both.double())[0, 1]),
+        }
+
+
+def _directions(table_VD: torch.Tensor) -> torch.Tensor:
+    found = TokenGeometry.from_table(table_VD.float(), MatrixLossConfig())
+    return (found.table_VD - found.mean_D) * found.scale_V[:, None]
 
 
 class Inside(Scorer):
@@ -287,16 +306,17 @@ def main() -> int:
         for low, high in itertools.pairwise(SURE):
             masks[f"{group} {low:g}–{high:g}"] = groups[group] & (sure_N > low) & (sure_N <= high)
     found = {"before": tables(before, masks, half_N, right_N)}
-    over_training = {}
+    over_training, moved = {}, {}
     for name, places in folders.items():
-        parts = []
+        parts, movements = [], []
         if over := mean_ranks([ranks(Path(place)) for place in places]):
             over_training[name] = over
         for place in places:
             print(f"{name}: {place}", file=sys.stderr)
             trained, _ = load_model_and_tokenizer(place, options.dtype, device)
             parts.append(tables(rows_of(trained), masks, half_N, right_N))
-        found[name] = averaged(parts)
+            movements.append(geometry.moved(trained.get_output_embeddings().weight.detach()))
+        found[name], moved[name] = averaged(parts), averaged(movements)
     options.output.mkdir(parents=True, exist_ok=True)
     write_json(
         options.output / "insides.json",
@@ -304,6 +324,7 @@ def main() -> int:
             "seeds": {name: len(of) for name, of in folders.items()},
             "models": found,
             "effective ranks": over_training,
+            "geometry": moved,
         },
     )
     draw(found, next(iter(folders)), options.output / "insides.png")
@@ -318,6 +339,9 @@ def main() -> int:
                     f"| {name} | {where} | {of['tokens']:,.0f} | {of['nats']:.4f} | {of['top1']:.1%} | {of['wrong']:.3f} | "
                     f"{of['cosine']:.4f} | {of['near']:.3f} | {of['temperature']:.2f} | {of['tempered nats']:.4f} |"
                 )
+        if name in moved:
+            told = ", ".join(f"{what} {value:.4f}" for what, value in moved[name].items())
+            print(f"| {name} | geometry against that before: {told} | | | | | | | | |")
         print(f"| {name} | wrong digits are off by | | {table['digits']['distance']:.3f} | | | | | | |")
     print(
         f"\nwritten to {options.output}: {json.dumps(sorted(file.name for file in options.output.iterdir()))}"

@@ -183,6 +183,7 @@ def test_insides_of_models(tmp_path):
     assert found["models"]["ce"] == found["models"]["same"] == found["models"]["before"]
     everywhere = found["models"]["before"]["all"]
     assert everywhere["tempered nats"] < everywhere["nats"]  # initialised far too sure
+    assert found["geometry"]["same"] == pytest.approx({"mean distance": 0.0, "correlation": 1.0}, abs=1e-6)
     assert found["effective ranks"] == {"ce": {"hidden_effective_rank": {"1": 5.0, "2": 6.0}}}
     assert {"insides.png", "ranks.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
