@@ -33,6 +33,7 @@ from mce_llm.vision.data import (
     view_loader,
     why_not_classified,
 )
+from mce_llm.vision.data.settings import WHEN_NOT_GIVEN
 from mce_llm.vision.losses import ViewLoss, build_loss
 from mce_llm.vision.models import (
     TEACHER,
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (settings, data, augmentation, running), given = parse_settings(
         groups, words, description=__doc__, refused=_REFUSED
     )
-    defaults = {"warmup_epochs": settings.warmup}
+    defaults = {"warmup_epochs": settings.warmup, **WHEN_NOT_GIVEN}
     rules = ResumeRules((settings, data, augmentation, running), FIXED, WITHOUT_EFFECT, defaults)
     run = open_run(running, given, rules=rules)
     if settings.warmup_epochs is None:

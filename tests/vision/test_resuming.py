@@ -343,6 +343,7 @@ def test_said_to_be_without_effect_and_without_one(name, setting, stopped, tmp_p
         {"seed": 0, "optimizer": "sgd", "method": "matrix_ssl"},
         {"backbone_kwargs": '{"stem_width": 8, "channels": [8, 8, 8, 8]}', "loss_options": "{}"},
         {"momentum": "9e-1", "blur": True, "mixed_precision": "no"},
+        {"train_split": "train"},
     ],
 )
 def test_what_means_the_same_is_no_difference(same, stopped, tmp_path, capsys, monkeypatch):

@@ -16,6 +16,8 @@ AUTO_TRUE_FALSE = ("auto", "true", "false")
 SMALLEST_BLURRED_SIZE = 64
 # For a run that goes on: settings that say how images are found and kept, and not which they are.
 HOW_ALONE = ("data_dir", "download", "cache_images", "rebuild_index")
+# And what they mean where they are not given: the same split, then, as the one that is given by this name.
+WHEN_NOT_GIVEN = {"train_split": "train"}
 
 
 @dataclass
