@@ -3,7 +3,7 @@
     python benchmarks/image_losses.py --data data/cifar10 --plan
     python benchmarks/image_losses.py --data data/cifar10 --jobs 2
 
-Everything but what is listed here is `vision/configs/cifar10_cpu.yaml`. Each loss gets five short trainings: three learning
+Everything but what is listed here is `vision/configs/cifar10_cpu.yaml`. Each loss gets six short trainings: four learning
 rates, then, at the best of them, two other values of its own setting. They are judged by kNN accuracy on 2,000 training
 images that no training of the search sees; no test image is looked at before all settings are chosen. A trial that diverges
 is the worst of its loss. Then every loss is
@@ -61,18 +61,18 @@ class Space:
 
 SPACES = {
     "matrix_ssl": Space(
-        (0.25, 0.5, 1.0),
+        (0.25, 0.5, 1.0, 2.0),
         {"loss_options": "{mu: 0.2, log: exact}"},
         ({"loss_options": "{mu: 0.05, log: exact}"}, {"loss_options": "{mu: 1.0, log: exact}"}),
     ),
     # A sum over 256² entries, a hundred times as large as the others.
     "barlow_twins": Space(
-        (0.03, 0.06, 0.12),
+        (0.03, 0.06, 0.12, 0.24),
         {"loss_options": "{lam: 0.0051}"},
         ({"loss_options": "{lam: 0.002}"}, {"loss_options": "{lam: 0.0125}"}),
     ),
     "sim_siam": Space(
-        (0.25, 0.5, 1.0), {"weight_decay": 1e-4}, ({"weight_decay": 2e-5}, {"weight_decay": 5e-4})
+        (0.25, 0.5, 1.0, 2.0), {"weight_decay": 1e-4}, ({"weight_decay": 2e-5}, {"weight_decay": 5e-4})
     ),
 }
 

@@ -199,7 +199,7 @@ def test_figures_that_can_go_nowhere_are_not_measured(script, tmp_path):
 def test_losses_of_images_plans(tmp_path):
     result = run("image_losses.py", "--data", tmp_path, "--output", tmp_path / "runs", "--plan")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "learning rates: 0 of 9 done"
+    assert result.stdout.splitlines()[-1] == "learning rates: 0 of 12 done"
     assert not (tmp_path / "runs").exists()
     result = run("image_losses.py", "--data", tmp_path, "--output", tmp_path / "runs", "--seeds", "1")
     assert result.returncode == 2
@@ -248,7 +248,7 @@ def test_a_trial_that_diverges_is_the_worst_and_other_faults_stop(
 
 @pytest.mark.slow
 def test_losses_of_images_are_searched_trained_and_judged(tmp_path):
-    """All 27 programs on images of noise; the second start finds everything done."""
+    """All 36 programs on images of noise; the second start finds everything done."""
     config = yaml.safe_load((BENCHMARKS.parent / "vision/configs/cifar10_cpu.yaml").read_text())
     config |= {"limit": 24, "epochs": 2, "batch_size": 8, "image_size": 8, "num_workers": 0}
     config |= {"embedding_dim": 8, "projector_dim": 8, "predictor_dim": 4}
@@ -273,7 +273,7 @@ def test_losses_of_images_are_searched_trained_and_judged(tmp_path):
     result = run("image_losses.py", *given, "--mixed_precision", "bf16")
     assert result.returncode == 2
     assert "was begun with other settings; mixed_precision: 'no' → 'bf16'" in result.stderr
-    assert len(found["search"]) == 15
+    assert len(found["search"]) == 18
     assert all(len(values["linear"]) == 2 for values in found["final"].values())
     # Settings are chosen by images that are not test images.
     trial = next((tmp_path / "runs/search").glob("sim_siam*/recipe.yaml")).read_text()
