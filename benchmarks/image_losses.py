@@ -38,9 +38,8 @@ REPOSITORY = Path(__file__).parents[1]
 CONFIG = REPOSITORY / "vision/configs/cifar10_cpu.yaml"
 SEARCH_SEED = 101
 KNN = "monitor/knn_top1"
-BAD_SETTINGS = (
-    2  # the exit code of a script whose loss or features are not finite any more, among other errors
-)
+# The exit code of a script whose loss or features are not finite any more, among other errors.
+BAD_SETTINGS = 2
 Settings = Mapping[str, Any]
 
 
@@ -314,6 +313,7 @@ def report(comparison: Comparison, seeds: int) -> None:
 def begun_otherwise(arguments: argparse.Namespace) -> list[str]:
     """What the output folder was begun with and is given otherwise now; a new folder keeps what is given."""
     now = {
+        "data": str(arguments.data.resolve()),
         "config": yaml.safe_load(arguments.config.read_text()),
         **{name: getattr(arguments, name) for name in ("search_epochs", "held_out", "mixed_precision")},
     }

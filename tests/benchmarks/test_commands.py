@@ -1,6 +1,5 @@
 """The benchmarks run as a user runs them, on problems small enough for a test."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import yaml
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from helpers.scripts import load_script
 from mce_llm.data import train_tokenizer, write_jsonl
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -209,11 +209,7 @@ def test_losses_of_images_plans(tmp_path):
 @pytest.fixture
 def image_losses(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("image_losses_benchmark", BENCHMARKS / "image_losses.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/image_losses.py")
 
 
 @pytest.mark.parametrize(
