@@ -29,8 +29,7 @@ from typing import Any
 
 import torch
 import yaml
-from measuring import machine, positive, table
-from scipy.stats import t as student
+from measuring import machine, over_seeds, positive, table
 
 from mce_llm.studies.child import Child, last_lines
 
@@ -246,15 +245,14 @@ def run_all(jobs: Sequence[Job], at_once: int, threads: int, stop: Sequence[int]
 
 def interval(values: Sequence[float]) -> str:
     """Mean and half the width of its 95 % interval over seeds, in per cent."""
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.1%} ± {100 * half:.1f}"
+    mean, half = over_seeds(values)
+    return f"{mean:.1%} ± {100 * half:.1f}"
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> str:
     """Mean difference of runs with the same seeds, with its interval, in points."""
-    pairs = [100 * (a - b) for a, b in zip(values, others, strict=True)]
-    half = student.ppf(0.975, len(pairs) - 1) * statistics.stdev(pairs) / len(pairs) ** 0.5
-    return f"{statistics.mean(pairs):+.1f} ± {half:.1f}"
+    mean, half = over_seeds([100 * (a - b) for a, b in zip(values, others, strict=True)])
+    return f"{mean:+.1f} ± {half:.1f}"
 
 
 def report(comparison: Comparison, seeds: int) -> None:

@@ -1,7 +1,8 @@
 """What a loss changes inside a model: numbers and words, sure and unsure positions, near and far tokens, temperature.
 
-Scores the reference solutions of a data set with several fine-tuned models of one base model, and holds each against the
-first. Several folders under one name are training seeds of one method; what is printed is their mean.
+Scores the reference solutions of a data set with several fine-tuned models of one base model, and adds a line of figures for
+each to a file; `insides_page.py` makes tables and pictures of it. Models whose line is there are left out, so that the models
+of a long study can be measured, and deleted, as they are made.
 
 - Positions are told apart by how sure the model was *before* training (its largest probability), so that all models are
   read at the same places.
@@ -17,19 +18,22 @@ first. Several folders under one name are training seeds of one method; what is 
 - Effective ranks over training (of the hidden states, and of the predicted density matrices), where the folder of a run has
   them: `monitor_steps` measures them.
 
-    python benchmarks/loss_insides.py --before BASE --model ce=DIR ce=DIR --model token=DIR token=DIR --data FILE --output DIR
+    python benchmarks/loss_insides.py --before BASE --study runs/studies/NAME --data FILE --output insides.jsonl
+    python benchmarks/loss_insides.py --before BASE --model ce=DIR ce=DIR --model token=DIR token=DIR --data FILE --output insides.jsonl
 """
 
 import argparse
 import itertools
 import json
 import sys
-from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from measuring import new_file
 
 from mce_llm.eval.likelihood.evaluation import LIKELIHOOD, batches, scored_template
 from mce_llm.eval.likelihood.references import encode_references
@@ -38,14 +42,14 @@ from mce_llm.eval.likelihood.settings import LikelihoodConfig
 from mce_llm.eval.loading import load_model_and_tokenizer
 from mce_llm.lm import MatrixLossConfig
 from mce_llm.lm.geometry import TokenGeometry
-from mce_llm.running.files import write_json
 
 TEMPERATURES = np.round(np.exp(np.linspace(np.log(0.7), np.log(2.8), 13)), 3)
 SURE = (0.0, 0.5, 0.9, 0.99, 1.0)
 NEAREST = 64
 DIGITS = "0123456789"
 BATCH_TOKENS = 1024
-RANKS = {"hidden_effective_rank": "hidden states", "density_effective_rank": "predicted density matrices"}
+RANKS = ("hidden_effective_rank", "density_effective_rank")
+BEFORE = "before"
 
 
 class Geometry:
@@ -115,8 +119,10 @@ class Inside(Scorer):
         return super()._chunk(logits_CV, targets_C)
 
 
-def tables(rows: np.ndarray, masks: dict[str, np.ndarray], half_N: np.ndarray, right_N: np.ndarray) -> dict:
-    """Everything that is told of one model.
+def tables(
+    rows: np.ndarray, masks: Mapping[str, np.ndarray], half_N: np.ndarray, right_N: np.ndarray
+) -> dict[str, Any]:
+    """Everything that the solutions tell of one model: `positions` (by their name) and `digits`.
 
     Args:
         rows: As `Inside.rows` gives them.
@@ -126,9 +132,9 @@ def tables(rows: np.ndarray, masks: dict[str, np.ndarray], half_N: np.ndarray, r
     """
     column = dict(zip(Inside.FIELDS, rows, strict=True))
     at_TN = np.stack([column[f"at {t}"] for t in TEMPERATURES])
-    found: dict = {}
+    found: dict[str, Any] = {}
     for name, mask in masks.items():
-        if not mask.any():
+        if not (mask & half_N).any() or not (mask & ~half_N).any():
             continue
         wrong_N = 1 - np.exp(-column["nats"][mask])
         temperatures, tempered = [], 0.0
@@ -152,18 +158,11 @@ def tables(rows: np.ndarray, masks: dict[str, np.ndarray], half_N: np.ndarray, r
     digits = [q_10N[:, right_N == digit].mean(axis=1) for digit in range(10)]
     wrong = np.array(digits) * (1 - np.eye(10))
     distance = np.abs(np.subtract.outer(np.arange(10), np.arange(10)))
-    found["digits"] = {
-        "probability": np.array(digits).tolist(),
-        "distance": float((wrong * distance).sum() / wrong.sum()),
+    off_by = float((wrong * distance).sum() / wrong.sum())
+    return {
+        "positions": found,
+        "digits": {"probability": np.array(digits).tolist(), "distance": off_by},
     }
-    return found
-
-
-def averaged(parts: list[dict]) -> dict:
-    """The mean over training seeds of tables of the same form."""
-    if isinstance(parts[0], dict):
-        return {name: averaged([part[name] for part in parts]) for name in parts[0]}
-    return np.mean(np.array(parts, dtype=float), axis=0).tolist()
 
 
 def ranks(folder: Path) -> dict[str, dict[str, float]]:
@@ -177,176 +176,200 @@ def ranks(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def mean_ranks(logged: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The mean over training seeds, at the steps that all have."""
-    return {
-        name: {
-            step: float(np.mean([of[name][step] for of in logged]))
-            for step in logged[0][name]
-            if all(step in of[name] for of in logged)
-        }
-        for name in logged[0]
-        if all(name in of for of in logged)
-    }
+@dataclass(frozen=True)
+class Model:
+    """A fine-tuned model.
+
+    Attributes:
+        name: Of its loss; models of one name are training seeds of one method.
+        seed: The training seed, or its number among those of one name.
+        folder: Where it is.
+    """
+
+    name: str
+    seed: int
+    folder: Path
 
 
-def draw_ranks(found: dict[str, dict], file: Path) -> None:
-    """Effective ranks of every model over training, a panel a kind."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for place, (name, title) in enumerate(RANKS.items()):
-        axes = figure.add_subplot(1, 2, place + 1)
-        for model, of in found.items():
-            if name in of:
-                axes.plot([int(step) for step in of[name]], list(of[name].values()), label=model)
-        axes.set_title(f"effective rank: {title}", fontsize=10)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        if place == 0:
-            axes.legend(fontsize=8)
-    figure.savefig(file, dpi=110)
+def models_of_study(folder: Path) -> list[Model]:
+    """The runs of a study whose weights are there, seed by seed.
+
+    Args:
+        folder: The study's output, with seedN/ARM.
+    """
+    found = [
+        Model(weights.parent.name, int(weights.parent.parent.name.removeprefix("seed")), weights.parent)
+        for weights in folder.glob("seed[0-9]*/*/model.safetensors")
+    ]
+    return sorted(found, key=lambda model: (model.seed, model.name))
 
 
-def draw(found: dict, baseline: str, file: Path) -> None:
-    """Differences from the baseline by how sure the model was before, for numbers and for words."""
-    names = [name for name in found if name not in (baseline, "before")]
-    bins = [f"{low:g}–{high:g}" for low, high in itertools.pairwise(SURE)]
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for panel, group in enumerate(("numbers", "words")):
-        axes = figure.add_subplot(1, 2, panel + 1)
-        for number, name in enumerate(names):
-            differences = [
-                found[name][place]["nats"] - found[baseline][place]["nats"] if place in found[name] else 0.0
-                for place in (
-                    f"{group} {span}" for span in bins
-                )  # a span without a token is in no model's table
-            ]
-            axes.bar(
-                np.arange(len(bins)) + 0.8 * number / len(names), differences, 0.8 / len(names), label=name
-            )
-        axes.axhline(0, color="black", linewidth=0.8)
-        axes.set_xticks(np.arange(len(bins)) + 0.4 - 0.4 / len(names), bins)
-        axes.set_title(f"{group}: nats per token against {baseline}", fontsize=10)
-        axes.set_xlabel("largest probability of the model before training")
-        axes.grid(axis="y", alpha=0.3)
-        if panel == 0:
-            axes.legend(fontsize=8)
-    figure.savefig(file, dpi=110)
+def named_models(words: Sequence[str]) -> list[Model]:
+    """Models given as NAME=DIR; those of one name are numbered.
 
-
-def main() -> int:
-    """Score all models, print the tables, write `insides.json` and `insides.png`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--before", required=True, help="The model before training.")
-    parser.add_argument(
-        "--model",
-        action="append",
-        nargs="+",
-        required=True,
-        metavar="NAME=DIR",
-        help="Models; the first name is the baseline.",
-    )
-    parser.add_argument("--data", default="gsm8k", help="Questions with reference solutions.")
-    parser.add_argument("--split", default=None, help="Their split, or a slice of it.")
-    parser.add_argument("--prompt", default="chat", help="The prompt.")
-    parser.add_argument("--dtype", default="bfloat16", help="Of the weights.")
-    parser.add_argument("--output", type=Path, required=True, help="A folder for what is found.")
-    options = parser.parse_args()
-    folders: dict[str, list[str]] = defaultdict(list)
-    for text in (word for words in options.model for word in words):
+    Raises:
+        ValueError: One is no such text, or no directory.
+    """
+    found: list[Model] = []
+    for text in words:
         name, _, folder = text.partition("=")
-        if not folder or not Path(folder).is_dir() or name == "before":
-            parser.error(f"--model must be NAME=DIR, a directory that is there, got {text!r}")
-        folders[name].append(folder)
-    config = LikelihoodConfig(
-        model=options.before,
-        output=str(options.output),
-        data=options.data,
-        split=options.split,
-        prompt=options.prompt,
-    )
-    questions = LIKELIHOOD.load(config.data, config.split, None)
-    device = torch.device("cpu")
-    model, tokenizer = load_model_and_tokenizer(options.before, options.dtype, device)
-    references = encode_references(questions.rows, scored_template(config.template("likelihood")), tokenizer)
-    order = sorted(range(len(references)), key=lambda index: -references[index].length)
-    tokens_N = np.concatenate([references[index].completion_ids for index in order])
-    known = tokenizer.get_vocab()
-    if lacking := [digit for digit in DIGITS if digit not in known]:
-        parser.error(f"the tokenizer has no tokens of the single digits {', '.join(lacking)}")
-    digits = [known[digit] for digit in DIGITS]
-    geometry = Geometry(model.get_output_embeddings().weight.detach(), sorted(set(tokens_N.tolist())))
-    right_N = np.full(len(tokens_N), -1)
-    for digit, token in enumerate(digits):
-        right_N[tokens_N == token] = digit
-    groups = {
-        name: np.concatenate([references[index].groups[name] for index in order])
-        for name in ("all", "numbers", "results", "answer", "words")
-    }
-    half_N = np.concatenate(
-        [np.full(len(references[index].completion_ids), index % 2 == 0) for index in order]
-    )
+        if not folder or not Path(folder).is_dir() or name == BEFORE:
+            raise ValueError(f"--model must be NAME=DIR, a directory that is there, got {text!r}")
+        found.append(Model(name, 1 + sum(model.name == name for model in found), Path(folder)))
+    return found
 
-    def rows_of(loaded: torch.nn.Module) -> np.ndarray:
-        inside = Inside(loaded.eval(), geometry, digits)
+
+class Solutions:
+    """The reference solutions that all models are read at.
+
+    Args:
+        options: The command line.
+
+    Raises:
+        ValueError: The tokenizer has no tokens of the single digits.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        config = LikelihoodConfig(
+            model=options.before,
+            output=str(options.output),
+            data=options.data,
+            split=options.split,
+            prompt=options.prompt,
+        )
+        questions = LIKELIHOOD.load(config.data, config.split, None)
+        self._dtype = options.dtype
+        model, tokenizer = load_model_and_tokenizer(options.before, options.dtype, torch.device("cpu"))
+        self._found = encode_references(
+            questions.rows, scored_template(config.template("likelihood")), tokenizer
+        )
+        self._order = sorted(range(len(self._found)), key=lambda index: -self._found[index].length)
+        tokens_N = np.concatenate([self._found[index].completion_ids for index in self._order])
+        known = tokenizer.get_vocab()
+        if lacking := [digit for digit in DIGITS if digit not in known]:
+            raise ValueError(f"the tokenizer has no tokens of the single digits {', '.join(lacking)}")
+        self._digits = [known[digit] for digit in DIGITS]
+        self._right_N = np.full(len(tokens_N), -1)
+        for digit, token in enumerate(self._digits):
+            self._right_N[tokens_N == token] = digit
+        self._half_N = np.concatenate(
+            [np.full(len(self._found[index].completion_ids), index % 2 == 0) for index in self._order]
+        )
+        self._geometry = Geometry(
+            model.get_output_embeddings().weight.detach(), sorted(set(tokens_N.tolist()))
+        )
+        before = self._rows(model)
+        self._masks = self._positions(before[Inside.FIELDS.index("confidence")])
+        self.before = self._tables(before)
+
+    def _positions(self, sure_N: np.ndarray) -> dict[str, np.ndarray]:
+        masks = {
+            name: np.concatenate([self._found[index].groups[name] for index in self._order])
+            for name in ("all", "numbers", "results", "answer", "words")
+        }
+        for group in ("numbers", "words"):
+            for low, high in itertools.pairwise(SURE):
+                masks[f"{group} {low:g}–{high:g}"] = masks[group] & (sure_N > low) & (sure_N <= high)
+        return masks
+
+    def _rows(self, model: torch.nn.Module) -> np.ndarray:
+        inside = Inside(model.eval(), self._geometry, self._digits)
         return np.concatenate(
             [
                 inside.rows(
-                    [references[index].prompt_ids for index in batch],
-                    [references[index].completion_ids for index in batch],
+                    [self._found[index].prompt_ids for index in batch],
+                    [self._found[index].completion_ids for index in batch],
                 )
-                for batch in batches(order, [reference.length for reference in references], BATCH_TOKENS)
+                for batch in batches(
+                    self._order, [reference.length for reference in self._found], BATCH_TOKENS
+                )
             ],
             axis=1,
         )
 
-    before = rows_of(model)
-    sure_N = before[Inside.FIELDS.index("confidence")]
-    masks = dict(groups)
-    for group in ("numbers", "words"):
-        for low, high in itertools.pairwise(SURE):
-            masks[f"{group} {low:g}–{high:g}"] = groups[group] & (sure_N > low) & (sure_N <= high)
-    found = {"before": tables(before, masks, half_N, right_N)}
-    over_training, moved = {}, {}
-    for name, places in folders.items():
-        parts, movements = [], []
-        if over := mean_ranks([ranks(Path(place)) for place in places]):
-            over_training[name] = over
-        for place in places:
-            print(f"{name}: {place}", file=sys.stderr)
-            trained, _ = load_model_and_tokenizer(place, options.dtype, device)
-            parts.append(tables(rows_of(trained), masks, half_N, right_N))
-            movements.append(geometry.moved(trained.get_output_embeddings().weight.detach()))
-        found[name], moved[name] = averaged(parts), averaged(movements)
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_json(
-        options.output / "insides.json",
-        {
-            "seeds": {name: len(of) for name, of in folders.items()},
-            "models": found,
-            "effective ranks": over_training,
-            "geometry": moved,
-        },
+    def _tables(self, rows: np.ndarray) -> dict[str, Any]:
+        return tables(rows, self._masks, self._half_N, self._right_N)
+
+    def measured(self, folder: Path) -> dict[str, Any]:
+        """What is told of the model in a folder."""
+        model, _ = load_model_and_tokenizer(str(folder), self._dtype, torch.device("cpu"))
+        moved = self._geometry.moved(model.get_output_embeddings().weight.detach())
+        return {**self._tables(self._rows(model)), "geometry": moved, "ranks": ranks(folder)}
+
+
+def kept_lines(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """The lines of a file by name and seed; none where it is not there."""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+    return {(line["name"], line["seed"]): line for line in lines}
+
+
+def rounded(value: Any) -> Any:
+    """Every float in nested lists and mappings to five digits behind the point."""
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return {name: rounded(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def main() -> int:
+    """Add a line for every model that has none."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    draw(found, next(iter(folders)), options.output / "insides.png")
-    if over_training:
-        draw_ranks(over_training, options.output / "ranks.png")
-    print("| model | positions | tokens | nats | first choice | wrong | cosine | near | best T | nats at T |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for name, table in found.items():
-        for where, of in table.items():
-            if where != "digits":
-                print(
-                    f"| {name} | {where} | {of['tokens']:,.0f} | {of['nats']:.4f} | {of['top1']:.1%} | {of['wrong']:.3f} | "
-                    f"{of['cosine']:.4f} | {of['near']:.3f} | {of['temperature']:.2f} | {of['tempered nats']:.4f} |"
-                )
-        if name in moved:
-            told = ", ".join(f"{what} {value:.4f}" for what, value in moved[name].items())
-            print(f"| {name} | geometry against that before: {told} | | | | | | | | |")
-        print(f"| {name} | wrong digits are off by | | {table['digits']['distance']:.3f} | | | | | | |")
-    print(
-        f"\nwritten to {options.output}: {json.dumps(sorted(file.name for file in options.output.iterdir()))}"
+    parser.add_argument("--before", required=True, help="The model before training.")
+    parser.add_argument(
+        "--model", action="append", nargs="+", default=[], metavar="NAME=DIR", help="Fine-tuned models."
     )
+    parser.add_argument("--study", type=Path, help="The output of a study: all its runs that have weights.")
+    parser.add_argument("--data", default="gsm8k", help="Questions with reference solutions.")
+    parser.add_argument("--split", default=None, help="Their split, or a slice of it.")
+    parser.add_argument("--prompt", default="chat", help="The prompt.")
+    parser.add_argument("--dtype", default="bfloat16", help="Of the weights.")
+    parser.add_argument("--output", type=new_file, required=True, help="The file of lines, *.jsonl.")
+    options = parser.parse_args()
+    try:
+        models = named_models([word for words in options.model for word in words])
+    except ValueError as error:
+        parser.error(str(error))
+    models += models_of_study(options.study) if options.study else []
+    known = kept_lines(options.output)
+    about = {"data": Path(options.data).name, "split": options.split, "prompt": options.prompt}
+    about["dtype"] = options.dtype
+    if other := [line["about"] for line in known.values() if line["about"] != about]:
+        parser.error(f"{options.output} holds lines of {other[0]}, not of {about}")
+    missing = [model for model in models if (model.name, model.seed) not in known]
+    print(f"{len(models) - len(missing)} of {len(models)} models have their line", file=sys.stderr)
+    if not models:
+        parser.error("there is no model; give --model or a --study whose runs have weights")
+    if not missing:
+        return 0
+    try:
+        solutions = Solutions(options)
+    except ValueError as error:
+        parser.error(str(error))
+    found = rounded({"name": BEFORE, "seed": 0, "about": about, **solutions.before})
+    if (BEFORE, 0) not in known:
+        _add(options.output, found)
+    elif not _alike(known[BEFORE, 0], found):
+        parser.error(f"{options.output} begins with another model before training, or other solutions")
+    for model in missing:
+        print(f"{model.name}, seed {model.seed}: {model.folder}", file=sys.stderr)
+        measured = solutions.measured(model.folder)
+        _add(options.output, rounded({"name": model.name, "seed": model.seed, "about": about, **measured}))
     return 0
+
+
+def _alike(line: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two lines can be of one model on the same solutions, measured on other machines, say."""
+    one, two = (each["positions"]["all"] for each in (line, other))
+    return one["tokens"] == two["tokens"] and abs(one["nats"] - two["nats"]) < 0.01
+
+
+def _add(file: Path, line: Mapping[str, Any]) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

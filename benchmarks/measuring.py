@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import math
 import platform
 import re
 import statistics
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from scipy.stats import t as student
 
 DTYPES = {
     "float32": torch.float32,
@@ -154,6 +156,15 @@ def progress(text: str) -> None:
     """One line on stderr that replaces itself; nothing where stderr is no terminal."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """Mean of a value over training seeds and half the width of its 95 % interval, by Student's t; NaN for one seed."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return mean, float(half)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,7 +1,6 @@
 """The benchmarks run as a user runs them, on problems small enough for a test."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +9,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from helpers.scored import small_model
 from helpers.scripts import load_script
-from mce_llm.data import train_tokenizer, write_jsonl
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = [
@@ -137,24 +135,6 @@ def test_wrong_arguments(script, arguments, message):
     assert "Traceback" not in result.stderr
 
 
-def small_model(folder):
-    """A directory with a model and its tokenizer, and a file of questions with reference solutions."""
-    rows = [{"question": f"What is {n} + 2?", "answer": f"It is {n + 2}.\n#### {n + 2}"} for n in range(10)]
-    data = write_jsonl(rows, folder / "test.jsonl")
-    tokenizer = train_tokenizer([row["question"] + row["answer"] for row in rows], vocab_size=300)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        initializer_range=0.5,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder / "model", data
-
-
 @pytest.mark.slow
 def test_likelihoods_agree_with_the_loss_of_transformers_and_the_harness(tmp_path):
     pytest.importorskip("lm_eval")
@@ -166,26 +146,6 @@ def test_likelihoods_agree_with_the_loss_of_transformers_and_the_harness(tmp_pat
     assert [row["way"] for row in found] == ["ours", "transformers' loss", "harness"]
     assert all(row["largest_difference"] < 1e-5 for row in found)
     assert all(row["nats_per_token"] > 1 for row in found)
-
-
-def test_insides_of_models(tmp_path):
-    model, data = small_model(tmp_path)
-    for name, rank in (("a", 3.0), ("b", 5.0)):
-        shutil.copytree(model, tmp_path / name)
-        history = [{"step": step, "hidden_effective_rank": rank + step} for step in (1, 2)]
-        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    models = ["--model", f"ce={tmp_path / 'a'}", f"ce={tmp_path / 'b'}", "--model", f"same={model}"]
-    common = ["--data", data, "--prompt", "plain", "--dtype", "float32", "--output", tmp_path / "out"]
-    result = run("loss_insides.py", "--before", model, *models, *common)
-    assert result.returncode == 0, result.stderr
-    found = json.loads((tmp_path / "out" / "insides.json").read_text())
-    assert found["seeds"] == {"ce": 2, "same": 1}
-    assert found["models"]["ce"] == found["models"]["same"] == found["models"]["before"]
-    everywhere = found["models"]["before"]["all"]
-    assert everywhere["tempered nats"] < everywhere["nats"]  # initialised far too sure
-    assert found["geometry"]["same"] == pytest.approx({"mean distance": 0.0, "correlation": 1.0}, abs=1e-6)
-    assert found["effective ranks"] == {"ce": {"hidden_effective_rank": {"1": 5.0, "2": 6.0}}}
-    assert {"insides.png", "ranks.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize("script", ["gpu_dry_run.py", "gpu_report.py", "kernel_resources.py"])
