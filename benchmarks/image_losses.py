@@ -126,13 +126,14 @@ class Comparison:
 
     Args:
         arguments: The command line.
+        config: What its configuration file says.
     """
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
         self._given = arguments
         self.output: Path = arguments.output
         self.precision: str = arguments.mixed_precision
-        self._config = yaml.safe_load(arguments.config.read_text())
+        self._config = config
         self._data = ("--dataset", str(arguments.data), "--cpu", "true")
 
     def training(self, method: str, settings: Settings, name: str, *more: str, is_trial: bool = False) -> Job:
@@ -308,19 +309,42 @@ def report(comparison: Comparison, seeds: int) -> None:
     (comparison.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def begun_otherwise(arguments: argparse.Namespace) -> list[str]:
-    """What the output folder was begun with and is given otherwise now; a new folder keeps what is given."""
+def begun_otherwise(arguments: argparse.Namespace, config: Mapping[str, Any], *, keep: bool) -> list[str]:
+    """What the output folder was begun with and is given otherwise now; a new folder keeps what is given if `keep`."""
     now = {
         "data": str(arguments.data.resolve()),
-        "config": yaml.safe_load(arguments.config.read_text()),
+        "config": config,
         **{name: getattr(arguments, name) for name in ("search_epochs", "held_out", "mixed_precision")},
     }
     file = arguments.output / "given.json"
     if not file.is_file():
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(now, indent=1) + "\n")
+        if keep:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(now, indent=1) + "\n")
+        return []
     before = json.loads(file.read_text())
     return [f"{name}: {before[name]!r} → {now[name]!r}" for name in now if before[name] != now[name]]
+
+
+def checked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The configuration, where it and the images can be used.
+
+    Raises:
+        ValueError: They cannot; says why.
+    """
+    for split in ("train", "test"):
+        if not any((arguments.data / split).glob("*/*")):
+            raise ValueError(f"--data {arguments.data} has no images at {split}/CLASS/")
+    try:
+        config = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {arguments.config} cannot be read: {error}") from error
+    if not isinstance(config, dict) or (lacking := {"limit", "image_size"} - set(config)):
+        named = ", ".join(sorted(lacking)) if isinstance(config, dict) else "settings"
+        raise ValueError(f"--config {arguments.config} has no {named}")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ValueError(f"--output {arguments.output} is no folder")
+    return config
 
 
 def main() -> int:
@@ -346,9 +370,15 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("an interval over seeds needs two at least")
-    if not arguments.plan and (other := begun_otherwise(arguments)):
-        parser.error(f"{arguments.output} was begun with other settings; {'; '.join(other)}")
-    comparison = Comparison(arguments)
+    try:
+        config = checked(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    if other := begun_otherwise(arguments, config, keep=not arguments.plan):
+        parser.error(
+            f"{arguments.output} was begun with other settings; {'; '.join(other)}. Give them again, or another --output"
+        )
+    comparison = Comparison(arguments, config)
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))

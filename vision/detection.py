@@ -131,8 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     images_per_process(schedule.batch_size, run.accelerator.num_processes)
     run.check_inputs(
         {
-            "training images": input_of_file(trained.path, len(trained.images)),
-            "images for evaluation": input_of_file(judged.path, len(judged.images), fixed=False),
+            "training images": input_of_file(trained.path, [image.path for image in trained.images]),
+            "images for evaluation": input_of_file(
+                judged.path, [image.path for image in judged.images], fixed=False
+            ),
         }
     )
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from mce_llm.running.processes import say
 from mce_llm.running.settings import parse_settings
 from mce_llm.vision.data import DataSettings
-from mce_llm.vision.data.settings import HOW_ALONE, WHEN_NOT_GIVEN
+from mce_llm.vision.data.settings import HOW_ALONE, when_not_given
 from mce_llm.vision.probing.accuracy import accuracy_report, rank_of_label, sentence
 from mce_llm.vision.probing.encoders import (
     EncoderSettings,
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (which, data, settings, running),
         _FIXED,
         (*HOW_ALONE, "encode_batch_size"),
-        {**WHEN_NOT_GIVEN, **preparation_of(which)},
+        {**when_not_given(data), **preparation_of(which)},
     )
     run = open_run(running, given, rules=rules)
     images_per_process(settings.batch_size, run.accelerator.num_processes)

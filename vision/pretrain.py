@@ -33,8 +33,8 @@ from mce_llm.vision.data import (
     view_loader,
     why_not_classified,
 )
-from mce_llm.vision.data.settings import WHEN_NOT_GIVEN
-from mce_llm.vision.losses import ViewLoss, build_loss
+from mce_llm.vision.data.settings import when_not_given
+from mce_llm.vision.losses import ViewLoss, build_loss, loss_options
 from mce_llm.vision.models import (
     TEACHER,
     MomentumTeacher,
@@ -107,8 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     (settings, data, augmentation, running), given = parse_settings(
         groups, words, description=__doc__, refused=_REFUSED
     )
-    defaults = {"warmup_epochs": settings.warmup, **WHEN_NOT_GIVEN}
-    rules = ResumeRules((settings, data, augmentation, running), FIXED, WITHOUT_EFFECT, defaults)
+    defaults = {"warmup_epochs": settings.warmup, **when_not_given(data)}
+    options = {"loss_options": loss_options(settings.method)}
+    rules = ResumeRules((settings, data, augmentation, running), FIXED, WITHOUT_EFFECT, defaults, options)
     run = open_run(running, given, rules=rules)
     if settings.warmup_epochs is None:
         say(f"warm-up: {settings.warmup:g} of {settings.epochs} epochs (warmup_epochs is not set)")

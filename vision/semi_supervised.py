@@ -12,10 +12,16 @@ from dataclasses import asdict
 from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError, parse_settings
 from mce_llm.vision.data import DataSettings, ImageSource, classify_view, view_loader
-from mce_llm.vision.data.settings import HOW_ALONE, WHEN_NOT_GIVEN
+from mce_llm.vision.data.settings import HOW_ALONE, when_not_given
 from mce_llm.vision.models import feature_dim, save_backbone
 from mce_llm.vision.probing.accuracy import accuracy_report, rank_of_label, sentence
-from mce_llm.vision.probing.encoders import EncoderSettings, open_encoder, preparation_of, prepared_as
+from mce_llm.vision.probing.encoders import (
+    EncoderSettings,
+    open_encoder,
+    preparation_of,
+    prepared_as,
+    weights_of,
+)
 from mce_llm.vision.probing.fine_tuning import FineTuningSettings, fine_tune, with_classifier
 from mce_llm.vision.probing.images import encode_images, open_labelled
 from mce_llm.vision.probing.linear import write_classifier
@@ -25,6 +31,7 @@ from mce_llm.vision.running import (
     RunFolder,
     RunSettings,
     images_per_process,
+    input_of_file,
     input_of_images,
     open_run,
     run_script,
@@ -59,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (which, data, settings, running),
         _FIXED,
         (*HOW_ALONE, "encode_batch_size"),
-        {**WHEN_NOT_GIVEN, **preparation_of(which)},
+        {**when_not_given(data), **preparation_of(which)},
     )
     run = open_run(running, given, rules=rules)
     accelerator = run.accelerator
@@ -69,12 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = prepared_as(encoder, data, given)
     whole, test = open_labelled(data)
     train, told = _few(whole, settings, run)
-    run.check_inputs(
-        {
-            "training images": input_of_images(train),
-            "images for evaluation": input_of_images(test, fixed=False),
-        }
-    )
+    inputs = {
+        "training images": input_of_images(train),
+        "images for evaluation": input_of_images(test, fixed=False),
+    }
+    if (weights := weights_of(which)) is not None:
+        inputs["the encoder's weights"] = input_of_file(weights)
+    run.check_inputs(inputs)
     width = feature_dim(encoder.module, data.image_size)
     model = with_classifier(encoder.module, width, len(whole.classes), running.seed)
     loader = view_loader(

@@ -157,13 +157,52 @@ def test_figures_that_can_go_nowhere_are_not_measured(script, tmp_path):
 
 
 def test_losses_of_images_plans(tmp_path):
-    result = run("image_losses.py", "--data", tmp_path, "--output", tmp_path / "runs", "--plan")
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "0.png").touch()
+    given = ["--data", tmp_path, "--output", tmp_path / "runs"]
+    result = run("image_losses.py", *given, "--plan")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "learning rates: 0 of 12 done"
     assert not (tmp_path / "runs").exists()
-    result = run("image_losses.py", "--data", tmp_path, "--output", tmp_path / "runs", "--seeds", "1")
-    assert result.returncode == 2
-    assert "an interval over seeds needs two at least" in result.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--plan",)])
+def test_losses_of_images_refuse_what_cannot_be_run(image_losses, tmp_path, monkeypatch, capsys, more):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "0.png").touch()
+    (tmp_path / "page.html").write_text("<html>")
+
+    def refusal(*words):
+        given = ("--data", tmp_path, "--output", tmp_path / "runs", *words, *more)
+        monkeypatch.setattr("sys.argv", ["image_losses.py", *map(str, given)])
+        with pytest.raises(SystemExit) as ended:
+            image_losses.main()
+        assert ended.value.code == 2
+        assert not (tmp_path / "runs" / "given.json").exists()  # a mistyped word spoils no folder
+        return capsys.readouterr().err
+
+    assert "an interval over seeds needs two at least" in refusal("--seeds", 1)
+    assert "has no images at test/CLASS/" in refusal()
+    assert "has no images at train/CLASS/" in refusal("--data", tmp_path / "nowhere")
+    (tmp_path / "test").symlink_to(tmp_path / "train")
+    assert "nowhere.yaml cannot be read" in refusal("--config", tmp_path / "nowhere.yaml")
+    assert "page.html has no settings" in refusal("--config", tmp_path / "page.html")
+    assert "page.html is no folder" in refusal("--output", tmp_path / "page.html")
+    (tmp_path / "runs").mkdir()
+    config = yaml.safe_load(image_losses.CONFIG.read_text())
+    begun = {
+        "data": str(tmp_path),
+        "config": config,
+        "search_epochs": 3,
+        "held_out": 2000,
+        "mixed_precision": "no",
+    }
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "given.json").write_text(json.dumps(begun))
+    said = refusal("--output", tmp_path / "begun")
+    assert "was begun with other settings; search_epochs: 3 → 15" in said
+    assert "another --output" in said
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.resumed import SCRIPTS, class_folders, command_line, equal, go_on, start
+from helpers.resumed import NET, SCRIPTS, class_folders, command_line, equal, go_on, start
 from helpers.scripts import load_script
 from mce_llm.running.settings import settings_of
 from mce_llm.vision.data.shapes import CLASSES
+from mce_llm.vision.models import BackboneSpec, build_backbone, save_backbone
 from mce_llm.vision.running import run_script
 
 endings = load_script("benchmarks/vision_endings.py")
@@ -343,11 +344,15 @@ def test_said_to_be_without_effect_and_without_one(name, setting, stopped, tmp_p
         {"seed": 0, "optimizer": "sgd", "method": "matrix_ssl"},
         {"backbone_kwargs": '{"stem_width": 8, "channels": [8, 8, 8, 8]}', "loss_options": "{}"},
         {"momentum": "9e-1", "blur": True, "mixed_precision": "no"},
-        {"train_split": "train"},
+        {"train_split": "train", "loss_options": "{gamma: 1, order: 4}"},
+        {"eval_dataset": "DATASET"},
     ],
 )
 def test_what_means_the_same_is_no_difference(same, stopped, tmp_path, capsys, monkeypatch):
     run = stopped("pretrain")
+    same = {
+        name: f"{run.settings['dataset']}/" if value == "DATASET" else value for name, value in same.items()
+    }
     capsys.readouterr()
     code, weights, _ = go_on(run.script, run.folder, {**run.settings, **same}, tmp_path / "run", monkeypatch)
     said = capsys.readouterr().out
@@ -373,7 +378,7 @@ def test_images_that_were_added_are_noticed(name, tmp_path, capsys, monkeypatch)
     capsys.readouterr()
     assert start(script, settings, monkeypatch)[0] == 2
     assert "training images (20 → 21)" in capsys.readouterr().err
-    path.rename(data / "train" / "two" / "0.png")  # one is another one, as many as before
+    path.unlink()
     (data / "train" / "two" / "1.png").rename(data / "train" / "two" / "renamed.png")
     assert start(script, settings, monkeypatch)[0] == 2
     assert "training images (other ones)" in capsys.readouterr().err
@@ -382,6 +387,38 @@ def test_images_that_were_added_are_noticed(name, tmp_path, capsys, monkeypatch)
     settings["dataset"] = f"{data}/"  # the same place, in other words
     assert start(script, settings, monkeypatch)[0] == 0, capsys.readouterr().err
     assert "images for evaluation (20 → 19) have changed" in capsys.readouterr().out
+
+
+def test_an_image_that_was_replaced_is_noticed(tmp_path, capsys, monkeypatch):
+    script, data = SCRIPTS["pretrain"], tmp_path / "data"
+    class_folders(data, 10)
+    given = {"dataset": data, "limit": None, "eval_limit": None, "output_dir": tmp_path / "run"}
+    settings = {**script.base, **given}
+    assert start(script, settings, monkeypatch, stop=1)[0] == 143
+    replaced = data / "train" / "one" / "1.png"
+    before = replaced.read_bytes()
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(replaced)
+    capsys.readouterr()
+    assert start(script, settings, monkeypatch)[0] == 2
+    assert "training images (other ones)" in capsys.readouterr().err
+    replaced.write_bytes(before)  # at another time: what counts is what is in it
+    assert start(script, settings, monkeypatch)[0] == 0, capsys.readouterr().err
+
+
+def test_another_encoder_in_the_same_folder_is_noticed(tmp_path, capsys, monkeypatch):
+    script = SCRIPTS["semi_supervised"]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        spec = BackboneSpec(NET["backbone"], NET["stem"], {"channels": [8, 8, 8, 8], "stem_width": 8})
+        facts = {"image_size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
+        save_backbone(build_backbone(spec), spec, tmp_path / f"encoder{seed}", facts)
+    settings = {**script.base, **dict.fromkeys(NET), "encoder": tmp_path / "encoder1"}
+    settings["output_dir"] = tmp_path / "run"
+    assert start(script, settings, monkeypatch, stop=script.stop)[0] == 143
+    shutil.copy(tmp_path / "encoder2" / "backbone.safetensors", tmp_path / "encoder1")
+    capsys.readouterr()
+    assert start(script, settings, monkeypatch)[0] == 2
+    assert "the encoder's weights (other ones)" in capsys.readouterr().err
 
 
 def test_annotations_that_changed_are_noticed(stopped, tmp_path, capsys, monkeypatch):
@@ -394,10 +431,20 @@ def test_annotations_that_changed_are_noticed(stopped, tmp_path, capsys, monkeyp
     capsys.readouterr()
     assert start(run.script, settings, monkeypatch)[0] == 2
     assert "training images (other ones)" in capsys.readouterr().err
+    shutil.copy(run.settings["train_annotations"], coco / "instances.json")
+    settings["train_images"] = coco
+    first = tmp_path / "again"
+    settings["output_dir"] = first
+    assert start(run.script, settings, monkeypatch, stop=1)[0] == 143
+    image = json.loads((coco / "instances.json").read_text())["images"][0]
+    Image.new("RGB", (image["width"], image["height"]), (1, 2, 3)).save(coco / image["file_name"])
+    capsys.readouterr()
+    assert start(run.script, settings, monkeypatch)[0] == 2
+    assert "training images (other ones)" in capsys.readouterr().err
 
 
 def test_an_end_that_is_passed_already_is_refused(stopped, tmp_path, capsys, monkeypatch):
     run = stopped("detection")
-    settings = {**run.settings, "iterations": 2, "steps": 1, "eval_every": 1}
+    settings = {**run.settings, "iterations": 2, "steps": 1, "eval_every": 1, "warmup_iterations": 1}
     assert go_on(run.script, run.folder, settings, tmp_path / "run", monkeypatch)[0] == 2
     assert "iterations 2 is before the 3 that are done" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def read_images(
         image = CocoImage(identity, folder / name, height, width, upright)
         found.append(image)
         if n < used:
-            if name in here or image.path.is_file():
+            if name in here or _is_file(image.path):
                 present.append(image)
             else:
                 problems.add(f"image file that is not in {folder}", name + _elsewhere(name, here))
@@ -98,6 +98,13 @@ def read_images(
     if twice:
         notes.append(f"{twice:,} files are listed as more than one image, each with annotations of its own")
     return found, notes
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def orientation_problem(image: CocoImage, header: ImageHeader) -> str | None:

@@ -14,6 +14,7 @@ from mce_llm.running.settings import mapping_of, raise_all
 ARCHITECTURES = ("c4", "fpn")
 ORIENTATIONS = ("stored", "upright")
 NORMS = ("sync_bn", "frozen_bn", "bn")
+_USUAL_WARMUP = 1000
 SCHEDULES = {"1x": (90_000, (60_000, 80_000)), "2x": (180_000, (120_000, 160_000))}
 
 
@@ -217,7 +218,10 @@ class ScheduleSettings:
     batch_size: int = field(default=16, metadata={"help": "Images in a step, over all processes."})
     learning_rate: float = field(default=0.02, metadata={"help": "After the warm-up, for 16 images a step."})
     scale_learning_rate: bool = field(default=False, metadata={"help": "Multiply it by batch_size / 16."})
-    warmup_iterations: int = field(default=1000, metadata={"help": "Linear warm-up."})
+    warmup_iterations: int | None = field(
+        default=None,
+        metadata={"help": "Linear warm-up; 1,000 by default, or a tenth of fewer than 10,000 iterations."},
+    )
     warmup_factor: float = field(
         default=0.001, metadata={"help": "Share of the learning rate it begins with."}
     )
@@ -269,9 +273,14 @@ class ScheduleSettings:
         counts = ["batch_size", "log_every", "save_every", "eval_batch_size"]
         counts += [name for name in ("iterations", "eval_every") if getattr(self, name) is not None]
         _at_least(self, counts, 1, problems)
-        _at_least(
-            self, ("warmup_iterations", "drawn_images", "weight_decay", "norm_weight_decay"), 0, problems
-        )
+        _at_least(self, ("drawn_images", "weight_decay", "norm_weight_decay"), 0, problems)
+        if self.warmup_iterations is not None:
+            _at_least(self, ("warmup_iterations",), 0, problems)
+            if self.iterations is not None and 0 < self.iterations <= self.warmup_iterations:
+                problems.append(
+                    f"warmup_iterations ({self.warmup_iterations}) must be fewer than iterations ({self.iterations}); leave "
+                    "it out for a tenth of them"
+                )
         if not self.learning_rate > 0:
             problems.append(f"learning_rate must be above 0, got {self.learning_rate}; 0.02 is usual")
         if not 0 < self.warmup_factor <= 1:
@@ -291,6 +300,13 @@ class ScheduleSettings:
         raise_all(problems)
 
     @property
+    def warmup(self) -> int:
+        """Iterations of the warm-up."""
+        if self.warmup_iterations is not None:
+            return self.warmup_iterations
+        return _USUAL_WARMUP if self.iterations is None else min(_USUAL_WARMUP, self.iterations // 10)
+
+    @property
     def peak_learning_rate(self) -> float:
         """The learning rate after the warm-up, scaled to the batch where that was asked for."""
         return self.learning_rate * (self.batch_size / 16 if self.scale_learning_rate else 1.0)
@@ -299,8 +315,8 @@ class ScheduleSettings:
         """One line on how long and how fast."""
         scaled = " (scaled to the batch)" if self.scale_learning_rate else ""
         return (
-            f"{self.iterations} iterations of {self.batch_size} images; learning rate {self.peak_learning_rate:g}{scaled}, "
-            f"a tenth of it after each of {self.steps}"
+            f"{self.iterations} iterations of {self.batch_size} images; learning rate {self.peak_learning_rate:g}{scaled} "
+            f"after {self.warmup} of warm-up, a tenth of it after each of {self.steps}"
         )
 
     def learning_rate_at(self, iteration: int) -> float:
@@ -313,9 +329,9 @@ class ScheduleSettings:
             The rate.
         """
         rate = self.peak_learning_rate * 0.1 ** sum(iteration >= step for step in self.steps or ())
-        if iteration >= self.warmup_iterations:
+        if iteration >= self.warmup:
             return rate
-        share = iteration / self.warmup_iterations
+        share = iteration / self.warmup
         return rate * (self.warmup_factor * (1 - share) + share)
 
 

@@ -41,6 +41,10 @@ class Relabelled(ImageSource):
         """Decode one image of the source."""
         return self.source.image(index)
 
+    def stored(self, index: int) -> bytes:
+        """An image of the source as it is stored."""
+        return self.source.stored(index)
+
 
 def with_classes_of(known: ImageSource, source: ImageSource) -> ImageSource:
     """A source with labels that are places in the classes of another, matched by their names.

@@ -202,6 +202,8 @@ def _eight_bits(
     values: np.ndarray, image: Image.Image, bits: int, signed: bool, colours: int | None
 ) -> np.ndarray:
     """Grey values by the range that their kind has, as uint8."""
+    if image.mode == "I" and image.format == "TIFF" and bits == 32 and not signed:
+        values = values.view(np.uint32)  # for which Pillow has no mode
     low, high = values.min(), values.max()
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # what is not a number is in no range

@@ -92,6 +92,13 @@ class FolderImages(ImageSource):
         """
         return read_image(f"{self.root}/{self._files[index]}")
 
+    def stored(self, index: int) -> bytes:
+        """The file of an image; empty where it cannot be read, which is said where the image is needed."""
+        try:
+            return Path(f"{self.root}/{self._files[index]}").read_bytes()
+        except OSError:
+            return b""
+
 
 def _passed_over(index: FolderIndex) -> str:
     """In words, how many files are no images by the endings of their names; empty where there are none."""

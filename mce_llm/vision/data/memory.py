@@ -60,6 +60,10 @@ class ImagesInMemory(ImageSource):
         """Those of the source."""
         return self.source.names
 
+    def stored(self, index: int) -> bytes:
+        """An image of the source as it is stored."""
+        return self.source.stored(index)
+
     def image(self, index: int) -> Tensor:
         """A view into the block; whoever writes to it changes the image for good."""
         start, end = self._starts[index], self._starts[index + 1]

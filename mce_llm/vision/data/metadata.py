@@ -23,6 +23,8 @@ _JFIF, _APP1, _ADOBE, _COMMENT, _PIXELS = (
     0xFE,
     0xDA,
 )  # markers; Adobe's says which colours a JPEG has
+_WHOLE = {_JFIF: 14, _ADOBE: 12}  # bytes that these have at least
+_NEVER = 1 << 16  # more than any segment has
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a segment
 
 # What turns the stored pixels upright, and what takes that back.
@@ -111,8 +113,9 @@ def _bare_jpeg(data: bytes) -> BareFile | None:
         content = data[at + 4 : end]
         if marker == _APP1 and exif is None and content.startswith(_EXIF_HEADER):
             exif = content
-        application = _JFIF <= marker <= 0xEF and marker not in (_JFIF, _ADOBE)
-        if not application and marker != _COMMENT:
+        application = _JFIF <= marker <= 0xEF
+        # Of the segments of applications two say what pixels are; one that is too short to say it is left out.
+        if (len(content) >= _WHOLE.get(marker, _NEVER)) if application else marker != _COMMENT:
             kept.append(data[at:end])
         at = end
 
@@ -126,6 +129,8 @@ def _bare_png(data: bytes) -> BareFile:
             kept.append(data[at:end])
         elif name == b"eXIf":
             exif = _EXIF_HEADER + data[at + 8 : end - 4]
+        if name == b"IEND":  # what comes behind it is no part of the image
+            break
         at = end
     return BareFile(b"".join(kept), exif)
 

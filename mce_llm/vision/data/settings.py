@@ -16,8 +16,6 @@ AUTO_TRUE_FALSE = ("auto", "true", "false")
 SMALLEST_BLURRED_SIZE = 64
 # For a run that goes on: settings that say how images are found and kept, and not which they are.
 HOW_ALONE = ("data_dir", "download", "cache_images", "rebuild_index")
-# And what they mean where they are not given: the same split, then, as the one that is given by this name.
-WHEN_NOT_GIVEN = {"train_split": "train"}
 
 
 @dataclass
@@ -132,6 +130,11 @@ class DataSettings:
             problems.append("mean and std go together; give both or neither")
         problems += statistics_problems(self.mean, self.std)
         raise_all(problems)
+
+
+def when_not_given(data: DataSettings) -> dict[str, str]:
+    """What settings mean that are not given: the same, for a run that goes on, as being given this value by name."""
+    return {"train_split": "train", "eval_dataset": data.dataset}
 
 
 @dataclass

@@ -80,6 +80,15 @@ class ImageSource(Dataset, ABC):
             CorruptImageError: It cannot be decoded.
         """
 
+    def stored(self, index: int) -> bytes:
+        """What one image is known again by: as it is stored, or its pixels where it is not stored by itself.
+
+        Args:
+            index: Which one.
+        """
+        pixels = self.image(index)
+        return repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image and label.
 
@@ -143,6 +152,10 @@ class Subset(ImageSource):
     def image(self, index: int) -> Tensor:
         """Decode one image of the subset."""
         return self.whole.image(int(self.indices[index]))
+
+    def stored(self, index: int) -> bytes:
+        """An image of the subset as it is stored."""
+        return self.whole.stored(int(self.indices[index]))
 
 
 def balanced_indices(labels: Sequence[int], limit: int) -> list[int]:

@@ -106,6 +106,22 @@ class TableImages(ImageSource):
             "with bytes or path); set image_column to another one"
         )
 
+    def stored(self, index: int) -> bytes:
+        """The encoded image in one row; empty where there is none, which is said where the image is needed.
+
+        Args:
+            index: The row.
+        """
+        cell = self._table[index][self._column]
+        if isinstance(cell, dict):
+            path, cell = cell.get("path"), cell.get("bytes")
+            if cell is None and path is not None:
+                try:
+                    return Path(self.folder / path if self.folder else path).read_bytes()
+                except OSError:
+                    return b""
+        return cell if isinstance(cell, bytes) else b""
+
 
 def open_saved(folder: Path, settings: DataSettings, purpose: str, *, whole: bool) -> TableImages:
     """Open a directory that `save_to_disk` wrote.

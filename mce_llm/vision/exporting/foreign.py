@@ -8,6 +8,7 @@ where every weight of the encoder is.
 from __future__ import annotations
 
 import argparse
+import codecs
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,11 @@ from mce_llm.vision.models.backbone_files import load_weights
 _AVERAGED = re.compile(r"(^|[._])(encoder_k|momentum|teacher|target|ema)([._]|$)")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 6
+_BEGINNINGS = (
+    b"PK",
+    b"\x80",
+)  # of a zip file, which torch.save writes, and of a pickle, which it used to write
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # which torch puts into its messages
 
 
 def read_foreign(path: Path | str) -> dict[str, Tensor]:
@@ -52,17 +58,44 @@ def read_foreign(path: Path | str) -> dict[str, Tensor]:
             # Many checkpoints keep their command line, a plain record that does nothing when it is made.
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (OSError, SafetensorError) as error:
+        raise ForeignWeightsError(f"{path} cannot be read: {cause(error)}") from error
+    except Exception as error:  # the unpickler raises any type for what is no pickle
+        if (other := _no_checkpoint(path)) is not None:
+            raise ForeignWeightsError(f"{path} is {other}, and no file that torch.save wrote") from None
+        told = _COLOURS.sub("", cause(error))
+        if not isinstance(error, pickle.UnpicklingError):
+            raise ForeignWeightsError(f"{path} cannot be read: {told}") from error
         raise ForeignWeightsError(
-            f"{path} holds more than tensors and plain values, and could run code if it were loaded ({cause(error)}); "
+            f"{path} holds more than tensors and plain values, and could run code if it were loaded ({told}); "
             "in a place where you trust it, load it with torch.load and save its state dict again"
         ) from error
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ForeignWeightsError(f"{path} cannot be read: {cause(error)}") from error
     found = dict(_tensors(content))
     if not found:
         raise ForeignWeightsError(f"{path} holds no tensors by name")
     return found
+
+
+def _no_checkpoint(path: Path) -> str | None:
+    """What a file is that does not begin as those of torch.save; None where it does."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, whose file is still to be fetched (git lfs pull)"
+    if head.startswith(_BEGINNINGS):
+        return None
+    try:
+        text = (
+            codecs.getincrementaldecoder("utf-8")().decode(head).strip()
+        )  # which may end within a character
+    except UnicodeDecodeError:
+        text = ""
+    if text and all(letter.isprintable() or letter in "\n\r\t" for letter in text):
+        kind = "a web page" if text.lower().startswith(("<!doctype", "<html")) else "text"
+        return f"{kind} (it begins with {text[:40]!r})"
+    return f"of an unknown kind (it begins with the bytes {head[:8].hex(' ')})"
 
 
 def import_weights(

@@ -165,7 +165,8 @@ def checked_numbers(
                 "learning rate, or look for the layer that overflows"
             )
         raise NonFiniteLossError(
-            f"{owner}: the loss is {value} although all rows are finite; its weights are too large for {loss.dtype}"
+            f"{owner}: the loss is {value} although all rows are finite: terms of it are beyond {loss.dtype}, as very large "
+            "weights make them, or a very small mu"
         )
     if norm <= _SMALLEST_NORM and not zero_rows:
         for name, tensor in zip(names, rows, strict=True):

@@ -112,11 +112,20 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor], source:
     own = module.state_dict()
     if problem := misfit(own, weights, "encoder"):
         raise BackboneFileError(f"{source} does not fit the encoder: {problem}")
-    broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    # In the module's own precision: what float64 holds may be infinite there.
+    broken = [name for name in own if not bool(torch.isfinite(weights[name].to(own[name].dtype)).all())]
     if broken:
         raise BackboneFileError(
             f"{source} holds NaN or infinity in {len(broken)} of {len(weights)} tensors ({', '.join(broken[:3])}"
             f"{', …' if len(broken) > 3 else ''}): a training that diverged, or a damaged file; take an earlier checkpoint"
+        )
+    negative = [
+        name for name, value in weights.items() if name.endswith("running_var") and bool((value < 0).any())
+    ]
+    if negative:
+        raise BackboneFileError(
+            f"{source} holds negative variances of batch norms in {len(negative)} tensors ({', '.join(negative[:3])}"
+            f"{', …' if len(negative) > 3 else ''}): a damaged file, or weights under other names"
         )
     ordered = OrderedDict(weights)
     ordered._metadata = own._metadata  # type: ignore[attr-defined] # versions of layers, which files do not keep

@@ -22,6 +22,7 @@ from mce_llm.running.settings import parse_settings
 from mce_llm.running.yaml_text import load_yaml
 
 INPUTS = "inputs.json"
+_LOOKED_AT = 256  # images that are compared: all of a small set, and a second or so of a large one
 _START_ANEW = "put them back, or start anew with --resume false --overwrite true"
 # Of every script: where and with what means the same is computed.
 _MEANS = frozenset({"output_dir", "resume", "overwrite", "cpu", "num_workers"})
@@ -36,12 +37,14 @@ class ResumeRules(NamedTuple):
         without_effect: Names that change nothing of what is trained or measured; some of every script are known here.
         found: Values of settings that were not given and that are not the dataclass's default then, such as those that an
             encoder's file says.
+        options: Of settings that are mappings of options: the defaults of all options, by the name of the setting.
     """
 
     groups: Sequence[Any]
     fixed: Iterable[str] = ()
     without_effect: Iterable[str] = ()
     found: Mapping[str, Any] | None = None
+    options: Mapping[str, Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,12 @@ def changes_since(folder: Path, given: Mapping[str, Any], rules: ResumeRules) ->
     except ConfigurationError:
         return None
     before, now = _effective(made, given_before, rules), _effective(rules.groups, given, rules)
-    different = {name: (before[name], now[name]) for name in now if not _same(before[name], now[name])}
+    options = rules.options or {}
+    different = {
+        name: (before[name], now[name])
+        for name in now
+        if not _same(before[name], now[name], options.get(name))
+    }
     told = {name: f"{name} {pair[0]!r} → {pair[1]!r}" for name, pair in different.items()}
     fixed, idle = set(rules.fixed), _MEANS | set(rules.without_effect)
     applied = {name: text for name, text in told.items() if name not in fixed | idle}
@@ -114,8 +122,15 @@ def _effective(groups: Sequence[Any], given: Mapping[str, Any], rules: ResumeRul
     return {**values, **found}
 
 
-def _same(before: Any, now: Any) -> bool:
-    return before == now or _meaning(before) == _meaning(now)
+def _same(before: Any, now: Any, defaults: Mapping[str, Any] | None) -> bool:
+    if before == now:
+        return True
+    meant = [_meaning(value) for value in (before, now)]
+    if defaults is not None:
+        meant = [
+            {**defaults, **(value or {})} if isinstance(value, dict | None) else value for value in meant
+        ]
+    return meant[0] == meant[1]
 
 
 def _meaning(value: Any) -> Any:
@@ -140,7 +155,7 @@ class Input:
 
     Attributes:
         images: How many there are, of images.
-        digest: Of names and labels, or of a file.
+        digest: Of names, labels and some images, or of a file and some of those that it names.
         fixed: Whether a run may not go on with another one.
     """
 
@@ -150,28 +165,42 @@ class Input:
 
 
 def input_of_images(source: Any, *, fixed: bool = True) -> Input:
-    """A source of images by the names of its images and classes, and its labels; no image is opened.
+    """A source of images by the names of its images and classes, its labels, and up to 256 images as they are stored.
 
     Args:
-        source: With `names`, `labels` and `classes`.
+        source: With `names`, `labels`, `classes` and `stored(index)`.
         fixed: Whether a run may not go on with other ones.
     """
     digest = hashlib.sha256(json.dumps([list(source.classes), list(source.labels)]).encode())
     for name in source.names:
         digest.update(os.fsencode(name) + b"\0")
+    for index in _spread(len(source.labels)):
+        digest.update(hashlib.sha256(source.stored(index)).digest())
     return Input(len(source.labels), digest.hexdigest(), fixed)
 
 
-def input_of_file(path: Path, images: int = 0, *, fixed: bool = True) -> Input:
-    """A file by what is in it.
+def input_of_file(path: Path, images: Sequence[Path] = (), *, fixed: bool = True) -> Input:
+    """A file by what is in it, and up to 256 of the image files that it names by what is in them.
 
     Args:
         path: The file.
-        images: How many it is about.
+        images: The image files; what is not there is passed over.
         fixed: Whether a run may not go on with another one.
     """
     with path.open("rb") as file:
-        return Input(images, hashlib.file_digest(file, "sha256").hexdigest(), fixed)
+        digest = hashlib.file_digest(file, "sha256")
+    for index in _spread(len(images)):
+        try:
+            digest.update(hashlib.sha256(images[index].read_bytes()).digest())
+        except OSError:  # which is said where the image is needed
+            digest.update(b"\0")
+    return Input(len(images), digest.hexdigest(), fixed)
+
+
+def _spread(count: int) -> list[int]:
+    """Places of up to `_LOOKED_AT` of so many, evenly spread."""
+    looked_at = min(count, _LOOKED_AT)
+    return [place * count // looked_at for place in range(looked_at)]
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, Input], *, goes_on: bool) -> list[str]:

@@ -337,6 +337,7 @@ def remove(name):
             r"\(but 000000000007\.png is there\)",
         ),
         (lambda c: c["images"][0].update(file_name="."), "image file that is not in"),
+        (lambda c: c["images"][0].update(file_name="a" * 300), "image file that is not in"),
         (lambda c: c["images"][0].update(width=-1, height=-1), "no whole numbers above 0"),
         (lambda c: c["images"][0].update(width=True), "no whole numbers above 0"),
         (lambda c: c["images"][0].update(width=64.5), "no whole numbers above 0"),

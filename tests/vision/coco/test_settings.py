@@ -34,6 +34,20 @@ def test_the_learning_rate_is_that_of_torch_schedulers():
         steps.step()
 
 
+def test_the_warm_up_of_a_short_training_is_a_tenth_of_it():
+    assert ScheduleSettings().warmup == 1000
+    short = ScheduleSettings(schedule="none", iterations=60)
+    assert short.warmup == 6
+    assert short.learning_rate_at(6) == 0.02
+    assert "learning rate 0.02 after 6 of warm-up" in short.summary()
+    assert ScheduleSettings(schedule="none", iterations=4).warmup == 0
+    assert ScheduleSettings(schedule="none", iterations=60, warmup_iterations=0).warmup == 0
+    with pytest.raises(
+        ConfigurationError, match=r"warmup_iterations \(60\) must be fewer than iterations \(60\)"
+    ):
+        ScheduleSettings(schedule="none", iterations=60, warmup_iterations=60)
+
+
 def test_the_rate_is_scaled_only_where_asked():
     assert ScheduleSettings(batch_size=4).peak_learning_rate == 0.02
     assert ScheduleSettings(batch_size=4, scale_learning_rate=True).peak_learning_rate == 0.005

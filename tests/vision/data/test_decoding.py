@@ -134,6 +134,7 @@ def test_every_depth_keeps_its_brightness(data, expected):
         (tiff(LEVELS, 32), "whole numbers of 32 bits from 0 to 255, of which nothing says what is black"),
         (tiff(LEVELS, 32, kind=2), "whole numbers of 32 bits from 0 to 255"),
         (tiff(DEEP, 32, kind=2, order=">"), "whole numbers of 32 bits from 0 to 65535"),
+        (tiff(LEVELS + 4_000_000_000, 32), "whole numbers of 32 bits from 4e+09 to 4e+09"),
         (tiff(LEVELS - 100, 16, kind=2), "whole numbers of 16 bits from -100 to 155"),
         (tiff(LEVELS - 128, 8, kind=2), "whole numbers of 8 bits from -128 to 127"),
         (tiff(LEVELS, 32, kind=3), "floats from 0 to 255, and only of floats in "),

@@ -183,6 +183,23 @@ def test_chunks_that_are_no_pixels_cost_none(chunk, after):
     assert np.array_equal(decoded(data[:at] + piece + data[at:]), PIXELS)
 
 
+def test_bytes_behind_the_end_of_a_png_with_damaged_metadata_cost_nothing():
+    data = encoded("PNG")
+    at = data.index(b"IDAT") - 4
+    damaged = struct.pack(">I", 3) + b"tEXt" + b"k\0v" + b"\0\0\0\0"  # no checksum of these
+    assert np.array_equal(decoded(data[:at] + damaged + data[at:] + b"!"), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("marker", "content"), [(0xE0, b"JF"), (0xE0, b""), (0xEE, b"Ado"), (0xE0, b"JFIF\0\1")]
+)
+def test_segments_of_a_jpeg_that_are_too_short_cost_no_pixels(marker, content):
+    data = encoded("JPEG")
+    segment = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+    damaged = bytes([0xFF, 0xE1]) + struct.pack(">H", 8) + b"Exif\0\0"  # and EXIF data of nothing
+    assert np.array_equal(decoded(data[:2] + segment + damaged + data[2:]), opened(data))
+
+
 def test_transparency_and_palette_stay():
     image = Image.fromarray(PIXELS).quantize(64)
     image.info["transparency"] = bytes([0, 128, *[255] * 62])

@@ -46,6 +46,30 @@ def test_a_saved_data_set_with_splits(draw, tmp_path, settings):
         open_images(settings(tmp_path / "saved", eval_split="test"), "eval")
 
 
+def test_what_images_are_known_again_by(draw, tmp_path, settings, image_folder):
+    """The same bytes through every kind of source, and none where there is no file; nothing is decoded."""
+    table = TableImages(rows(draw, 2), "table")
+    assert table.stored(1) == encoded(draw(1))
+    (tmp_path / "1.png").write_bytes(b"no image, as it happens")
+    paths = datasets.Dataset.from_dict({"image": [encoded(draw(0)), b""], "label": [0, 1]})
+    assert TableImages(paths, "bytes").stored(1) == b""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    cells = [{"bytes": None, "path": str(tmp_path / name)} for name in ("0.png", "1.png", "2.png")]
+    draw(0).save(tmp_path / "0.png")
+    linked = datasets.Dataset.from_dict({"image": cells, "label": [0, 0, 0]}, features=features)
+    source = TableImages(linked, "linked")
+    assert source.stored(0) == (tmp_path / "0.png").read_bytes()
+    assert source.stored(1) == b"no image, as it happens"
+    assert source.stored(2) == b""
+    assert source.subset([1, 0]).stored(0) == source.stored(1)
+    root = image_folder("train", {"a": 2, "b": 1}).parent
+    folder = open_images(settings(root))
+    first = root / "train" / folder.names[2]
+    assert folder.stored(2) == first.read_bytes()
+    first.unlink()
+    assert folder.stored(2) == b""
+
+
 @pytest.mark.parametrize(
     "names", [("Train-0.parquet", "TEST-0.parquet"), ("birds_train.parquet", "birds_test.parquet")]
 )

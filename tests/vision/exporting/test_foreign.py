@@ -19,9 +19,11 @@ def encoder(name="timm/resnet18", seed=0, **arguments):
     arguments = arguments or (NARROW if name.startswith("timm/resnet") else {})
     module = build_backbone(BackboneSpec(name, "imagenet", arguments))
     with torch.no_grad():
-        for value in module.state_dict().values():
+        for key, value in module.state_dict().items():
             if value.is_floating_point():
                 value.normal_()
+            if key.endswith("running_var"):
+                value.abs_()
     return module
 
 
@@ -184,10 +186,20 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     with pytest.raises(ForeignWeightsError, match="could run code"):
         read_foreign(tmp_path / "code.pth")
     assert "this was run" not in capsys.readouterr().out
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(ForeignWeightsError, match="could run code") as refused:
+        read_foreign(tmp_path / "module.pth")
+    assert "\x1b" not in str(refused.value)
     for name, content, message in (
         ("torn.pth", b"PK\x03\x04 no", "cannot be read|could run code"),
         ("torn.safetensors", b"\xff" * 20, "cannot be read"),
-        ("empty.pth", b"", "cannot be read"),
+        ("empty.pth", b"", "is empty, and no file that torch.save wrote"),
+        ("text.pth", b"hello", r"is text \(it begins with 'hello'\)"),
+        ("long.pth", "ä".encode() * 999, r"is text \(it begins with 'ää"),
+        ("list.json.pth", b'{"a": [1, 2]}\n', "is text"),
+        ("page.pth", b"<!DOCTYPE html>\n<html>", r"is a web page \(it begins with"),
+        ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        ("noise.pth", bytes(range(200, 250)), "of an unknown kind .it begins with the bytes c8 c9"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ForeignWeightsError, match=message):

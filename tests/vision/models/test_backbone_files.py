@@ -79,6 +79,14 @@ def _note(folder, **changed):
         (lambda f: _note(f, name="timm/resnet1"), r"backbone.json: timm has no model"),
         (lambda f: _weights(f, lambda w: w.pop("conv1.weight")), r"1 missing \(conv1.weight\)"),
         (lambda f: _weights(f, lambda w: w.update(fc=torch.ones(2))), r"1 not of this encoder \(fc\)"),
+        (
+            lambda f: _weights(f, lambda w: w.update({"conv1.weight": w["conv1.weight"].double() * 1e300})),
+            r"NaN or infinity in 1 of \d+ tensors \(conv1.weight\)",
+        ),
+        (
+            lambda f: _weights(f, lambda w: w.update({"bn1.running_var": -w["bn1.running_var"]})),
+            r"negative variances of batch norms in 1 tensors \(bn1.running_var\)",
+        ),
         (lambda f: _note(f, kwargs={}), r"of another shape .*instead of"),
     ],
 )
