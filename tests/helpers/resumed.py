@@ -1,9 +1,9 @@
 """Vision scripts that are stopped, and started again with one setting changed: for every setting of every one of them."""
 
+import importlib
 import json
 import shutil
 import signal
-import sys
 from typing import NamedTuple
 
 import torch
@@ -163,7 +163,7 @@ def start(script, settings, patch, *, stop=0):
     """Run a script in this process; (exit code, what was measured and saved on the way). `stop`: SIGTERM at that step."""
     module = load_script(script.path)
     AcceleratorState._reset_state(reset_partial_state=True)  # of another precision, maybe
-    loop = sys.modules[script.loop] if script.loop else module
+    loop = importlib.import_module(script.loop) if script.loop else module
     seen = {"saves": 0, "neighbours": []}
     leave, steps = loop.leave_if_asked, [0]
 
@@ -180,8 +180,12 @@ def start(script, settings, patch, *, stop=0):
 
         return saving
 
-    saver = sys.modules["mce_llm.vision.training.state"] if script.path.endswith("pretrain.py") else loop
-    watching = sys.modules["mce_llm.vision.training.watching"]
+    saver = (
+        importlib.import_module("mce_llm.vision.training.state")
+        if script.path.endswith("pretrain.py")
+        else loop
+    )
+    watching = importlib.import_module("mce_llm.vision.training.watching")
     accuracy = watching.knn_accuracy
 
     def voting(bank, labels, queries, *args, **named):

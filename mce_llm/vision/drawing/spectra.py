@@ -44,7 +44,7 @@ def draw_spectra(spectra: Sequence[EpochSpectrum]) -> Figure:
         raise ValueError("there are no spectra to draw")
     shown = evenly(spectra, _MOST_LINES)
     with look():
-        figure = new_figure(4.4)  # high enough for the legend to stay below the lines
+        figure = new_figure(4.4)
         panels = figure.subplots(1, len(_PANELS), sharey=True)
         for axes, (values_name, rank_name, title) in zip(panels, _PANELS, strict=True):
             for number, spectrum in enumerate(shown):
@@ -90,7 +90,13 @@ def _dress(axes: Axes, title: str) -> None:
     axes.margins(x=0.02)
     axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
     legend = axes.legend(
-        title="epoch (effective rank)", title_fontsize=9, loc="lower left", handlelength=1.4, alignment="left"
+        title="epoch (effective rank)",
+        title_fontsize=9,
+        loc="upper right",  # where lines that fall leave most room
+        ncols=2 if len(axes.get_lines()) > 4 else 1,
+        columnspacing=1.0,
+        handlelength=1.4,
+        alignment="left",
     )
     legend.set_zorder(1)  # the lines are over it where they meet
 
