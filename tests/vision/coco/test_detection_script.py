@@ -317,6 +317,7 @@ def test_two_processes_see_the_batch_of_one_and_their_norms_too(words, tmp_path)
     """
     step = {
         "iterations": 1,
+        "warmup_iterations": 0,
         "steps": None,
         "eval_every": None,
         "short_sides": [64],
