@@ -19,7 +19,7 @@ from mce_llm.vision.probing.encoders import (
     open_encoder,
     preparation_of,
     prepared_as,
-    weights_of,
+    what_is_read,
 )
 from mce_llm.vision.probing.images import open_labelled
 from mce_llm.vision.probing.linear import LinearProbe, save_classifier
@@ -28,8 +28,6 @@ from mce_llm.vision.running import (
     ResumeRules,
     RunSettings,
     images_per_process,
-    input_of_file,
-    input_of_images,
     open_run,
     run_script,
 )
@@ -67,13 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = open_encoder(which, running.seed)
     data = prepared_as(encoder, data, given)
     train, test = open_labelled(data)
-    inputs = {
-        "training images": input_of_images(train),
-        "images for evaluation": input_of_images(test, fixed=False),
-    }
-    if (weights := weights_of(which)) is not None:
-        inputs["the encoder's weights"] = input_of_file(weights)
-    run.check_inputs(inputs)
+    run.check_inputs(what_is_read(which, train, test))
     probe = LinearProbe(encoder, train, data, settings, run)
     probed = probe.fit()
     judged = probe.encode(test)

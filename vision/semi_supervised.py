@@ -20,7 +20,7 @@ from mce_llm.vision.probing.encoders import (
     open_encoder,
     preparation_of,
     prepared_as,
-    weights_of,
+    what_is_read,
 )
 from mce_llm.vision.probing.fine_tuning import FineTuningSettings, fine_tune, with_classifier
 from mce_llm.vision.probing.images import encode_images, open_labelled
@@ -31,8 +31,6 @@ from mce_llm.vision.running import (
     RunFolder,
     RunSettings,
     images_per_process,
-    input_of_file,
-    input_of_images,
     open_run,
     run_script,
 )
@@ -76,13 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = prepared_as(encoder, data, given)
     whole, test = open_labelled(data)
     train, told = _few(whole, settings, run)
-    inputs = {
-        "training images": input_of_images(train),
-        "images for evaluation": input_of_images(test, fixed=False),
-    }
-    if (weights := weights_of(which)) is not None:
-        inputs["the encoder's weights"] = input_of_file(weights)
-    run.check_inputs(inputs)
+    run.check_inputs(what_is_read(which, train, test))
     width = feature_dim(encoder.module, data.image_size)
     model = with_classifier(encoder.module, width, len(whole.classes), running.seed)
     loader = view_loader(

@@ -16,10 +16,11 @@ from torch import nn
 
 from mce_llm.running.processes import say
 from mce_llm.running.settings import mapping_of, raise_all
-from mce_llm.vision.data import DataSettings
+from mce_llm.vision.data import DataSettings, ImageSource
 from mce_llm.vision.models import TEACHER, BackboneSpec, build_backbone, load_backbone
 from mce_llm.vision.models.backbone_files import FACTS, WEIGHTS
 from mce_llm.vision.models.backbones import STEMS
+from mce_llm.vision.running import Input, input_of_file, input_of_images
 
 _PREPARATION = ("image_size", "mean", "std")
 
@@ -149,7 +150,7 @@ def preparation_of(settings: EncoderSettings) -> dict[str, Any]:
     Returns:
         Those of image_size, mean and std that it has.
     """
-    if (weights := weights_of(settings)) is None:
+    if (weights := _weights_of(settings)) is None:
         return {}
     try:
         facts = json.loads((weights.parent / FACTS).read_text(encoding="utf-8"))
@@ -158,13 +159,33 @@ def preparation_of(settings: EncoderSettings) -> dict[str, Any]:
     return {name: facts[name] for name in _PREPARATION if facts.get(name) is not None}
 
 
-def weights_of(settings: EncoderSettings) -> Path | None:
+def _weights_of(settings: EncoderSettings) -> Path | None:
     """The file of a pretrained encoder's weights; None for the other kinds."""
     if settings.encoder is None:
         return None
     folder = Path(settings.encoder).expanduser()
     folder = folder.parent if folder.name == WEIGHTS else folder
     return folder / TEACHER / WEIGHTS if settings.use_teacher else folder / WEIGHTS
+
+
+def what_is_read(settings: EncoderSettings, train: ImageSource, test: ImageSource) -> dict[str, Input]:
+    """What a probe reads, to be known again by a run that goes on.
+
+    Args:
+        settings: Name the encoder.
+        train: The images to train on.
+        test: Those to evaluate on, which alone may be others.
+
+    Returns:
+        Name for messages → what it is.
+    """
+    inputs = {
+        "training images": input_of_images(train),
+        "images for evaluation": input_of_images(test, fixed=False),
+    }
+    if (weights := _weights_of(settings)) is not None:
+        inputs["the encoder's weights"] = input_of_file(weights)
+    return inputs
 
 
 def prepared_as(encoder: Encoder, data: DataSettings, given: Mapping[str, Any]) -> DataSettings:
