@@ -129,9 +129,7 @@ def print_study(compared: StudyComparison, tables: list[TextTable], console: Con
     console.print()
     primary = compared.primary
     if primary is None:
-        console.print(
-            Text("nothing can be compared yet: no arm has a seed in common with the baseline", style="bold")
-        )
+        console.print(Text(compared.undecided or "", style="bold"))
         return
     for arm in primary.arms:
         console.print(Text(visible(arm.verdict, one_line=True)))

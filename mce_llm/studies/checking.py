@@ -16,13 +16,14 @@ from mce_llm.running.folder import check_place
 from mce_llm.running.launch_options import launcher_options, misplaced_values
 from mce_llm.running.messages import cause, nearest_hint, raise_all
 from mce_llm.studies.arms import check_arms, parsed_arms, setting_differences
+from mce_llm.studies.declared import declared, declared_otherwise
 from mce_llm.studies.definition import Preparation, Study
 from mce_llm.studies.errors import StudyError
 from mce_llm.studies.evaluators import EVALUATORS
 from mce_llm.studies.planning import TRAINING, other_options
 from mce_llm.studies.provenance import code_facts, content_of, version_facts
 from mce_llm.studies.reading import Reading
-from mce_llm.studies.results import Results, RunResult
+from mce_llm.studies.results import RESULTS, Results, RunResult
 from mce_llm.studies.slots import Slot
 
 DEFINITION = "definition.json"
@@ -172,7 +173,9 @@ def _options(
         try:
             options = evaluator.parse(evaluation.settings)
             if read and (from_hub or looks_local(options.data)):
-                evaluator.load(options)
+                primary = study.primary
+                measure = primary.measure if primary.evaluation == evaluation.name else None
+                problems += [f"{where}: {lack}" for lack in evaluator.lacks(evaluator.load(options), measure)]
         except MceLlmError as error:
             problems.append(f"{where}: {error}")
             continue
@@ -224,13 +227,24 @@ def _earlier(
     if not prepared:
         return results, []
     changes: list[str] = []
+    scripts = {evaluation.name: evaluation.script for evaluation in study.evaluations}
     if before is not None:
-        changes += _changes(before.get("arms", {}), before.get("evaluations", {}), shaping, options, "")
-        if (primary := before.get("primary")) not in (None, _primary(study)):
-            changes.append(f"primary: {primary!r} → {_primary(study)!r}")
-        if (contrasts := before.get("contrasts", [])) != _contrasts(study):
-            changes.append(f"contrasts: {contrasts!r} → {_contrasts(study)!r}")
+        evaluations = before.get("evaluations", {})
+        changes += [
+            f"evaluation {name}: script {found['script']!r} → {scripts[name]!r}"
+            for name, found in evaluations.items()
+            if scripts.get(name, found["script"]) != found["script"]
+        ]
+        changes += _changes(before.get("arms", {}), evaluations, shaping, options, "")
+        changes += declared_otherwise(before, study)
     for result in results.values():
+        problems += [
+            f"evaluation {name}: that of {result.name} in {study.output / RESULTS} was made by the script {found['script']}, "
+            f"not by {scripts[name]}; give the evaluation another name, or choose another --output"
+            for name, found in result.evaluations.items()
+            if scripts.get(name, found["script"]) != found["script"]
+        ]
+        changes += declared_otherwise(result.line.get("declared", {}), study)
         arm = result.line["arm"]
         measured = {
             name: {"script": found["script"], "options": found["options"]}
@@ -275,18 +289,29 @@ def _definition(study: Study, problems: list[str]) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path} cannot be read: {cause(error)}; restore it, or choose another --output")
         return None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or not _well_formed(content):
         problems.append(f"{path} is not what a study of this version has begun with; choose another --output")
         return None
     return content
 
 
-def _contrasts(study: Study) -> list[dict[str, str]]:
-    return [dict(vars(contrast)) for contrast in study.contrasts]
-
-
-def _primary(study: Study) -> dict[str, Any]:
-    return dict(vars(study.primary))
+def _well_formed(content: Mapping[str, Any]) -> bool:
+    """Whether a definition has the parts that are looked at, as far as they are there."""
+    arms, evaluations, changes = (
+        content.get(name, kind()) for name, kind in (("arms", dict), ("evaluations", dict), ("changes", list))
+    )
+    if not (isinstance(arms, dict) and isinstance(evaluations, dict) and isinstance(changes, list)):
+        return False
+    return (
+        all(isinstance(settings, dict) for settings in arms.values())
+        and all(
+            isinstance(item, dict)
+            and isinstance(item.get("script"), str)
+            and isinstance(item.get("options"), dict)
+            for item in evaluations.values()
+        )
+        and all(isinstance(entry, dict) and isinstance(entry.get("what"), list) for entry in changes)
+    )
 
 
 def write_definition(found: Checked) -> None:
@@ -308,10 +333,8 @@ def write_definition(found: Checked) -> None:
             "study": study.name,
             "file": str(study.file),
             "begun": before.get("begun", now),
-            "baseline": study.baseline.name,
             "seeds": {arm.name: list(arm.seeds) for arm in study.arms},
-            "primary": _primary(study),
-            "contrasts": _contrasts(study),
+            **declared(study),
             "arms": {name: dict(settings) for name, settings in found.shaping.items()},
             "evaluations": {
                 item.name: {"script": item.script, "options": dict(found.options[item.name])}

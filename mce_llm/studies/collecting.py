@@ -11,6 +11,7 @@ from typing import Any
 from mce_llm.running.installation import installed_versions
 from mce_llm.running.messages import cause
 from mce_llm.studies.child import Launches
+from mce_llm.studies.declared import declared
 from mce_llm.studies.definition import Study
 from mce_llm.studies.errors import StudyError
 from mce_llm.studies.evaluators import EVALUATORS
@@ -88,6 +89,7 @@ def line_of(
         "study": study.name,
         "arm": run.arm.name,
         "seed": run.seed,
+        "declared": declared(study),
         "changes": dict(study.settings_of(run.arm)),
         "settings": dict(shaping),
         "code": journal.codes(TRAINING),

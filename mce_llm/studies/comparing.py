@@ -69,6 +69,19 @@ class StudyComparison:
         """The comparison by the primary measure; None where there are no results for it yet."""
         return next((found for item in self.evaluations for found in item.comparisons if found.primary), None)
 
+    @property
+    def undecided(self) -> str | None:
+        """Why there is no comparison by the primary measure; None where there is one."""
+        if self.primary is not None:
+            return None
+        named = self.study.primary
+        if all(item.evaluation.name != named.evaluation for item in self.evaluations):
+            return "nothing can be compared yet: no arm has a seed in common with the baseline"
+        return (
+            f"nothing is concluded: the primary measure, {named.measure} of {named.evaluation}, was not measured in every "
+            "run, as no question has tokens of that kind"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The whole comparison as `json.dumps` takes it."""
         primary = self.primary
@@ -79,7 +92,7 @@ class StudyComparison:
             "confidence": self.study.confidence,
             "finished": self.finished,
             "planned": self.planned,
-            "verdict": None if primary is None else primary.verdict,
+            "verdict": self.undecided if primary is None else primary.verdict,
             "contrasts": [asdict(contrast) for contrast in self.contrasts],
             "evaluations": {
                 item.evaluation.name: {
@@ -147,14 +160,15 @@ def _compared(
     tables = _tables(runs)
     primary = study.primary.measure if study.primary.evaluation == evaluation.name else None
     smallest = study.primary.smallest_difference
+    measured = any(measure.name == primary for measure, _ in tables)
     comparisons = compare_measures(
         [
             MeasureValues(measure, values[base], {name: values[name] for name in names if name != base})
             for measure, values in tables
         ],
-        primary=primary if any(measure.name == primary for measure, _ in tables) else None,
+        primary=primary if measured else None,
         confidence=study.confidence,
-        smallest_differences={primary: smallest} if primary is not None and smallest is not None else None,
+        smallest_differences={primary: smallest} if primary and measured and smallest is not None else None,
         baseline_name=base,
     )
     contrasts: tuple[ContrastResult, ...] = ()

@@ -5,7 +5,7 @@ torch and datasets are loaded where options or data are looked at, so that the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,14 @@ class Evaluator:
         (options,), _ = parse_settings((self.options(),), words)
         return options
 
-    def load(self, options: Any) -> int:
+    def load(self, options: Any) -> Sequence[Mapping[str, Any]]:
         """Read the questions that options ask for.
 
         Args:
             options: As `parse` returns them.
 
         Returns:
-            How many there are.
+            The questions.
 
         Raises:
             MceLlmError: They cannot be asked: data that cannot be read, references that cannot be judged by.
@@ -97,7 +97,29 @@ class Evaluator:
             columns=options.column_mapping,
             unreadable=options.unreadable_references,
         )
-        return len(questions.rows)
+        return questions.rows
+
+    def lacks(self, rows: Sequence[Mapping[str, Any]], measure: str | None) -> list[str]:
+        """Say what questions lack for a comparison, before anything is trained for it.
+
+        Args:
+            rows: As `load` returns them.
+            measure: The primary measure, where it is this evaluation's.
+        """
+        if len({question_key(row["question"]) for row in rows}) < 2:
+            return [
+                f"{len(rows)} question{'s' * (len(rows) != 1)}; an interval needs 2 different ones at least"
+            ]
+        group = MEASURES[measure].group if measure in MEASURES else None
+        if group is None or measure not in self.measures or ACCURACY.name in self.measures:
+            return []
+        from mce_llm.eval.likelihood.references import groups_of_text
+
+        if any(group in groups_of_text(row) for row in rows):
+            return []
+        return [
+            f"no solution of its data has tokens of {group!r}, so the primary measure {measure} would be of nothing"
+        ]
 
 
 def option_words(settings: Mapping[str, Any]) -> list[str]:

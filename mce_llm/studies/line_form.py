@@ -60,6 +60,10 @@ def wrong_fields(line: Any, study: str) -> list[str]:
     if problems := list(_of_other_types(line, _FIELDS)):
         return problems
     problems = [*_wrong_codes(line["code"]), *_wrong_training(line["training"])]
+    if line["seed"] < 0:
+        problems.append(f"seed cannot be {line['seed']}")
+    if not isinstance(line.get("declared", {}), dict):
+        problems.append(f"declared cannot be {line['declared']!r}")
     problems += [
         f"launch: {stage} cannot be {words!r}"
         for stage, words in line["launch"].items()
@@ -152,8 +156,21 @@ def _wrong_sums(count: int, values: Mapping[str, Any]) -> list[str]:
                 and len({_bins(value) for column in columns.values() for value in column}) > 1
             ):
                 wrong.append(f"{part} {group} has values of different lengths")
-            problems += wrong
+            problems += wrong or _more_than_tokens(f"{part} {group}", columns)
     return problems
+
+
+def _more_than_tokens(name: str, columns: Mapping[str, Any]) -> Iterator[str]:
+    """Hits, or confidences, of more tokens than there are."""
+    for field in ("top1", "confidence"):
+        for number, (value, tokens) in enumerate(
+            zip(columns.get(field, []), columns["tokens"], strict=False)
+        ):
+            pairs = zip(value, tokens, strict=True) if isinstance(value, list) else [(value, tokens)]
+            # Means over copies of a question are kept to six digits.
+            if any(part > whole * (1 + 1e-5) for part, whole in pairs):
+                yield f"{name} {field} of question {number + 1} is {value!r}, of {tokens!r} tokens"
+                break
 
 
 def _bins(value: Any) -> int:

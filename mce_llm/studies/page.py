@@ -46,7 +46,7 @@ def study_page(
         planned=compared.planned,
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
         report=report,
-        verdict=None if primary is None else primary.verdict,
+        verdict=compared.undecided if primary is None else primary.verdict,
         verdicts=[] if primary is None else [arm.verdict for arm in primary.arms],
         charts=charts,
         drawn=lambda chart: Markup(chart.svg),

@@ -90,6 +90,8 @@ def study_file(name: str) -> Path:
     stem = name.removeprefix("recipes/").removeprefix("studies/").removesuffix(".yaml")
     if stem in known:
         return known[stem]
+    if given.is_dir():
+        raise StudyError(f"{name!r} is a folder; name the study file in it, NAME.yaml")
     raise StudyError(
         f"no study file {name!r}, and no study of that name comes with mce-llm{nearest_hint(stem, known)} "
         f"({', '.join(known)})"

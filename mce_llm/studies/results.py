@@ -133,7 +133,7 @@ class Results:
 
     def _lines(self) -> list[str]:
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = self.path.read_text(encoding="utf-8-sig")  # some editors mark it
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:

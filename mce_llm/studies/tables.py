@@ -241,7 +241,9 @@ def markdown(compared: StudyComparison, tables: Sequence[TextTable]) -> str:
     primary = compared.primary
     lines = [f"# {compared.study.name}", ""]
     lines += [f"{compared.finished} of {counted(compared.planned, 'run')} finished.", ""]
-    if primary is not None:
+    if primary is None:
+        lines += [f"**{compared.undecided}**", ""]
+    else:
         lines += [f"**{primary.verdict}**", ""]
         lines += [f"- {arm.verdict}" for arm in primary.arms]
         lines += [f"- {contrast.result.verdict}" for contrast in compared.contrasts] + [""]

@@ -10,6 +10,7 @@ from helpers.recipes import save_tiny_model
 from helpers.studies import answers_outcome, result_line, write_study
 from mce_llm.data import generate_problems, write_jsonl
 from mce_llm.studies.checking import checked, mark_prepared, write_definition
+from mce_llm.studies.declared import declared
 from mce_llm.studies.errors import StudyError
 from mce_llm.studies.planning import check_weights, planned_runs
 from mce_llm.studies.provenance import content_of
@@ -158,6 +159,8 @@ def test_a_folder_of_another_study_is_refused(place):
             },
             "evaluation answers: max_new_tokens 4 → 512",
         ),
+        ({"baseline": "mce"}, "baseline: 'ce' → 'mce'"),
+        ({"confidence": 0.5}, "confidence: 0.95 → 0.5"),
     ],
 )
 def test_what_has_changed_since_the_study_began_is_refused_or_recorded(changed, told, place, monkeypatch):
@@ -186,6 +189,94 @@ def test_changed_data_and_models_are_noticed_by_their_content(place):
 def test_what_has_no_effect_may_change(place):
     write_definition(check(place))
     assert check(place, changed={"settings": {"logging_steps": 2, "save_strategy": "epoch"}}).changed == ()
+
+
+def as_math(place):
+    """The evaluation of the same name and options by another script."""
+    settings = {"data": str(place / "test.jsonl"), "prompt": "plain", "max_new_tokens": 4}
+    return {"evaluations": {"answers": {"script": "hendrycks_math", "settings": settings}}}
+
+
+def test_results_of_one_script_are_not_those_of_another(place):
+    """Both scripts have the same options, so nothing but the script itself tells them apart."""
+    write_definition(found := check(place))
+    assert "evaluation answers: script 'gsm8k' → 'hendrycks_math'" in problems(place, changed=as_math(place))
+    outcome = {**answers_outcome([1, 0], model="ce1"), "options": dict(found.options["answers"])}
+    line = result_line("ce", 1, {"answers": outcome}, settings=dict(found.shaping["ce"]))
+    Results(place / "out", "small").add(line)
+    told = "evaluation answers: that of ce, seed 1 in .* was made by the script gsm8k, not by hendrycks_math"
+    assert re.search(told, problems(place, changed=as_math(place), allow_changes=True))
+    (place / "out" / "definition.json").unlink()
+    assert re.search(told, problems(place, changed=as_math(place)))
+
+
+def test_what_was_declared_goes_with_the_results(place):
+    """results.jsonl alone, on another machine: its lines say what they were made to decide."""
+    found = check(place)
+    outcome = {**answers_outcome([1, 0], model="ce1"), "options": dict(found.options["answers"])}
+    shaping = dict(found.shaping["ce"])
+    line = result_line("ce", 1, {"answers": outcome}, settings=shaping, declared=declared(found.study))
+    Results(place / "out", "small").add(line)
+    assert check(place).changed == ()
+    assert "baseline: 'ce' → 'mce'" in problems(place, changed={"baseline": "mce"})
+    primary = {"primary": {"evaluation": "answers", "measure": "accuracy", "smallest_difference": 0.2}}
+    assert "'smallest_difference': 0.2" in problems(place, changed=primary)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"changes": [{}]},
+        {"changes": ["x"]},
+        {"changes": {}},
+        {"arms": []},
+        {"arms": {"ce": 3}},
+        {"evaluations": {"answers": {}}},
+        {"evaluations": {"answers": {"script": "gsm8k", "options": []}}},
+        {"evaluations": None},
+    ],
+)
+def test_a_definition_of_another_form_is_refused(part, place):
+    write_definition(check(place))
+    file = place / "out" / "definition.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **part}))
+    assert "is not what a study of this version has begun with" in problems(place)
+
+
+def likely(place, measure):
+    settings = {"data": str(place / "test.jsonl"), "prompt": "plain"}
+    return {
+        "evaluations": {"likely": {"script": "likelihood", "settings": settings}},
+        "primary": {"evaluation": "likely", "measure": measure},
+    }
+
+
+@pytest.mark.parametrize(
+    ("solution", "there", "lacking"),
+    [
+        ("blue", ("all.nats", "words.nats", "answer.top1"), ("numbers.ece", "results.nats")),
+        ("so 5 is it\n#### 5", ("numbers.nats", "answer.nats"), ("results.nats",)),
+        ("2 + 3 = 5", ("results.nats", "words.nats", "numbers.ece"), ()),
+        ("5", ("numbers.nats",), ("words.nats",)),
+    ],
+)
+def test_a_primary_measure_of_nothing_is_refused_before_it_is_trained_for(solution, there, lacking, place):
+    rows = [{"question": f"What is it, {number}?", "answer": solution} for number in range(3)]
+    write_jsonl(rows, place / "test.jsonl")
+    for measure in there:
+        check(place, changed=likely(place, measure))
+    for measure in lacking:
+        group = measure.split(".")[0]
+        found = problems(place, changed=likely(place, measure))
+        assert f"evaluation likely: no solution of its data has tokens of {group!r}" in found
+
+
+def test_one_question_is_too_few(place):
+    write_jsonl(generate_problems(1, split="test", max_number=10) * 2, place / "test.jsonl")
+    assert "evaluation answers: 2 questions; an interval needs 2 different ones at least" in problems(place)
+    settings = {"data": str(place / "test.jsonl"), "prompt": "plain", "limit": 1}
+    changed = {"evaluations": {"answers": {"script": "gsm8k", "settings": settings}}}
+    assert "evaluation answers: 1 question; an interval" in problems(place, changed=changed)
 
 
 def test_results_alone_show_a_change(place):

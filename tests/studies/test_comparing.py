@@ -133,11 +133,36 @@ def test_an_interruption_leaves_what_is_finished(study, results):
     assert note == "not finished: half seed 1, half seed 2, mce seed 3"
 
 
+@pytest.mark.parametrize("smallest", [None, 0.05])
+def test_a_primary_measure_that_no_question_has_is_said(tmp_path, smallest):
+    primary = {"evaluation": "likely", "measure": "results.nats", "smallest_difference": smallest}
+    path = write_study(
+        tmp_path, arms={"ce": {"settings": {"matrix_weight": 0}}, "mce": {"settings": {"matrix_weight": 1}}},
+        evaluations={"likely": {"script": "likelihood"}}, primary=primary,
+    )  # fmt: skip
+    found = {}
+    for arm in ("ce", "mce"):
+        for seed in (1, 2):
+            outcome = likelihood_outcome([3.0, 2.0 + len(arm) / 10 + seed / 100, 1.0], f"{arm}{seed}")
+            for columns in outcome["values"]["groups"]["results"].values():
+                columns[:] = [0, 0, 0]
+            found[arm, seed] = RunResult(
+                line := result_line(arm, seed, {"likely": outcome}), line["evaluations"], seed
+            )
+    compared = compare_study(read_study(path), found)
+    told = "nothing is concluded: the primary measure, results.nats of likely, was not measured in every run"
+    assert compared.primary is None
+    assert compared.undecided.startswith(told)
+    assert told in markdown(compared, study_tables(compared, found, every=True))
+    assert told in study_page(compared, [], [])
+    assert compared.to_dict()["verdict"].startswith(told)
+
+
 def test_without_a_common_seed_there_is_nothing_to_compare(study, results):
     compared = compare_study(study, {("ce", 1): results["ce", 1], ("mce", 2): results["mce", 2]})
     assert compared.primary is None
     assert compared.evaluations == ()
-    assert "Nothing can be compared yet" in study_page(compared, [], [])
+    assert "nothing can be compared yet" in study_page(compared, [], [])
     assert markdown(compared, study_tables(compared, {}, every=True)).startswith("# small")
 
 

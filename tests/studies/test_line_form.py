@@ -135,6 +135,18 @@ def test_whatever_is_edited_is_refused_or_makes_tables(tmp_path):
             "evaluation likely: calibration all has values of different lengths",
         ),
         (
+            ("evaluations", "likely", "values", "groups", "all", "top1", 1),
+            11,
+            "evaluation likely: groups all top1 of question 2 is 11, of 10 tokens",
+        ),
+        (
+            ("evaluations", "likely", "values", "calibration", "all", "confidence", 0),
+            [0.1, 0.2],
+            "evaluation likely: calibration all confidence of question 1 is [0.1, 0.2], of [10, 0] tokens",
+        ),
+        (("seed",), -1, "seed cannot be -1"),
+        (("declared",), [], "declared cannot be []"),
+        (
             ("evaluations", "answers", "values", "score"),
             LEFT_OUT,
             "score must have a value for each of 3 questions",

@@ -179,7 +179,7 @@ def compare_measures(
     problems = [f"{name} is there twice" for name in dict.fromkeys(names) if names.count(name) > 1]
     for what, asked in (
         ("the primary measure", [primary] * (primary is not None)),
-        ("a smallest difference is given for", smallest),
+        ("the measure with a smallest difference", smallest),
     ):
         problems += [
             f"{what} {name!r} was not measured{'' if name in MEASURES else nearest_hint(str(name), names)}; there is "

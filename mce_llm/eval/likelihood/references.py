@@ -95,6 +95,27 @@ def _encoded(
     return Reference(row["question"], row["answer"], pair.prompt_ids, pair.completion_ids, groups)
 
 
+def groups_of_text(row: Mapping[str, Any]) -> set[str]:
+    """The groups of `GROUPS` that a solution has tokens of, with any tokenizer.
+
+    Args:
+        row: A question as `LIKELIHOOD.load` gives it.
+    """
+    solution = row["solution"]
+    found = numerals(solution)
+    rest = list(solution)
+    for numeral in found:
+        rest[numeral.start : numeral.end] = " " * (numeral.end - numeral.start)
+    there = {
+        "all": True,
+        "numbers": bool(found),
+        "results": any(numeral.result for numeral in found),
+        "answer": row[ANSWER_PLACE[0]] is not None,
+        "words": bool("".join(rest).strip()),
+    }
+    return {name for name, is_there in there.items() if is_there}
+
+
 def token_groups(
     text: str,
     places: Sequence[tuple[int, int]],

@@ -249,7 +249,7 @@ def test_measures_that_are_not_there():
     for part in (
         "all.nats is there twice",
         "primary measure 'all.nat' was not measured (did you mean",
-        "given for 'x'",
+        "the measure with a smallest difference 'x' was not measured",
     ):
         assert part in str(caught.value)
 
