@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from loss_insides import BEFORE, RANKS, kept_lines
+from made_pages import rewritten, write_anew
 from matplotlib.figure import Figure
 from measuring import over_seeds
 
@@ -240,17 +240,16 @@ def written(page: str, lines: Path, pictures: Path) -> str:
         SystemExit: A table is named that nothing can be made from.
     """
 
-    def fresh(place: re.Match[str]) -> str:
-        name = place["name"]
+    def made(name: str) -> list[str]:
         file = lines / f"{name}.insides.jsonl"
         if not file.is_file():
             raise SystemExit(f"no lines {file}")
         found = Insides(kept_lines(file))
         draw_positions(found, pictures / f"study_insides_{name}.png")
         draw_ranks(found, pictures / f"study_ranks_{name}.png")
-        return "\n".join([f"<!-- {name} -->", "", *tables(found), "", f"<!-- end of {name} -->"])
+        return tables(found)
 
-    return re.sub(r"<!-- (?P<name>\w+) -->\n.*?<!-- end of (?P=name) -->", fresh, page, flags=re.DOTALL)
+    return rewritten(page, made)
 
 
 def main() -> int:
@@ -258,9 +257,7 @@ def main() -> int:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    before = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(after := written(before, LINES, PICTURES), encoding="utf-8")
-    print(f"{PAGE}: {'written' if after != before else 'as it was'}")
+    write_anew(PAGE, lambda page: written(page, LINES, PICTURES))
     return 0
 
 

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from made_pages import rounded
 from measuring import new_file
 
 from mce_llm.eval.likelihood.evaluation import LIKELIHOOD, batches, scored_template
@@ -50,6 +51,7 @@ DIGITS = "0123456789"
 BATCH_TOKENS = 1024
 RANKS = ("hidden_effective_rank", "density_effective_rank")
 BEFORE = "before"
+PLACES = 5  # digits behind the point of what is kept
 
 
 class Geometry:
@@ -304,15 +306,6 @@ def kept_lines(file: Path) -> dict[tuple[str, int], dict[str, Any]]:
     return {(line["name"], line["seed"]): line for line in lines}
 
 
-def rounded(value: Any) -> Any:
-    """Every float in nested lists and mappings to five digits behind the point."""
-    if isinstance(value, float):
-        return round(value, 5)
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return {name: rounded(each) for name, each in value.items()} if isinstance(value, Mapping) else value
-
-
 def main() -> int:
     """Add a line for every model that has none."""
     parser = argparse.ArgumentParser(
@@ -349,7 +342,7 @@ def main() -> int:
         solutions = Solutions(options)
     except ValueError as error:
         parser.error(str(error))
-    found = rounded({"name": BEFORE, "seed": 0, "about": about, **solutions.before})
+    found = rounded({"name": BEFORE, "seed": 0, "about": about, **solutions.before}, PLACES)
     if (BEFORE, 0) not in known:
         _add(options.output, found)
     elif not _alike(known[BEFORE, 0], found):
@@ -357,7 +350,8 @@ def main() -> int:
     for model in missing:
         print(f"{model.name}, seed {model.seed}: {model.folder}", file=sys.stderr)
         measured = solutions.measured(model.folder)
-        _add(options.output, rounded({"name": model.name, "seed": model.seed, "about": about, **measured}))
+        line = {"name": model.name, "seed": model.seed, "about": about, **measured}
+        _add(options.output, rounded(line, PLACES))
     return 0
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import re
 import sys
 import tempfile
 from collections import Counter
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_pages import rewritten, rounded, write_anew
 from matplotlib.figure import Figure
 
 from mce_llm.studies.comparing import compare_study
@@ -41,15 +41,6 @@ GROUPS = ("all", "numbers", "results")
 DIGITS = 4
 LOSSES = ("ce", "token", "marginal", "expected", "label_smoothing", "emo")
 STRENGTHS = {"matrix_weight": "λ", "smoothing": "s", "emo_weight": "w"}
-
-
-def rounded(value: Any) -> Any:
-    """Every float in nested lists and mappings to `DIGITS` digits behind the point."""
-    if isinstance(value, float):
-        return round(value, DIGITS)
-    if isinstance(value, list):
-        return [rounded(each) for each in value]
-    return {name: rounded(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def without_folders(value: Any) -> Any:
@@ -73,7 +64,7 @@ def kept(line: Mapping[str, Any], groups: Sequence[str]) -> dict[str, Any]:
         values = evaluation["values"]
         if "groups" in values:
             of_groups = {name: of for name, of in values["groups"].items() if name in groups}
-            evaluation["values"] = {"groups": rounded(of_groups), "calibration": {}}
+            evaluation["values"] = {"groups": rounded(of_groups, DIGITS), "calibration": {}}
     return small
 
 
@@ -226,18 +217,16 @@ def written(page: str, lines: Path, studies: Path) -> str:
         SystemExit: A table is named that nothing can be made from.
     """
 
-    def fresh(found: re.Match[str]) -> str:
-        name = found["name"]
+    def made(name: str) -> list[str]:
         files = sorted([*lines.glob(f"{name}.jsonl.gz"), *lines.glob(f"{name}.*.jsonl.gz")])
         if not files:
             raise SystemExit(f"no kept lines {lines / name}.jsonl.gz")
         study = read_study(studies / f"{name}.yaml")
         results = kept_results(study, files)
         single = len({seed for _, seed in results}) == 1 and len(study.evaluations) == 1
-        made = search_table(study, results) if single else comparison(study, results)
-        return "\n".join([f"<!-- {name} -->", "", *made, "", f"<!-- end of {name} -->"])
+        return search_table(study, results) if single else comparison(study, results)
 
-    return re.sub(r"<!-- (?P<name>\w+) -->\n.*?<!-- end of (?P=name) -->", fresh, page, flags=re.DOTALL)
+    return rewritten(page, made)
 
 
 def main() -> int:
@@ -260,9 +249,7 @@ def main() -> int:
         study = read_study(STUDIES / f"{options.study}.yaml")
         draw_search(study, kept_results(study, [LINES / f"{options.study}.jsonl.gz"]), options.file)
         return 0
-    before = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(after := written(before, LINES, STUDIES), encoding="utf-8")
-    print(f"{PAGE}: {'written' if after != before else 'as it was'}")
+    write_anew(PAGE, lambda page: written(page, LINES, STUDIES))
     return 0
 
 

@@ -143,6 +143,8 @@ def test_the_page_holds_differences_on_the_same_seeds(page, tmp_path):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="no lines"):
         page.written("<!-- other -->\n<!-- end of other -->", tmp_path, tmp_path)
+    with pytest.raises(SystemExit, match="no page"):
+        page.write_anew(tmp_path / "none.md", str)
     (tmp_path / "small.insides.jsonl").write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(SystemExit, match="'before' and one called 'ce'"):
         page.written(before, tmp_path, tmp_path)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from mce_llm.studies.reading import read_study
 from mce_llm.studies.results import Results
 from mce_llm.studies.tables import measure_table
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PRIMARY = {"evaluation": "likely", "measure": "numbers.nats", "smallest_difference": 0.05}
 EVALUATIONS = {
     "likely": {"script": "likelihood", "settings": {"data": "test.jsonl"}},
@@ -20,7 +22,8 @@ EVALUATIONS = {
 
 
 @pytest.fixture
-def page():
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     return load_script("benchmarks/study_page.py")
 
 

@@ -1,0 +1,51 @@
+"""Pages of docs/ with tables that are made from lines beside them: numbers made short, marked regions written anew."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def rounded(value: Any, digits: int) -> Any:
+    """Every float in nested lists and mappings to so many digits behind the point."""
+    if isinstance(value, float):
+        return round(value, digits)
+    if isinstance(value, list):
+        return [rounded(each, digits) for each in value]
+    if isinstance(value, Mapping):
+        return {name: rounded(each, digits) for name, each in value.items()}
+    return value
+
+
+def rewritten(page: str, made: Callable[[str], Sequence[str]]) -> str:
+    """A page with everything between `<!-- NAME -->` and `<!-- end of NAME -->` made anew, and nothing else.
+
+    Args:
+        page: Its text.
+        made: Name → lines of Markdown.
+    """
+
+    def fresh(found: re.Match[str]) -> str:
+        name = found["name"]
+        return "\n".join([f"<!-- {name} -->", "", *made(name), "", f"<!-- end of {name} -->"])
+
+    return re.sub(r"<!-- (?P<name>\w+) -->\n.*?<!-- end of (?P=name) -->", fresh, page, flags=re.DOTALL)
+
+
+def write_anew(path: Path, made: Callable[[str], str]) -> None:
+    """Write a page anew from its own text, and say whether it is another one now.
+
+    Args:
+        path: The page.
+        made: Text → text.
+
+    Raises:
+        SystemExit: There is no such page.
+    """
+    if not path.is_file():
+        raise SystemExit(f"no page {path}")
+    before = path.read_text(encoding="utf-8")
+    path.write_text(after := made(before), encoding="utf-8")
+    print(f"{path}: {'written' if after != before else 'as it was'}")
