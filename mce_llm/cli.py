@@ -146,6 +146,10 @@ def study(
         str | None,
         typer.Option(metavar="SEED,…", help="Run these training seeds now, the others another time."),
     ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Make these evaluations now, the others another time."),
+    ] = None,
     jobs: Annotated[
         int, typer.Option(min=1, help="Runs at the same time, each on its share of the GPUs or cores.")
     ] = 1,
@@ -169,15 +173,14 @@ def study(
     --evaluations.OPTION sets an option of all evaluations. The exit code is 0 where all is done, 2 for a problem that its
     message explains, that of a training or evaluation that failed, 130 after Ctrl-C, 143 after SIGTERM.
     """
-    from mce_llm.commands.study import names_given, run_command, seeds_given
+    from mce_llm.commands.study import part_given, run_command
 
     with _problems("interrupted; the same command goes on"):
         code = run_command(
             file,
             context.args,
             output=output,
-            only=names_given(only),
-            seeds=seeds_given(seeds),
+            part=part_given(only, seeds, evaluate),
             jobs=jobs,
             plan=plan,
             allow_changes=allow_changes,

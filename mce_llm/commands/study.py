@@ -24,7 +24,8 @@ from mce_llm.studies.checking import (
     write_definition,
 )
 from mce_llm.studies.errors import RunFailedError, StudyError
-from mce_llm.studies.planning import Run, check_weights, planned_runs
+from mce_llm.studies.parts import Part
+from mce_llm.studies.planning import check_weights
 from mce_llm.studies.provenance import content_of
 from mce_llm.studies.reading import Overrides, reading_of, study_file
 from mce_llm.studies.results import Results
@@ -62,6 +63,22 @@ def overrides_of(words: Sequence[str], output: Path | None = None) -> Overrides:
         evaluations.setdefault(evaluation, {})[option] = values[0] if len(values) == 1 else values
     told = split_words(plain)
     return Overrides(output, _named(told.settings), evaluations, told.launcher)
+
+
+def part_given(only: str | None, seeds: str | None, evaluate: str | None) -> Part:
+    """What of a study the command line asks for.
+
+    Args:
+        only: What `--only` is given; None where it is not there.
+        seeds: The same of `--seeds`.
+        evaluate: The same of `--evaluate`.
+
+    Raises:
+        StudyError: One is given and names nothing, or seeds that are no numbers.
+    """
+    return Part(
+        tuple(names_given(only)), tuple(seeds_given(seeds)), tuple(names_given(evaluate, "--evaluate"))
+    )
 
 
 def names_given(text: str | None, option: str = "--only") -> list[str]:
@@ -114,8 +131,7 @@ def run_command(
     words: Sequence[str],
     *,
     output: Path | None,
-    only: Sequence[str],
-    seeds: Sequence[int],
+    part: Part,
     jobs: int,
     plan: bool,
     allow_changes: bool,
@@ -126,8 +142,7 @@ def run_command(
         name: The study file, or the name of one that comes along.
         words: What else the command line says.
         output: Where everything goes; by default where the file says.
-        only: Arms to run now; all by default.
-        seeds: Training seeds to run now; all by default.
+        part: What of it to run now.
         jobs: Runs at the same time.
         plan: Print the commands, and run none.
         allow_changes: Go on although recipes, settings or data have changed.
@@ -143,11 +158,11 @@ def run_command(
     reading = reading_of(study_file(name), overrides_of(words, output))
 
     def look(starts: bool) -> Checked:
-        return checked(reading, slots[0], only=only, seeds=seeds, allow_changes=allow_changes, starts=starts)
+        return checked(reading, slots[0], part=part, allow_changes=allow_changes, starts=starts)
 
     found = look(not plan)
     if plan:
-        runs = _chosen(found, only, seeds)
+        runs = part.runs(found.study, found.results)
         check_weights(runs)
         print_plan(found, runs, slots, console)
         return 0
@@ -161,7 +176,7 @@ def run_command(
                 prepare(study, StudyDisplay(console, found, [], jobs))
                 content_of.cache_clear()
                 found = look(True)
-            runs = _chosen(found, only, seeds)
+            runs = part.runs(study, found.results)
             check_weights(runs)
             write_definition(found)
             with StudyDisplay(console, found, runs, jobs) as display:
@@ -199,12 +214,3 @@ def _writing(folder: Path) -> Iterator[None]:
         raise StudyError(
             f"cannot write to {where}: {error.strerror or error}; the same command goes on once it can be written to"
         ) from error
-
-
-def _chosen(found: Checked, only: Sequence[str], seeds: Sequence[int]) -> list[Run]:
-    """The runs of the arms and seeds that are asked for."""
-    return [
-        run
-        for run in planned_runs(found.study, found.results)
-        if (not only or run.arm.name in only) and (not seeds or run.seed in seeds)
-    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mce_llm.studies.declared import declared, declared_otherwise
 from mce_llm.studies.definition import Preparation, Study
 from mce_llm.studies.errors import StudyError
 from mce_llm.studies.evaluators import EVALUATORS
+from mce_llm.studies.parts import EVERYTHING, Part
 from mce_llm.studies.planning import TRAINING, other_options
 from mce_llm.studies.provenance import code_facts, content_of, version_facts
 from mce_llm.studies.reading import Reading
@@ -56,8 +57,7 @@ def checked(
     reading: Reading,
     slot: Slot,
     *,
-    only: Sequence[str] = (),
-    seeds: Sequence[int] = (),
+    part: Part = EVERYTHING,
     allow_changes: bool = False,
     starts: bool = True,
 ) -> Checked:
@@ -66,8 +66,7 @@ def checked(
     Args:
         reading: The study file.
         slot: The share of the machine that a run gets.
-        only: Arms that are to be run now; all by default.
-        seeds: Training seeds that are to be run now; all by default.
+        part: What of it is to be run now.
         allow_changes: Go on although recipes, settings or data have changed.
         starts: Whether runs are to be started: then this machine must be able to train, and all data are read.
 
@@ -78,12 +77,7 @@ def checked(
         StudyError: With all that is wrong.
     """
     study, problems = reading.study, list(reading.problems)
-    problems += [
-        f"--only: there is no arm {name!r}{nearest_hint(name, [arm.name for arm in study.arms])}"
-        for name in only
-        if name not in [arm.name for arm in study.arms]
-    ]
-    problems += [f"--seeds: {seed} is none of the study's seeds" for seed in seeds if seed not in study.seeds]
+    problems += part.problems(study)
     launch = _launch(study, slot, problems)
     prepared = not pending_preparations(study)
     processes = slot.processes(launch[TRAINING])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,16 @@ class Run:
     Attributes:
         arm: The arm.
         seed: The training seed.
-        stages: The training and the evaluations whose results are not in the file.
+        stages: The training and the evaluations whose results are not in the file, and are to be made now.
         result: What the file has of it.
+        later: The evaluations that are lacking too, and are left for another time.
     """
 
     arm: Arm
     seed: int
     stages: tuple[Stage, ...]
     result: RunResult | None
+    later: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -88,16 +90,19 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all its results are in the file."""
+        """Whether all its results that are asked for are in the file."""
         return not self.stages
 
 
-def planned_runs(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list[Run]:
+def planned_runs(
+    study: Study, results: Mapping[tuple[str, int], RunResult], now: Collection[str] = ()
+) -> list[Run]:
     """All runs of a study in their order; see `Study.runs`.
 
     Args:
         study: The study.
         results: What is in its file.
+        now: The evaluations that are to be made now; all by default.
     """
     runs = []
     for arm, seed in study.runs():
@@ -107,9 +112,12 @@ def planned_runs(study: Study, results: Mapping[tuple[str, int], RunResult]) -> 
             for evaluation in study.evaluations
             if result is None or evaluation.name not in result.evaluations
         ]
-        evaluations = [_evaluation(study.folder(arm.name, seed), item) for item in lacking]
-        stages = (_training(study, arm, seed, result is not None), *evaluations) if lacking else ()
-        runs.append(Run(arm, seed, stages, result))
+        later = tuple(item.name for item in lacking if now and item.name not in now)
+        evaluations = [
+            _evaluation(study.folder(arm.name, seed), item) for item in lacking if item.name not in later
+        ]
+        stages = (_training(study, arm, seed, result is not None), *evaluations) if evaluations else ()
+        runs.append(Run(arm, seed, stages, result, later))
     return runs
 
 

@@ -261,7 +261,9 @@ class _Runner:
         return True
 
     def drop_weights(self, run: Run) -> None:
-        """Delete of a finished run's weights what the study does not keep."""
+        """Delete of a finished run's weights what the study does not keep, once no evaluation needs them any more."""
+        if run.later:
+            return
         for path in weight_files(self._study.folder(run.arm.name, run.seed), self._study.keep_weights):
             remove(path)
 

@@ -14,10 +14,11 @@ import yaml
 from helpers.processes import programs_of
 from helpers.studies import answers_outcome, result_line, write_study
 from helpers.waiting import HANG, wait_until
-from mce_llm.commands.study import names_given, overrides_of, seeds_given
+from mce_llm.commands.study import names_given, overrides_of, part_given, seeds_given
 from mce_llm.data import load_examples
 from mce_llm.running.messages import ConfigurationError
 from mce_llm.studies.errors import StudyError
+from mce_llm.studies.parts import EVERYTHING, Part
 from mce_llm.studies.results import Results
 
 
@@ -44,6 +45,10 @@ def test_words_go_to_recipes_evaluations_and_launcher():
         seeds_given("1, x")
     assert seeds_given("1, 2") == [1, 2]
     assert seeds_given(None) == names_given(None) == []
+    assert part_given("ce", "1", "answers, more") == Part(("ce",), (1,), ("answers", "more"))
+    assert part_given(None, None, None) == EVERYTHING
+    with pytest.raises(StudyError, match="--evaluate names nothing"):
+        part_given(None, None, "")
     for given, option in ((names_given, "--only"), (seeds_given, "--seeds")):
         for nothing in ("", " , "):
             with pytest.raises(StudyError, match=rf"{option} names nothing.*leave it out to run everything"):
@@ -102,6 +107,7 @@ def test_the_plan_knows_what_is_done_and_estimates_the_rest(command, study):
         (["--seeds", "one"], "--seeds takes numbers"),
         (["--only", "cd"], "--only: there is no arm 'cd' (did you mean 'ce'?)"),
         (["--seeds", "7"], "--seeds: 7 is none of the study's seeds"),
+        (["--evaluate", "x"], "--evaluate: there is no evaluation 'x'"),
         (["--matrix_weight", "2"], "matrix_weight is given on the command line for every arm"),
         (["--answer.limit", "2"], "there is no evaluation 'answer' (did you mean 'answers'?)"),
         (["--max_stepps", "2"], "'max_stepps' (did you mean 'max_steps'?)"),
@@ -179,7 +185,15 @@ def test_a_study_that_is_not_there(command):
 
 def test_the_help_says_how_to_set_things(command):
     printed = command("study", "--help", columns=200).stdout
-    for word in ("--plan", "--only", "--jobs", "--allow_changes", "--gsm8k.data FILE", "143 after SIGTERM"):
+    for word in (
+        "--plan",
+        "--only",
+        "--evaluate",
+        "--jobs",
+        "--allow_changes",
+        "--gsm8k.data FILE",
+        "143 after SIGTERM",
+    ):
         assert word in printed
 
 

@@ -12,6 +12,7 @@ from mce_llm.data import generate_problems, write_jsonl
 from mce_llm.studies.checking import checked, mark_prepared, write_definition
 from mce_llm.studies.declared import declared
 from mce_llm.studies.errors import StudyError
+from mce_llm.studies.parts import Part
 from mce_llm.studies.planning import check_weights, planned_runs
 from mce_llm.studies.provenance import content_of
 from mce_llm.studies.reading import reading_of
@@ -124,13 +125,14 @@ def test_all_problems_of_file_recipes_and_command_line_come_together(place):
         "seeds": [1],
         "evaluations": {"answers": {"script": "gsm8k", "settings": {"top_k": -1}}},
     }
-    found = problems(place, changed=changed, only=["y"], seeds=[9])
+    found = problems(place, changed=changed, part=Part(("y",), (9,), ("answer",)))
     for part in (
         "one training seed",
         "'limits'",
         "top_k",
         "--only: there is no arm 'y'",
         "--seeds: 9 is none",
+        "--evaluate: there is no evaluation 'answer' (did you mean 'answers'?)",
     ):
         assert part in found
     assert not (place / "out").exists()
@@ -355,7 +357,7 @@ def test_what_follows_from_another_loss_need_not_be_said(place):
         if not name.startswith("matrix_")
     }
     (place / "plain.yaml").write_text(yaml.safe_dump(recipe))
-    found = problems(place, changed={"recipe": "plain.yaml", "arms": arms}, only=("nobody",))
+    found = problems(place, changed={"recipe": "plain.yaml", "arms": arms}, part=Part(("nobody",)))
     assert "there is no arm 'nobody'" in found
     assert "differ in more" not in found
     (place / "strong.yaml").write_text(yaml.safe_dump({**recipe, "loss": "emo", "emo_weight": 0.9}))

@@ -18,7 +18,8 @@ from mce_llm.studies import running
 from mce_llm.studies.checking import Checked
 from mce_llm.studies.child import Child, Launches, last_lines
 from mce_llm.studies.errors import RunFailedError, StudyError
-from mce_llm.studies.planning import Stage, planned_runs
+from mce_llm.studies.parts import EVERYTHING, Part
+from mce_llm.studies.planning import Stage
 from mce_llm.studies.reading import Overrides, read_study
 from mce_llm.studies.results import Results
 from mce_llm.studies.running import Stopped, prepare, run_study
@@ -83,11 +84,11 @@ def study(tmp_path):
     return read_study(write_study(tmp_path))
 
 
-def run(study, watcher, jobs=1, keep=True):
+def run(study, watcher, jobs=1, part=EVERYTHING):
     found = Checked(
         study, {arm.name: {} for arm in study.arms}, {}, {}, Results(study.output, study.name).read()
     )
-    run_study(found, planned_runs(study, found.results), [SLOT] * jobs, watcher)
+    run_study(found, part.runs(study, found.results), [SLOT] * jobs, watcher)
 
 
 def test_runs_come_one_after_the_other_and_only_once(study, programs):
@@ -263,6 +264,30 @@ def test_weights_go_when_the_results_are_there(tmp_path, programs, keep, kept):
     (folder / "model.safetensors").write_text("left by a kill between the two")
     run(study, Watcher())
     assert sorted(path.name for path in folder.iterdir()) == kept
+
+
+def test_weights_stay_for_evaluations_that_are_made_another_time(tmp_path, programs, monkeypatch):
+    """The line of the first part has its evaluations alone; the second adds its own, and then the weights go."""
+    evaluations = {name: {"script": "gsm8k", "settings": {"data": "x"}} for name in ("answers", "more")}
+    study = read_study(write_study(tmp_path, keep_weights=False, evaluations=evaluations))
+    folder = study.folder("ce", 1)
+    programs["ce", 1, "training"] = f"Path({str(folder / 'model.safetensors')!r}).write_text('x')"
+
+    def line(study, run, *_):
+        told = {stage.name: answers_outcome([1, 0], model=run.name) for stage in run.stages[1:]}
+        return result_line(run.arm.name, run.seed, told)
+
+    monkeypatch.setattr(running, "line_of", line)
+    run(study, first := Watcher(), part=Part(evaluations=("answers",)))
+    run(study, again := Watcher(), part=Part(evaluations=("answers",)))
+    assert {event[2] for event in first.events if event[0] == "began"} == {"training", "answers"}
+    assert again.events == []
+    assert (folder / "model.safetensors").exists()
+    run(study, second := Watcher())
+    assert {event[2] for event in second.events if event[0] == "began"} == {"more"}
+    assert not (folder / "model.safetensors").exists()
+    for found in Results(study.output, study.name).read().values():
+        assert set(found.evaluations) == {"answers", "more"}
 
 
 def test_preparations_run_once_each_and_a_failure_is_shown(tmp_path):
