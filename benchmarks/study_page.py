@@ -101,7 +101,7 @@ def _markdown(table: TextTable) -> list[str]:
 def comparison(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list[str]:
     """The tables of a study with its verdicts, as lines of Markdown."""
     compared = compare_study(study, results, notes_of(study, results, ()))
-    lines = [f"{compared.finished} of {compared.planned} runs.", ""]
+    lines = [f"{compared.extent}.", ""]
     if compared.primary is not None:
         lines += [f"- {arm.verdict}" for arm in compared.primary.arms]
         lines += [f"- {contrast.result.verdict}" for contrast in compared.contrasts] + [""]

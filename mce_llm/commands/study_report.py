@@ -55,7 +55,7 @@ def report_study(
         print_study(compared, study_tables(compared, results, every=False), console)
     console.print(
         f"written to {study.output}: {PAGE}, {TABLES}, {JSON}{', report/' * (report is not None)}"
-        f" ({compared.finished} of {compared.planned} runs)",
+        f" ({compared.extent})",
         soft_wrap=True,
         highlight=False,
     )

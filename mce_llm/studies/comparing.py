@@ -12,6 +12,7 @@ from mce_llm.eval.comparing.measure_comparison import compare_measures
 from mce_llm.eval.comparing.measure_outcome import MeasureComparison, MeasureValues
 from mce_llm.eval.comparing.measures import ACCURACY, Measure
 from mce_llm.eval.comparing.question_values import TokenSums, check_same_tokens
+from mce_llm.running.messages import counted
 from mce_llm.studies.contrasts import ContrastResult, compare_contrasts
 from mce_llm.studies.definition import Evaluation, Study
 from mce_llm.studies.results import RunResult
@@ -47,17 +48,25 @@ class StudyComparison:
 
     Attributes:
         study: The study.
-        finished: Runs whose results are all there.
+        begun: Runs with results.
+        finished: Those of them whose results are all there.
         planned: All runs.
         evaluations: That of the primary measure first.
         notes: What a reader must know, in words.
     """
 
     study: Study
+    begun: int
     finished: int
     planned: int
     evaluations: tuple[EvaluationComparison, ...]
     notes: tuple[str, ...]
+
+    @property
+    def extent(self) -> str:
+        """How many runs the comparison is of, in words."""
+        partly = f", {self.finished} of them with every evaluation" * (self.begun != self.finished)
+        return f"{self.begun} of {counted(self.planned, 'run')}{partly}"
 
     @property
     def contrasts(self) -> tuple[ContrastResult, ...]:
@@ -136,13 +145,11 @@ def compare_study(
         }
         if (item := _compared(study, evaluation, found)) is not None:
             compared.append(item)
-    finished = [
-        (arm, seed)
-        for arm, seed in study.runs()
-        if (result := results.get((arm.name, seed))) is not None
-        and all(evaluation.name in result.evaluations for evaluation in study.evaluations)
-    ]
-    return StudyComparison(study, len(finished), len(study.runs()), tuple(compared), tuple(notes))
+    runs = study.runs()
+    begun = [result for arm, seed in runs if (result := results.get((arm.name, seed))) is not None]
+    names = {evaluation.name for evaluation in study.evaluations}
+    finished = [result for result in begun if names <= set(result.evaluations)]
+    return StudyComparison(study, len(begun), len(finished), len(runs), tuple(compared), tuple(notes))
 
 
 def _compared(

@@ -34,6 +34,12 @@ def notes_of(
         f"{arm.name} seed {seed}" for arm, seed in study.runs() if (arm.name, seed) not in results
     ]:
         notes.append(f"not finished: {_listed(missing)}")
+    for evaluation in study.evaluations:
+        if lacking := [
+            f"{arm} seed {seed}"
+            for arm, seed in (result.key for result in used if evaluation.name not in result.evaluations)
+        ]:
+            notes.append(f"without {evaluation.name} as yet: {_listed(lacking)}")
     if left := [result.name for key, result in results.items() if key not in planned]:
         notes.append(f"in the file of results, and not in the study: {_listed(left)}; they are left out")
     for entry in changes:

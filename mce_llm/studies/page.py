@@ -42,8 +42,7 @@ def study_page(
     primary = compared.primary
     html = environment.get_template("page.html.j2").render(
         name=compared.study.name,
-        finished=compared.finished,
-        planned=compared.planned,
+        extent=compared.extent,
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
         report=report,
         verdict=compared.undecided if primary is None else primary.verdict,

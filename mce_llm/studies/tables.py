@@ -201,7 +201,7 @@ def runs_table(study: Study, results: Mapping[tuple[str, int], RunResult]) -> Te
         )
     return TextTable(
         "arms",
-        ("arm", "settings of its own", "runs finished", "training", "evaluations", "mean training loss"),
+        ("arm", "settings of its own", "runs", "training", "evaluations", "mean training loss"),
         tuple(rows),
         "training and evaluations: median seconds of a run, all its starts together; the loss is each arm's own objective",
     )
@@ -240,7 +240,7 @@ def markdown(compared: StudyComparison, tables: Sequence[TextTable]) -> str:
     """
     primary = compared.primary
     lines = [f"# {compared.study.name}", ""]
-    lines += [f"{compared.finished} of {counted(compared.planned, 'run')} finished.", ""]
+    lines += [f"{compared.extent}.", ""]
     if primary is None:
         lines += [f"**{compared.undecided}**", ""]
     else:

@@ -170,7 +170,7 @@ def test_a_failing_arm_leaves_the_others_finished_and_told_of(study, start, tmp_
     kept = Results(out, "small").read()
     assert {("ce", 1), ("mce", 1)} <= kept.keys()
     assert json.loads((out / "study.json").read_text())["finished"] == len(kept)
-    assert f"{len(kept)} of 6 runs finished" in (out / "tables.md").read_text()
+    assert f"{len(kept)} of 6 runs." in (out / "tables.md").read_text()
 
     process = start(study, log, "--jobs", 2, "--only", "ce,mce")
     assert process.wait(WHOLE) == 0, log.read_text()

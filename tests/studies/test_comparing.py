@@ -131,6 +131,23 @@ def test_an_interruption_leaves_what_is_finished(study, results):
     assert arm.seeds == (1, 2)
     (note,) = notes_of(study, some)
     assert note == "not finished: half seed 1, half seed 2, mce seed 3"
+    assert compared.extent == "5 of 8 runs"
+
+
+def test_evaluations_of_another_time_are_missed_by_name(study, results):
+    some = {
+        key: RunResult(
+            result.line,
+            {n: of for n, of in result.evaluations.items() if n == "likely" or key[1] == 1},
+            result.number,
+        )
+        for key, result in results.items()
+    }
+    compared = compare_study(study, some)
+    assert compared.extent == "8 of 8 runs, 3 of them with every evaluation"
+    assert compared.primary.arms[0].seeds == (1, 2, 3)
+    (note,) = notes_of(study, some)
+    assert note.startswith("without answers as yet: ce seed 2, ce seed 3, ")
 
 
 @pytest.mark.parametrize("smallest", [None, 0.05])
