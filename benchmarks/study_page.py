@@ -1,10 +1,10 @@
-"""What docs/study.md shows of the study on a real model: kept lines of its results, and the tables made from them.
+"""What docs/study.md and the README show of the study on a real model: kept lines of its results, and tables made from them.
 
 `keep` writes the lines of a study's results.jsonl small enough to lie beside the page: what each question contributed to some
 groups of tokens, to four digits, without the bins of calibration and without this machine's folders. `tables` writes
-everything between `<!-- NAME -->` and `<!-- end of NAME -->` in the page anew from the kept lines, where NAME is that of a
-study file in recipes/studies; nothing else in the page is touched, and the same lines make the same page. `picture` draws a
-search: the primary measure over the learning rate, a line a loss.
+everything between `<!-- NAME -->` and `<!-- end of NAME -->` in both pages anew from the kept lines, where NAME is that of a
+study file in recipes/studies, or that with `_in_short` behind it for a single table; nothing else is touched, and the same
+lines make the same pages. `picture` draws a search: the primary measure over the learning rate, a line a loss.
 
     python benchmarks/study_page.py keep runs/studies/X/results.jsonl docs/study/X.jsonl.gz
     python benchmarks/study_page.py tables
@@ -22,12 +22,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from made_pages import rewritten, rounded, write_anew
 from matplotlib.figure import Figure
 
+from mce_llm.eval.comparing.measure_outcome import ArmMeasure, MeasureComparison
+from mce_llm.eval.comparing.measure_verdicts import amount, interval_words, value_text
+from mce_llm.eval.comparing.measures import ACCURACY
+from mce_llm.eval.comparing.verdicts import p_text, percent
 from mce_llm.studies.comparing import compare_study
 from mce_llm.studies.definition import Study
 from mce_llm.studies.notes import notes_of
@@ -36,7 +41,9 @@ from mce_llm.studies.results import RESULTS, Results, RunResult
 from mce_llm.studies.tables import TextTable, study_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, LINES, STUDIES = ROOT / "docs" / "study.md", ROOT / "docs" / "study", ROOT / "recipes" / "studies"
+PAGES = (ROOT / "docs" / "study.md", ROOT / "README.md")
+LINES, STUDIES = ROOT / "docs" / "study", ROOT / "recipes" / "studies"
+IN_SHORT = "_in_short"
 GROUPS = ("all", "numbers", "results")
 DIGITS = 4
 LOSSES = ("ce", "token", "marginal", "expected", "label_smoothing", "emo")
@@ -108,6 +115,46 @@ def comparison(study: Study, results: Mapping[tuple[str, int], RunResult]) -> li
     for table in study_tables(compared, results, every=False):
         lines += _markdown(table)
     return lines + [f"- {note}" for note in compared.notes]
+
+
+def in_short(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list[str]:
+    """The primary measure of every arm, and the accuracies beside it, as one table of Markdown.
+
+    Raises:
+        SystemExit: No arm can be compared with the baseline by the primary measure.
+    """
+    compared = compare_study(study, results)
+    primary = compared.primary
+    if primary is None:
+        raise SystemExit(f"{study.name}: {compared.undecided}")
+    measure, level = primary.measure, percent(primary.confidence)
+    accuracies = {
+        item.evaluation.name: found
+        for item in compared.evaluations
+        for found in item.comparisons
+        if found.measure.name == ACCURACY.name and not found.primary
+    }
+    header = ["trained with", "training seeds", f"{measure.title}, {measure.unit}"]
+    header += [f"against `{primary.baseline}`, {level}", "p (Holm)", *accuracies]
+    base = fmean(primary.baseline_values.values())
+    rows = [[f"`{primary.baseline}`", str(len(primary.baseline_values)), value_text(measure, base), "", ""]]
+    for found in accuracies.values():
+        rows[0].append(value_text(found.measure, fmean(found.baseline_values.values())))
+    for arm in primary.arms:
+        told = f"{amount(measure, arm.difference, sign=True)}, {interval_words(measure, arm.interval)}"
+        cells = [f"`{arm.name}`", str(len(arm.seeds)), value_text(measure, arm.value), told]
+        cells.append(p_text(arm.p_holm).removeprefix("p ").removeprefix("= "))
+        for found in accuracies.values():
+            of_arm = next((each for each in found.arms if each.name == arm.name), None)
+            cells.append("–" if of_arm is None else _points(found, of_arm))
+        rows.append(cells)
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def _points(found: MeasureComparison, arm: ArmMeasure) -> str:
+    difference = amount(found.measure, arm.difference, sign=True)
+    return f"{difference}, {interval_words(found.measure, arm.interval)} points"
 
 
 @dataclass(frozen=True)
@@ -217,12 +264,15 @@ def written(page: str, lines: Path, studies: Path) -> str:
         SystemExit: A table is named that nothing can be made from.
     """
 
-    def made(name: str) -> list[str]:
+    def made(told: str) -> list[str]:
+        name = told.removesuffix(IN_SHORT)
         files = sorted([*lines.glob(f"{name}.jsonl.gz"), *lines.glob(f"{name}.*.jsonl.gz")])
         if not files:
             raise SystemExit(f"no kept lines {lines / name}.jsonl.gz")
         study = read_study(studies / f"{name}.yaml")
         results = kept_results(study, files)
+        if told != name:
+            return in_short(study, results)
         single = len({seed for _, seed in results}) == 1 and len(study.evaluations) == 1
         return search_table(study, results) if single else comparison(study, results)
 
@@ -237,7 +287,7 @@ def main() -> int:
     keeping.add_argument("source", type=Path, help="The results.jsonl of a study.")
     keeping.add_argument("target", type=Path, help="The file of kept lines, *.jsonl.gz.")
     keeping.add_argument("--groups", nargs="+", default=list(GROUPS), help="Groups of tokens (%(default)s).")
-    actions.add_parser("tables", help="Write the tables of docs/study.md anew.")
+    actions.add_parser("tables", help="Write the tables of docs/study.md and README.md anew.")
     drawing = actions.add_parser("picture", help="Draw a search.")
     drawing.add_argument("study", help="Name of a study file in recipes/studies whose lines are kept.")
     drawing.add_argument("file", type=Path, help="The picture.")
@@ -249,7 +299,8 @@ def main() -> int:
         study = read_study(STUDIES / f"{options.study}.yaml")
         draw_search(study, kept_results(study, [LINES / f"{options.study}.jsonl.gz"]), options.file)
         return 0
-    write_anew(PAGE, lambda page: written(page, LINES, STUDIES))
+    for path in PAGES:
+        write_anew(path, lambda page: written(page, LINES, STUDIES))
     return 0
 
 

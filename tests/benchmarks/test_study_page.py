@@ -79,20 +79,26 @@ def test_only_marked_tables_are_written_anew(page, finished, tmp_path):
     assert "old" not in after
     assert "| ce (baseline) | 2 |" in after
     assert page.written(after, tmp_path, path.parent) == after
+    short = page.written("<!-- study_in_short -->\n<!-- end of study_in_short -->", tmp_path, path.parent)
+    assert "tokens of numbers, nats per token | against `ce`, 95 % | p (Holm) | answers |" in short
+    assert "| `ce` | 2 | 1.3311 |  |  | 75.00 % |" in short
+    assert "| `mce` | 2 | 1.2311 | −0.1000, " in short
+    assert " points |" in short
     with pytest.raises(SystemExit, match="no kept lines"):
         page.written("<!-- other -->\n<!-- end of other -->", tmp_path, path.parent)
 
 
 def test_the_page_is_what_its_lines_make(page, monkeypatch, capsys, tmp_path):
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert "<!-- smollm2_gsm8k_search -->" in text
-    copy = tmp_path / "study.md"
-    copy.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(page, "PAGE", copy)
+    texts = [path.read_text(encoding="utf-8") for path in page.PAGES]
+    assert "<!-- smollm2_gsm8k_search -->" in texts[0]
+    copies = [tmp_path / path.name for path in page.PAGES]
+    for copy, text in zip(copies, texts, strict=True):
+        copy.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(page, "PAGES", copies)
     monkeypatch.setattr("sys.argv", ["study_page.py", "tables"])
     assert page.main() == 0
-    assert "as it was" in capsys.readouterr().out
-    assert copy.read_text(encoding="utf-8") == text
+    assert capsys.readouterr().out.count("as it was") == 2
+    assert [copy.read_text(encoding="utf-8") for copy in copies] == texts
     monkeypatch.setattr(
         "sys.argv", ["study_page.py", "picture", "smollm2_gsm8k_search", str(tmp_path / "x.png")]
     )
