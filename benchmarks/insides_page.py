@@ -1,8 +1,8 @@
 """What docs/study-insides.md shows of the inside of models: tables and pictures from the lines of `loss_insides.py`.
 
-Everything between `<!-- NAME -->` and `<!-- end of NAME -->` in the page is written anew from docs/study/NAME.insides.jsonl, and
-the pictures docs/study_insides_NAME.png and docs/study_ranks_NAME.png are drawn from the same lines; nothing else in the page is
-touched. Differences are from cross-entropy on the same training seeds, with 95 % intervals over seeds where there are
+Everything between `<!-- NAME_insides -->` and `<!-- end of NAME_insides -->` in the page is written anew from
+docs/study/NAME.insides.jsonl, and the pictures docs/study_insides_NAME.png and docs/study_ranks_NAME.png are drawn from the
+same lines; nothing else in the page is touched. Differences are from cross-entropy on the same training seeds, with 95 % intervals over seeds where there are
 several.
 
     python benchmarks/insides_page.py
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from loss_insides import BEFORE, RANKS, kept_lines
-from made_pages import rewritten, write_anew
+from made_pages import INSIDES, LOSSES, rewritten, write_anew
 from matplotlib.figure import Figure
 from measuring import over_seeds
 
@@ -42,7 +42,10 @@ class Insides:
     """
 
     def __init__(self, lines: Mapping[tuple[str, int], Line]) -> None:
-        self.names = list(dict.fromkeys(name for name, _ in lines if name != BEFORE))
+        met = dict.fromkeys(name for name, _ in lines if name != BEFORE)
+        known = [*LOSSES, *(name for name in met if name not in LOSSES)]
+        self.names = [name for name in known if name in met]
+        self.colours = {name: f"C{known.index(name)}" for name in self.names}
         if (BEFORE, 0) not in lines or BASELINE not in self.names:
             raise SystemExit(f"the lines need the model {BEFORE!r} and one called {BASELINE!r}")
         self.before = lines[BEFORE, 0]
@@ -187,6 +190,7 @@ def draw_positions(found: Insides, file: Path) -> None:
                 width,
                 yerr=None if np.isnan(values[:, 1]).any() else values[:, 1],
                 error_kw={"linewidth": 0.8},
+                color=found.colours[name],
                 label=name,
             )
         axes.axhline(0, color="black", linewidth=0.8)
@@ -211,12 +215,12 @@ def draw_ranks(found: Insides, file: Path) -> bool:
     drawn = 0
     for panel, (kind, title) in enumerate(TITLES.items()):
         axes = figure.add_subplot(1, 2, panel + 1)
-        for number, name in enumerate(found.names):
+        for name in found.names:
             over = [line["ranks"].get(kind, {}) for line in found.lines(name)]
             steps = [step for step in over[0] if all(step in one for one in over)]
             if steps:
                 means = [float(np.mean([one[step] for one in over])) for step in steps]
-                axes.plot([int(step) for step in steps], means, color=f"C{number}", label=name)
+                axes.plot([int(step) for step in steps], means, color=found.colours[name], label=name)
                 drawn += 1
         axes.set_title(f"effective rank: {title}", fontsize=10)
         axes.set_xlabel("step")
@@ -240,7 +244,10 @@ def written(page: str, lines: Path, pictures: Path) -> str:
         SystemExit: A table is named that nothing can be made from.
     """
 
-    def made(name: str) -> list[str]:
+    def made(told: str) -> list[str] | None:
+        if not told.endswith(INSIDES):
+            return None
+        name = told.removesuffix(INSIDES)
         file = lines / f"{name}.insides.jsonl"
         if not file.is_file():
             raise SystemExit(f"no lines {file}")

@@ -7,6 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+LOSSES = ("ce", "token", "marginal", "expected", "label_smoothing", "emo")
+"""The order of tables, and of colours in pictures."""
+INSIDES = "_insides"
+"""Ends the name of a region that `insides_page.py` makes; all others are made by `study_page.py`."""
+
 
 def rounded(value: Any, digits: int) -> Any:
     """Every float in nested lists and mappings to so many digits behind the point."""
@@ -19,17 +24,19 @@ def rounded(value: Any, digits: int) -> Any:
     return value
 
 
-def rewritten(page: str, made: Callable[[str], Sequence[str]]) -> str:
+def rewritten(page: str, made: Callable[[str], Sequence[str] | None]) -> str:
     """A page with everything between `<!-- NAME -->` and `<!-- end of NAME -->` made anew, and nothing else.
 
     Args:
         page: Its text.
-        made: Name → lines of Markdown.
+        made: Name → lines of Markdown; None for what is another script's.
     """
 
     def fresh(found: re.Match[str]) -> str:
         name = found["name"]
-        return "\n".join([f"<!-- {name} -->", "", *made(name), "", f"<!-- end of {name} -->"])
+        if (lines := made(name)) is None:
+            return found[0]
+        return "\n".join([f"<!-- {name} -->", "", *lines, "", f"<!-- end of {name} -->"])
 
     return re.sub(r"<!-- (?P<name>\w+) -->\n.*?<!-- end of (?P=name) -->", fresh, page, flags=re.DOTALL)
 

@@ -1,14 +1,16 @@
-"""What docs/study.md and the README show of the study on a real model: kept lines of its results, and tables made from them.
+"""What the pages of the study on a real model and the README show of it: kept lines of its results, and tables made from them.
 
 `keep` writes the lines of a study's results.jsonl small enough to lie beside the page: what each question contributed to some
 groups of tokens, to four digits, without the bins of calibration and without this machine's folders. `tables` writes
-everything between `<!-- NAME -->` and `<!-- end of NAME -->` in both pages anew from the kept lines, where NAME is that of a
+everything between `<!-- NAME -->` and `<!-- end of NAME -->` in these pages anew from the kept lines, where NAME is that of a
 study file in recipes/studies, or that with `_in_short` behind it for a single table; nothing else is touched, and the same
-lines make the same pages. `picture` draws a search: the primary measure over the learning rate, a line a loss.
+lines make the same pages. `picture` draws a search (the primary measure over the learning rate, a line a loss), or how far
+the arms of another study are from its baseline.
 
     python benchmarks/study_page.py keep runs/studies/X/results.jsonl docs/study/X.jsonl.gz
     python benchmarks/study_page.py tables
     python benchmarks/study_page.py picture smollm2_gsm8k_search docs/study_rates.png
+    python benchmarks/study_page.py picture smollm2_gsm8k_repeated docs/study_repeated.png
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from made_pages import rewritten, rounded, write_anew
+from made_pages import INSIDES, LOSSES, rewritten, rounded, write_anew
 from matplotlib.figure import Figure
 
 from mce_llm.eval.comparing.measure_outcome import ArmMeasure, MeasureComparison
@@ -36,17 +38,17 @@ from mce_llm.eval.comparing.verdicts import p_text, percent
 from mce_llm.studies.comparing import compare_study
 from mce_llm.studies.definition import Study
 from mce_llm.studies.notes import notes_of
+from mce_llm.studies.pictures import study_charts
 from mce_llm.studies.reading import read_study
 from mce_llm.studies.results import RESULTS, Results, RunResult
 from mce_llm.studies.tables import TextTable, study_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "docs" / "study.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "study.md", ROOT / "docs" / "study-insides.md", ROOT / "README.md")
 LINES, STUDIES = ROOT / "docs" / "study", ROOT / "recipes" / "studies"
 IN_SHORT = "_in_short"
 GROUPS = ("all", "numbers", "results")
 DIGITS = 4
-LOSSES = ("ce", "token", "marginal", "expected", "label_smoothing", "emo")
 STRENGTHS = {"matrix_weight": "λ", "smoothing": "s", "emo_weight": "w"}
 
 
@@ -96,6 +98,23 @@ def kept_results(study: Study, files: Iterable[Path]) -> dict[tuple[str, int], R
         text = b"".join(gzip.decompress(file.read_bytes()) for file in files)
         (Path(folder) / RESULTS).write_bytes(text)
         return Results(Path(folder), study.name).read()
+
+
+def lines_of(name: str, folder: Path) -> list[Path]:
+    """The files of a study's kept lines, `NAME.jsonl.gz` and `NAME.*.jsonl.gz`.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    files = sorted([*folder.glob(f"{name}.jsonl.gz"), *folder.glob(f"{name}.*.jsonl.gz")])
+    if not files:
+        raise SystemExit(f"no kept lines {folder / name}.jsonl.gz")
+    return files
+
+
+def is_search(study: Study, results: Mapping[tuple[str, int], RunResult]) -> bool:
+    """Whether a study looks for settings: one evaluation, and one seed that all arms have."""
+    return len({seed for _, seed in results}) == 1 and len(study.evaluations) == 1
 
 
 def _markdown(table: TextTable) -> list[str]:
@@ -252,6 +271,19 @@ def draw_search(study: Study, results: Mapping[tuple[str, int], RunResult], file
     figure.savefig(file, dpi=110)
 
 
+def draw_primary(study: Study, results: Mapping[tuple[str, int], RunResult], file: Path) -> None:
+    """Differences of all arms from the baseline by the primary measure, with their intervals.
+
+    Raises:
+        SystemExit: No arm can be compared.
+    """
+    compared = compare_study(study, results)
+    charts = study_charts(compared)
+    if compared.primary is None or not charts:
+        raise SystemExit(f"{study.name}: {compared.undecided}")
+    file.write_bytes(charts[0].png)
+
+
 def written(page: str, lines: Path, studies: Path) -> str:
     """The page with its tables made anew.
 
@@ -264,17 +296,16 @@ def written(page: str, lines: Path, studies: Path) -> str:
         SystemExit: A table is named that nothing can be made from.
     """
 
-    def made(told: str) -> list[str]:
+    def made(told: str) -> list[str] | None:
+        if told.endswith(INSIDES):
+            return None
         name = told.removesuffix(IN_SHORT)
-        files = sorted([*lines.glob(f"{name}.jsonl.gz"), *lines.glob(f"{name}.*.jsonl.gz")])
-        if not files:
-            raise SystemExit(f"no kept lines {lines / name}.jsonl.gz")
+        files = lines_of(name, lines)
         study = read_study(studies / f"{name}.yaml")
         results = kept_results(study, files)
         if told != name:
             return in_short(study, results)
-        single = len({seed for _, seed in results}) == 1 and len(study.evaluations) == 1
-        return search_table(study, results) if single else comparison(study, results)
+        return search_table(study, results) if is_search(study, results) else comparison(study, results)
 
     return rewritten(page, made)
 
@@ -287,8 +318,10 @@ def main() -> int:
     keeping.add_argument("source", type=Path, help="The results.jsonl of a study.")
     keeping.add_argument("target", type=Path, help="The file of kept lines, *.jsonl.gz.")
     keeping.add_argument("--groups", nargs="+", default=list(GROUPS), help="Groups of tokens (%(default)s).")
-    actions.add_parser("tables", help="Write the tables of docs/study.md and README.md anew.")
-    drawing = actions.add_parser("picture", help="Draw a search.")
+    actions.add_parser(
+        "tables", help="Write the tables of docs/study.md, docs/study-insides.md and README.md anew."
+    )
+    drawing = actions.add_parser("picture", help="Draw a search, or the differences of a study.")
     drawing.add_argument("study", help="Name of a study file in recipes/studies whose lines are kept.")
     drawing.add_argument("file", type=Path, help="The picture.")
     options = parser.parse_args()
@@ -297,7 +330,9 @@ def main() -> int:
         return 0
     if options.action == "picture":
         study = read_study(STUDIES / f"{options.study}.yaml")
-        draw_search(study, kept_results(study, [LINES / f"{options.study}.jsonl.gz"]), options.file)
+        results = kept_results(study, lines_of(options.study, LINES))
+        draw = draw_search if is_search(study, results) else draw_primary
+        draw(study, results, options.file)
         return 0
     for path in PAGES:
         write_anew(path, lambda page: written(page, LINES, STUDIES))

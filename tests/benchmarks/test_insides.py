@@ -132,22 +132,35 @@ def test_the_page_holds_differences_on_the_same_seeds(page, tmp_path):
     lines = [line("before", 0, 2.0), line("ce", 1, 1.0), line("ce", 2, 1.5), line("ce", 3, 9.0)]
     lines += [line("token", 1, 0.9), line("token", 2, 1.3), line("emo", 3, 8.0)]
     (tmp_path / "small.insides.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    before = "# Page\n<!-- small -->\nold\n<!-- end of small -->\nwords\n"
+    before = "# Page\n<!-- small_insides -->\nold\n<!-- end of small_insides -->\nwords\n"
     after = page.written(before, tmp_path, tmp_path)
-    assert after.startswith("# Page\n<!-- small -->\n\nTraining seeds: `ce` 3, `token` 2, `emo` 1.")
-    assert after.endswith("<!-- end of small -->\nwords\n")
+    assert after.startswith("# Page\n<!-- small_insides -->\n\nTraining seeds: `ce` 3, `token` 2, `emo` 1.")
+    assert after.endswith("<!-- end of small_insides -->\nwords\n")
     # Student's t with one degree of freedom: 12.706 · 0.0707 / √2; without seed 3, which `token` has not.
     assert "| numbers | 10 | 2.0000 | 3.8333 | -0.1500 ± 0.6353 | -1.0000 |" in after
     assert page.written(after, tmp_path, tmp_path) == after
     for name in ("study_insides_small.png", "study_ranks_small.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit, match="no lines"):
-        page.written("<!-- other -->\n<!-- end of other -->", tmp_path, tmp_path)
+        page.written("<!-- other_insides -->\n<!-- end of other_insides -->", tmp_path, tmp_path)
+    others = "<!-- other -->\nmade by another script\n<!-- end of other -->"
+    assert page.written(others, tmp_path, tmp_path) == others
     with pytest.raises(SystemExit, match="no page"):
         page.write_anew(tmp_path / "none.md", str)
     (tmp_path / "small.insides.jsonl").write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(SystemExit, match="'before' and one called 'ce'"):
         page.written(before, tmp_path, tmp_path)
+
+
+def test_the_page_is_what_its_lines_make(page, tmp_path):
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert "_insides -->" in text
+    assert page.written(text, page.LINES, tmp_path) == text
+    drawn = sorted(picture.name for picture in tmp_path.glob("*.png"))
+    assert drawn
+    for name in drawn:
+        assert (page.PICTURES / name).is_file()
+        assert f"({name})" in text
 
 
 def test_intervals_over_seeds(page):

@@ -84,6 +84,8 @@ def test_only_marked_tables_are_written_anew(page, finished, tmp_path):
     assert "| `ce` | 2 | 1.3311 |  |  | 75.00 % |" in short
     assert "| `mce` | 2 | 1.2311 | −0.1000, " in short
     assert " points |" in short
+    others = "<!-- study_insides -->\nmade by another script\n<!-- end of study_insides -->"
+    assert page.written(others, tmp_path, path.parent) == others
     with pytest.raises(SystemExit, match="no kept lines"):
         page.written("<!-- other -->\n<!-- end of other -->", tmp_path, path.parent)
 
@@ -97,7 +99,7 @@ def test_the_page_is_what_its_lines_make(page, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(page, "PAGES", copies)
     monkeypatch.setattr("sys.argv", ["study_page.py", "tables"])
     assert page.main() == 0
-    assert capsys.readouterr().out.count("as it was") == 2
+    assert capsys.readouterr().out.count("as it was") == 3
     assert [copy.read_text(encoding="utf-8") for copy in copies] == texts
     monkeypatch.setattr(
         "sys.argv", ["study_page.py", "picture", "smollm2_gsm8k_search", str(tmp_path / "x.png")]
