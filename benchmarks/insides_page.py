@@ -85,7 +85,8 @@ def at(place: str, what: str) -> Value:
 def signed(found: tuple[float, float], digits: int = 4) -> str:
     """A difference for a table, with its interval where there is one."""
     mean, half = found
-    return f"{mean:+.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    told = f"{mean:+.{digits}f}".replace("-", "−") if round(mean, digits) else f"{0:.{digits}f}"
+    return told + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

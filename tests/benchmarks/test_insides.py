@@ -137,7 +137,7 @@ def test_the_page_holds_differences_on_the_same_seeds(page, tmp_path):
     assert after.startswith("# Page\n<!-- small_insides -->\n\nTraining seeds: `ce` 3, `token` 2, `emo` 1.")
     assert after.endswith("<!-- end of small_insides -->\nwords\n")
     # Student's t with one degree of freedom: 12.706 · 0.0707 / √2; without seed 3, which `token` has not.
-    assert "| numbers | 10 | 2.0000 | 3.8333 | -0.1500 ± 0.6353 | -1.0000 |" in after
+    assert "| numbers | 10 | 2.0000 | 3.8333 | −0.1500 ± 0.6353 | −1.0000 |" in after
     assert page.written(after, tmp_path, tmp_path) == after
     for name in ("study_insides_small.png", "study_ranks_small.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -169,3 +169,4 @@ def test_intervals_over_seeds(page):
     assert half == pytest.approx(4.302653 / math.sqrt(3))
     assert math.isnan(page.over_seeds([1.0])[1])
     assert page.signed((0.5, math.nan), 2) == "+0.50"
+    assert page.signed((-0.0004, math.nan), 3) == "0.000"
