@@ -2,8 +2,8 @@
 
 Everything between `<!-- NAME_insides -->` and `<!-- end of NAME_insides -->` in the page is written anew from
 docs/study/NAME.insides.jsonl, and the pictures docs/study_insides_NAME.png and docs/study_ranks_NAME.png are drawn from the
-same lines; nothing else in the page is touched. Differences are from cross-entropy on the same training seeds, with 95 % intervals over seeds where there are
-several.
+same lines; nothing else in the page is touched. Differences are from cross-entropy on the same training seeds, with 95 %
+intervals over seeds where there are several.
 
     python benchmarks/insides_page.py
 """
@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from loss_insides import BEFORE, RANKS, kept_lines
-from made_pages import INSIDES, LOSSES, rewritten, write_anew
+from made_pages import INSIDES, LOSSES, markdown_table, rewritten, write_anew
 from matplotlib.figure import Figure
 from measuring import over_seeds
 
@@ -89,18 +89,13 @@ def signed(found: tuple[float, float], digits: int = 4) -> str:
     return told + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
-def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
 def tables(found: Insides) -> list[str]:
     """All tables of a study, as lines of Markdown."""
     told = [f"`{name}` {len(found.seeds(name))}" for name in found.names]
     lines = [f"Training seeds: {', '.join(told)}.", ""]
     lines += ["**Nats per token, by how sure the model was before training, against cross-entropy**", ""]
     heads = ["positions", "tokens", "before", "ce", *found.others]
-    lines += _rows(
+    lines += markdown_table(
         heads,
         [
             [
@@ -125,7 +120,7 @@ def tables(found: Insides) -> list[str]:
         "share of the 64 nearest",
         "wrong digits are off by",
     ]
-    lines += _rows(heads, [_wrong(name, found) for name in (BEFORE, *found.names)])
+    lines += markdown_table(heads, [_wrong(name, found) for name in (BEFORE, *found.names)])
     lines += ["", "**At the tokens of numbers: what one temperature for all of them repairs**", ""]
     heads = [
         "model",
@@ -136,13 +131,13 @@ def tables(found: Insides) -> list[str]:
         "nats at it",
         "against ce",
     ]
-    lines += _rows(heads, [_tempered(name, found) for name in (BEFORE, *found.names)])
+    lines += markdown_table(heads, [_tempered(name, found) for name in (BEFORE, *found.names)])
     lines += ["", "**How far training moved the geometry: similarities of each token to its 64 nearest**", ""]
     moved = [
         [f"`{name}`", *(f"{found.mean(name, _moved(what)):.4f}" for what in ("mean distance", "correlation"))]
         for name in found.names
     ]
-    return lines + _rows(["model", "mean change", "correlation with those before"], moved)
+    return lines + markdown_table(["model", "mean change", "correlation with those before"], moved)
 
 
 def _moved(what: str) -> Value:

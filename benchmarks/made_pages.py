@@ -24,6 +24,12 @@ def rounded(value: Any, digits: int) -> Any:
     return value
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of Markdown; a bar in a cell would end it and is written as a slash."""
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines]
+
+
 def rewritten(page: str, made: Callable[[str], Sequence[str] | None]) -> str:
     """A page with everything between `<!-- NAME -->` and `<!-- end of NAME -->` made anew, and nothing else.
 

@@ -28,7 +28,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from made_pages import INSIDES, LOSSES, rewritten, rounded, write_anew
+from made_pages import INSIDES, LOSSES, markdown_table, rewritten, rounded, write_anew
 from matplotlib.figure import Figure
 
 from mce_llm.eval.comparing.measure_outcome import ArmMeasure, MeasureComparison
@@ -118,10 +118,9 @@ def is_search(study: Study, results: Mapping[tuple[str, int], RunResult]) -> boo
 
 
 def _markdown(table: TextTable) -> list[str]:
-    rows = [table.header, ("---",) * len(table.header), *table.rows]
-    text = [f"**{table.title[:1].upper()}{table.title[1:]}**", ""]
-    text += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return [*text, "", *([f"{table.caption}.", ""] if table.caption else [])]
+    title = f"**{table.title[:1].upper()}{table.title[1:]}**"
+    below = [f"{table.caption}.", ""] if table.caption else []
+    return [title, "", *markdown_table(table.header, table.rows), "", *below]
 
 
 def comparison(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list[str]:
@@ -167,8 +166,7 @@ def in_short(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list
             of_arm = next((each for each in found.arms if each.name == arm.name), None)
             cells.append("–" if of_arm is None else _points(found, of_arm))
         rows.append(cells)
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return markdown_table(header, rows)
 
 
 def _points(found: MeasureComparison, arm: ArmMeasure) -> str:

@@ -84,8 +84,13 @@ class StudyComparison:
         if self.primary is not None:
             return None
         named = self.study.primary
-        if all(item.evaluation.name != named.evaluation for item in self.evaluations):
+        if not self.evaluations:
             return "nothing can be compared yet: no arm has a seed in common with the baseline"
+        if all(item.evaluation.name != named.evaluation for item in self.evaluations):
+            return (
+                f"nothing is concluded yet: the primary measure, {named.measure} of {named.evaluation}, is not there for an arm "
+                "and the baseline with the same seed"
+            )
         return (
             f"nothing is concluded: the primary measure, {named.measure} of {named.evaluation}, was not measured in every "
             "run, as no question has tokens of that kind"

@@ -150,6 +150,20 @@ def test_evaluations_of_another_time_are_missed_by_name(study, results):
     assert note.startswith("without answers as yet: ce seed 2, ce seed 3, ")
 
 
+def test_a_primary_measure_of_another_time_is_named(study, results):
+    """Every arm has its seeds: it is the evaluation that is lacking, and the other is compared."""
+    some = {
+        key: RunResult(result.line, {"answers": result.evaluations["answers"]}, result.number)
+        for key, result in results.items()
+    }
+    compared = compare_study(study, some)
+    assert [item.evaluation.name for item in compared.evaluations] == ["answers"]
+    assert compared.undecided.startswith(
+        "nothing is concluded yet: the primary measure, numbers.nats of likely,"
+    )
+    assert f"**{compared.undecided}**" in markdown(compared, study_tables(compared, some, every=False))
+
+
 @pytest.mark.parametrize("smallest", [None, 0.05])
 def test_a_primary_measure_that_no_question_has_is_said(tmp_path, smallest):
     primary = {"evaluation": "likely", "measure": "results.nats", "smallest_difference": smallest}
