@@ -12,12 +12,14 @@ from rich.text import Text
 
 from mce_llm.running.visible_text import visible
 from mce_llm.studies.checking import Checked
+from mce_llm.studies.child import Child
 from mce_llm.studies.collecting import launches_of, log_of
-from mce_llm.studies.estimating import Durations, duration_text, progress_of
+from mce_llm.studies.estimating import Durations, Pace, duration_text, progress_of
 from mce_llm.studies.planning import Run
 from mce_llm.studies.running import Active
 
-_SECONDS_BETWEEN = 0.5  # of looks at the logs
+_SECONDS_BETWEEN = 0.5  # of two pictures at a terminal
+_PACE_EVERY = 5.0  # seconds between looks at the logs for the pace
 _PLAIN_EVERY = 60.0  # seconds between lines without a terminal
 
 
@@ -36,7 +38,8 @@ class StudyDisplay:
         self._durations = Durations(found.results.values())
         self._finished = sum(run.finished for run in runs)
         self._spent: dict[tuple[str, int, str], float] = {}
-        self._next = 0.0
+        self._paces: dict[Child, Pace] = {}
+        self._next = self._next_pace = 0.0
         self._live = (
             Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         )
@@ -59,7 +62,7 @@ class StudyDisplay:
         """Say how long a stage took, or with which exit code it ended."""
         run, stage = active.run, active.stage.name
         if code == 0:
-            self._durations.add(run.arm.name, stage, seconds)
+            self._durations.add(run.arm.name, run.seed, stage, seconds)
             self._spent[run.arm.name, run.seed, stage] = float("inf")
             self.said(f"{run.name}: {stage} took {duration_text(seconds)}")
         else:
@@ -71,7 +74,7 @@ class StudyDisplay:
         for name in [stage.name for stage in run.stages]:
             if self._durations.expected(run.arm.name, name) is None:  # it ended in an earlier start
                 spent = launches_of(self._study, run).seconds(name, log_of(self._study, run, name))
-                self._durations.add(run.arm.name, name, spent)
+                self._durations.add_before(run.arm.name, name, spent)
         self.said(f"{run.name}: results kept; {self._where()}")
 
     def said(self, text: str) -> None:
@@ -81,12 +84,12 @@ class StudyDisplay:
     def look(self, active: Sequence[Active]) -> None:
         """Show the steps that the runs are at."""
         now = time.monotonic()
+        if now >= self._next_pace:
+            self._next_pace = now + _PACE_EVERY
+            for item in active:
+                self._note_pace(item)
         if now < self._next:
             return
-        for item in active:
-            if item.child is not None:
-                key = (item.run.arm.name, item.run.seed, item.stage.name)
-                self._spent[key] = item.child.seconds
         if self._live is not None:
             self._next = now + _SECONDS_BETWEEN
             self._live.update(self._table(active), refresh=True)
@@ -96,6 +99,16 @@ class StudyDisplay:
             self._next = now + _PLAIN_EVERY
             steps = "; ".join(f"{item.run.name}: {self._step(item)}" for item in active)
             self.said(f"{self._where()}; {steps}")
+
+    def _note_pace(self, active: Active) -> None:
+        if active.child is None:
+            return
+        key = (active.run.arm.name, active.run.seed, active.stage.name)
+        self._spent[key] = active.child.seconds
+        if (found := self._progress(active)) is not None:
+            pace = self._paces.setdefault(active.child, Pace())
+            if (projection := pace.seen(*found, self._spent[key])) is not None:
+                self._durations.project(*key, projection)
 
     def _table(self, active: Sequence[Active]) -> Table:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -109,11 +122,13 @@ class StudyDisplay:
     def _step(self, active: Active) -> str:
         if not active.left or active.child is None:
             return "waits"
-        name = active.stage.name
-        log = log_of(self._study, active.run, name)
-        found = progress_of(log, name, active.child.begins)
+        found = self._progress(active)
         where = "starts" if found is None else f"{found[0]:,} of {found[1]:,}"
-        return f"{name}, {where}, {duration_text(active.child.seconds)}"
+        return f"{active.stage.name}, {where}, {duration_text(active.child.seconds)}"
+
+    def _progress(self, active: Active) -> tuple[int, int] | None:
+        name, child = active.stage.name, active.child
+        return progress_of(log_of(self._study, active.run, name), name, 0 if child is None else child.begins)
 
     def _where(self) -> str:
         left = self._durations.left(self._runs, self._jobs, self._spent)
