@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 from mce_llm.lm.config import MatrixLossConfig
@@ -118,7 +117,8 @@ def linear_matrix_cross_entropy(
         geometries: Remembers the token geometry over calls between which the weights stand still.
 
     Under `torch.compile` the graph breaks here (so not with `fullgraph=True`), and autocast, activation checkpointing
-    and `retain_graph=True` work as with any other loss.
+    and `retain_graph=True` work as with any other loss. It can be differentiated once: backward with `create_graph=True`
+    is a RuntimeError.
 
     Returns:
         The loss and its parts. Where every label is ignored all are zero, and the loss is still
@@ -249,8 +249,15 @@ class _FusedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        # Not `once_differentiable`, which lets a second derivative pass as zero; nor a node that fails where one is used,
+        # which would need hidden states and weights to be kept until here.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "linear_matrix_cross_entropy can be differentiated once: its second derivative is not implemented, so "
+                "backward with create_graph=True is refused. Leave this loss out of what is differentiated twice (a "
+                "gradient penalty, say), or take the loss of the logits (reference_matrix_cross_entropy) there"
+            )
         if ctx.gradients is None:
             raise RuntimeError(
                 "backward through linear_matrix_cross_entropy a second time: its gradients were given away by the "

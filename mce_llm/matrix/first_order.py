@@ -21,8 +21,8 @@ class _FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
         raise RuntimeError(
-            "the functions of mce_llm.matrix can be differentiated once: their second derivative is not implemented. "
-            "Leave the matrix loss out of the part that is differentiated twice (a gradient penalty, say)"
+            "this function of mce_llm can be differentiated once: its second derivative is not implemented. "
+            "Leave it out of the part that is differentiated twice (a gradient penalty, say)"
         )
 
 

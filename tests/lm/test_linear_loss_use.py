@@ -6,7 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.fused_loss import KINDS, LOSSES, assert_same, config_id, fused, number, problem, reference
+from helpers.fused_loss import (
+    BASELINES,
+    KINDS,
+    LOSSES,
+    assert_same,
+    config_id,
+    fused,
+    number,
+    problem,
+    reference,
+)
 from mce_llm.lm import (
     LossInputError,
     MatrixLossConfig,
@@ -158,6 +168,16 @@ def test_backward_again_with_and_without_the_graph():
         torch.testing.assert_close(leaf.grad, 4 * gradient)
     with pytest.raises(RuntimeError, match="pass retain_graph=True"):
         loss.backward()
+
+
+@pytest.mark.parametrize("config", [KINDS[1], BASELINES[0]], ids=config_id)
+def test_a_second_derivative_is_refused(config):
+    """Beside a term that is differentiable twice it would pass as zero."""
+    hidden, weight, labels = problem()
+    hidden.requires_grad_()
+    loss = linear_matrix_cross_entropy(hidden, weight, labels, config).loss + hidden.square().sum()
+    with pytest.raises(RuntimeError, match="can be differentiated once"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
 
 
 H, W, Y = torch.randn(4, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, -100])

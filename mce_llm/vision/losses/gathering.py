@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mce_llm.matrix.first_order import first_derivative
 from mce_llm.vision.losses.errors import RankMismatchError
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -53,7 +54,11 @@ class _GatherRows(torch.autograd.Function):
             None,
             None,
             None,
-            *(grad[own] * ctx.world if need else None for grad, need in zip(grads, needed, strict=True)),
+            # A second derivative would need the gradients of all ranks, and get those of this one.
+            *(
+                first_derivative(grad[own] * ctx.world, grad) if need else None
+                for grad, need in zip(grads, needed, strict=True)
+            ),
         )
 
 

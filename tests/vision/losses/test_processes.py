@@ -92,6 +92,13 @@ def test_a_gather_without_gradients_would_be_caught(worker, ranks):
         assert torch.allclose(found["plain all_gather"][1], gradient / 2, rtol=1e-9)
 
 
+def test_a_second_derivative_over_processes_is_refused(worker, ranks):
+    """It would lack what other ranks' gradients depend on."""
+    assert worker.second_derivative(worker.batch()).norm() > 0
+    for found, *_ in ranks:
+        assert "can be differentiated once" in found["twice"]
+
+
 def test_a_group_of_one_has_its_own_rows(worker, ranks):
     rows = [tensor[7:] for tensor in worker.batch()]
     value, gradient = worker.step(build_loss("matrix_ssl"), worker.Student(), rows)

@@ -18,11 +18,13 @@ for name, (module, rows, weights) in job.items():
     norm = module if name.endswith("-alone") else synchronise_norms(module, torch.device("cpu"))
     x = rows[part].clone().requires_grad_()
     out = norm(x)
+    (first,) = torch.autograd.grad((out * weights[part]).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.pow(3).sum(), x, retain_graph=True)
     (out * weights[part]).sum().backward()
     gradients = {n: p.grad.clone() for n, p in norm.named_parameters()}
     for value in gradients.values():
         dist.all_reduce(value)
-    results[name] = (out.detach(), x.grad, gradients, norm.state_dict())
+    results[name] = (out.detach(), x.grad, gradients, norm.state_dict(), second)
 torch.save(results, folder / f"result-{rank}.pt")
 dist.barrier()
 dist.destroy_process_group()

@@ -47,17 +47,20 @@ def results(tmp_path_factory):
         whole = copy.deepcopy(norm)
         x = rows.clone().requires_grad_()
         out = whole(x)
+        (first,) = torch.autograd.grad((out * weights).sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.pow(3).sum(), x, retain_graph=True)
         (out * weights).sum().backward()
-        expected[name] = (out.detach(), x.grad, dict(whole.named_parameters()), whole.state_dict())
+        expected[name] = (out.detach(), x.grad, dict(whole.named_parameters()), whole.state_dict(), second)
     return parts, expected
 
 
 @pytest.mark.parametrize("name", ["rows", "images", "plain"])
 def test_two_processes_are_one(results, name):
     parts, expected = results
-    out, gradient, parameters, state = expected[name]
+    out, gradient, parameters, state, second = expected[name]
     torch.testing.assert_close(torch.cat([p[name][0] for p in parts]), out, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(torch.cat([p[name][1] for p in parts]), gradient, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.cat([p[name][4] for p in parts]), second, rtol=1e-10, atol=1e-12)
     for part in parts:
         for key, value in parameters.items():
             torch.testing.assert_close(part[name][2][key], value.grad, rtol=1e-12, atol=1e-12)
