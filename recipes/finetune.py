@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = parse_recipe(sys.argv[1:] if argv is None else argv)
     model_settings, data_settings, training = recipe.model, recipe.data, recipe.training
     training.device  # noqa: B018 - joins the other processes
-    check_processes(training.world_size)
+    check_processes(training.world_size, tensor_parallel=True)
     output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
     checkpoint, stale = prepare_output(
         output,

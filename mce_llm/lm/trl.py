@@ -182,13 +182,6 @@ class MatrixSFTTrainer(MatrixLossMixin, _ModelLossSFTTrainer):  # type: ignore[m
                 f"loss_type {loss_type!r} is another loss in the place of cross-entropy; leave loss_type out (nll)"
             )
         super().__init__(model, args, *positional, **named)
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        for name, what in (("cp_enabled", "context"), ("sp_enabled", "sequence")):
-            if getattr(parallelism, name, False):
-                raise ValueError(
-                    f"{what} parallelism splits sequences over ranks, which the matrix loss has not been tested "
-                    "with; use data parallelism (DDP, ZeRO, FSDP2)"
-                )
         coefficient = getattr(self.args, "router_aux_loss_coef", None)
         if coefficient:  # TRL writes it into the config, which most models have read by now
             set_router_coefficient(self.matrix_patch.model, coefficient)

@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 
 from mce_llm.errors import MceLlmError
 from mce_llm.running.installation import named_file
+from mce_llm.running.messages import raise_all
 from mce_llm.running.visible_text import print_visible
 
 _Value = TypeVar("_Value")
@@ -25,8 +26,8 @@ _ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED,
     "ACCELERATE_USE_FSDP": DistributedType.FSDP,
 }
-
-
+# What accelerate can split beside the data.
+_SPLIT = {"cp": "context", "sp": "sequence", "tp": "tensor"}
 _SECONDS_TO_LET_GO = 0.2
 
 
@@ -49,21 +50,48 @@ def join_processes() -> PartialState:
     return state
 
 
-def check_processes(num_processes: int) -> None:
-    """Make sure that as many processes work together as were launched.
+def check_processes(num_processes: int, *, tensor_parallel: bool = False) -> None:
+    """Make sure that as many processes work together as were launched, and each on data of its own.
 
     Args:
         num_processes: How many accelerate sees.
+        tensor_parallel: Whether weights may be split over processes.
 
     Raises:
-        LaunchError: It is another number.
+        LaunchError: It is another number, or the launch asks for parallelism that this program has not.
     """
+    raise_all(other_parallelism(tensor_parallel=tensor_parallel), LaunchError)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if num_processes != launched:
         raise LaunchError(
             f"{launched} processes were launched, but each works alone (accelerate sees {num_processes}); without an "
             "accelerator, set use_cpu: true"
         )
+
+
+def other_parallelism(config: Any = None, *, tensor_parallel: bool = False) -> list[str]:
+    """What parallelism is asked for beside that over data, one text a kind.
+
+    Processes that share sequences or weights get the same data, and count them once each where nobody knows of it.
+
+    Args:
+        config: accelerate's `ParallelismConfig`; by default what the launch asks for.
+        tensor_parallel: Whether weights may be split over processes.
+    """
+    launched = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() == "true"
+    problems = []
+    for name, what in _SPLIT.items():
+        if name == "tp" and tensor_parallel:
+            continue
+        size = getattr(config, f"{name}_size", 1)
+        if config is None and launched:
+            size = int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", "1"))
+        if size > 1:
+            problems.append(
+                f"{what} parallelism was asked for (parallelism_config_{name}_size {size}), which has not been tested here; "
+                "leave it out, and use data parallelism (DDP, ZeRO, FSDP2)"
+            )
+    return problems
 
 
 def check_engine(accelerator: Accelerator) -> None:

@@ -257,6 +257,14 @@ def test_stock_arguments_need_a_matrix_loss(tmp_path):
     assert trainer.matrix_patch.config.kind == "marginal"
 
 
+@pytest.mark.parametrize(("kind", "what"), [("cp", "context"), ("sp", "sequence")])
+def test_sequences_are_not_split_over_processes(tmp_path, kind, what):
+    config = pytest.importorskip("accelerate.parallelism_config").ParallelismConfig()
+    setattr(config, f"{kind}_size", 2)
+    with pytest.raises(ValueError, match=f"{what} parallelism was asked for"):
+        MatrixTrainer(model=make_model(), args=arguments(tmp_path, parallelism_config=config))
+
+
 def test_another_loss_function_is_refused(tmp_path):
     with pytest.raises(ValueError, match="compute_loss_func replaces the model's loss"):
         MatrixTrainer(model=make_model(), args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None)

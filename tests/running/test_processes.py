@@ -77,6 +77,28 @@ def test_an_engine_that_does_not_run(monkeypatch, variable, engine):
         check_engine(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
 
 
+@pytest.mark.parametrize(
+    ("kind", "what"), [("cp", "context"), ("sp", "sequence"), ("tp", "tensor")], ids=["cp", "sp", "tp"]
+)
+def test_parallelism_that_would_be_taken_for_data_parallelism(monkeypatch, kind, what):
+    for name in ("cp", "sp", "tp", "dp_shard"):
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", "1")
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE", "2")
+    check_processes(1)  # left over from elsewhere: accelerate does not look at it
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    message = rf"{what} parallelism was asked for \(parallelism_config_{kind}_size 2\).*use data parallelism"
+    with pytest.raises(LaunchError, match=message):
+        check_processes(1)
+    if kind == "tp":
+        check_processes(1, tensor_parallel=True)
+    else:
+        with pytest.raises(LaunchError, match=message):
+            check_processes(1, tensor_parallel=True)
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{kind.upper()}_SIZE", "1")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "2")
+    check_processes(1)
+
+
 @pytest.mark.parametrize("plugin", [FullyShardedDataParallelPlugin(fsdp_version=1), SimpleNamespace()])
 def test_the_first_version_of_fsdp(plugin):
     """Also where accelerate is too old to know another."""

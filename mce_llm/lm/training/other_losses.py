@@ -1,12 +1,14 @@
-"""Settings of a trainer that would put another loss in the place of this package's: the trainer and the plan refuse them."""
+"""Settings that would put another loss in the place of this package's, or split its input: trainer and plan refuse them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mce_llm.running.processes import other_parallelism
+
 
 def other_losses(args: Any, compute_loss_func: Any = None, gpus: int = 1) -> list[str]:
-    """What is wrong with settings that would silently bypass the patched forward.
+    """What is wrong with settings that would silently bypass the patched forward, or give it a part of each sequence.
 
     Args:
         args: The training arguments.
@@ -31,4 +33,5 @@ def other_losses(args: Any, compute_loss_func: Any = None, gpus: int = 1) -> lis
             f"{gpus} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
             f"accelerate launch --num_processes {gpus} …, or set CUDA_VISIBLE_DEVICES to one"
         )
+    problems += other_parallelism(getattr(args, "parallelism_config", None), tensor_parallel=True)
     return problems

@@ -11,9 +11,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
 from mce_llm.running.installation import named_file
-from mce_llm.running.messages import cause
+from mce_llm.running.messages import cause, raise_all
 from mce_llm.running.preemption import PreemptedError, reason, requested
-from mce_llm.running.processes import LaunchError, check_processes
+from mce_llm.running.processes import LaunchError, check_processes, other_parallelism
 from mce_llm.running.settings import ConfigurationError
 
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -38,6 +38,7 @@ def make_accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
             "gradient_accumulation_steps is set in the launch configuration, but the losses here are of whole batches: "
             "a sum over parts of a batch is another loss; set it to 1 and use more processes or smaller images"
         )
+    raise_all(other_parallelism(), LaunchError)  # before accelerate says something else of it
     asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     try:
         accelerator = Accelerator(
