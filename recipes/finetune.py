@@ -89,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     total = base.num_parameters() or sum(map(whole_size, base.parameters()))
     say(f"model: {type(model).__name__}, {total:,} parameters, {trained:,} of them trained")
     say(f"loss: {training.matrix_loss}")
+    if recipe.precision_note:
+        say(recipe.precision_note)
     rows, steps = training.per_device_train_batch_size, training.gradient_accumulation_steps
     say(
         f"batch: {training.world_size * rows * steps} rows an optimizer step = {training.world_size} processes × "

@@ -1,4 +1,4 @@
-"""Whether another precision than the one that a model was saved in would be faster on this machine."""
+"""What to say of the precision of an evaluation: that another is faster here, or that the launch asks for one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import torch
 
 from mce_llm.eval.asking import QuestionsConfig
 from mce_llm.running.cpu_speed import CLEARLY_SLOWER, bfloat16_speed
+from mce_llm.running.launched_precision import unused_precision_text
+
+
+def precision_hints(config: QuestionsConfig, dtype: str, device: torch.device) -> list[str]:
+    """What to say of the precision of an evaluation, one text each.
+
+    Args:
+        config: The options.
+        dtype: The precision that the weights have now.
+        device: Where they are.
+    """
+    launched = unused_precision_text(f"an evaluation has --dtype, here {config.dtype}")
+    return [text for text in (launched, faster_dtype(config, dtype, device)) if text]
 
 
 def faster_dtype(config: QuestionsConfig, dtype: str, device: torch.device) -> str | None:

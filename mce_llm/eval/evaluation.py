@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data import PromptTemplate
 from mce_llm.eval.data_titles import data_title
-from mce_llm.eval.dtype_hints import faster_dtype
+from mce_llm.eval.dtype_hints import precision_hints
 from mce_llm.eval.engines.backends import Backend, TransformersBackend, open_backend
 from mce_llm.eval.engines.decoding import special_tags
 from mce_llm.eval.errors import EvaluationError
@@ -76,8 +76,9 @@ def evaluate_task(
     examples = questions.rows
     if model is None or tokenizer is None:
         backend = open_backend(config, state)
-        if state.is_main_process and (hint := faster_dtype(config, backend.dtype, state.device)):
-            say(hint)
+        if state.is_main_process:
+            for hint in precision_hints(config, backend.dtype, state.device):
+                say(hint)
     else:
         backend = TransformersBackend(model, tokenizer, config.batching)
     template.check(backend.tokenizer)

@@ -20,6 +20,7 @@ from mce_llm.lm.config import (
     is_count,
     own_problems,
 )
+from mce_llm.running.launched_precision import note_launched_precision
 from mce_llm.running.messages import ConfigurationError, nearest_hint, raise_all
 
 # What to install for the trackers whose presence transformers can tell.
@@ -186,6 +187,7 @@ class MatrixSettings:
         arguments: Any = self
         if self.early_stopping_patience and arguments.metric_for_best_model is None:
             arguments.metric_for_best_model = "loss"
+        note_launched_precision(self)
         super().__post_init__()  # type: ignore[misc]  # of the training arguments
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mce_llm.eval import dtype_hints
-from mce_llm.eval.dtype_hints import faster_dtype
+from mce_llm.eval.dtype_hints import faster_dtype, precision_hints
 from mce_llm.eval.gsm8k import Gsm8kConfig
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -45,3 +45,13 @@ def test_nothing_is_said_of_a_choice(monkeypatch):
 def test_a_gpu_without_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
     assert faster_dtype(Gsm8kConfig(model="m", output="o"), "float32", CUDA) is None
+
+
+def test_the_launchs_precision_is_no_precision_of_an_evaluation(monkeypatch):
+    monkeypatch.setattr(dtype_hints, "bfloat16_speed", lambda: 1.0)
+    config = Gsm8kConfig(model="m", output="o")
+    assert precision_hints(config, "float32", CPU) == []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    (text,) = precision_hints(config, "float32", CPU)
+    assert "the launch asks for mixed_precision bf16" in text
+    assert text.endswith("which is not used: an evaluation has --dtype, here auto")

@@ -90,6 +90,33 @@ def test_what_was_given_can_be_given_again(file, tmp_path):
     assert again.training.run_name == "a b"
 
 
+UNUSED = "the launch asks for mixed_precision {} (--mixed_precision, or accelerate config), which is not used: the recipe has {}"
+
+
+@pytest.mark.parametrize(
+    ("launched", "settings", "used", "note"),
+    [
+        (None, {}, "no", None),
+        ("no", {"bf16": True}, "bf16", None),
+        ("bf16", {}, "bf16", "mixed precision: bf16, as the launch asks"),
+        ("bf16", {"bf16": True}, "bf16", None),
+        ("bf16", {"bf16": False}, "no", UNUSED.format("bf16", "bf16: false")),
+        ("fp16", {"bf16": True}, "bf16", UNUSED.format("fp16", "bf16: true")),
+        ("fp16", {}, "fp16", "mixed precision: fp16, as the launch asks"),
+        ("fp16", {"bf16": False}, "fp16", "mixed precision: fp16, as the launch asks"),
+    ],
+)
+def test_the_precision_of_the_launch(file, monkeypatch, launched, settings, used, note):
+    """What the settings say is what is trained in, and nothing is left out unsaid."""
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    recipe = parse_recipe(["--config", file(**settings)])
+    training = recipe.training
+    assert ("bf16" if training.bf16 else "fp16" if training.fp16 else "no") == used
+    assert training.mixed_precision == used
+    assert recipe.precision_note == note
+
+
 def test_total_batch_size(file, monkeypatch):
     path = file(total_batch_size=64, per_device_train_batch_size=4)
     assert parse_recipe(["--config", path]).training.gradient_accumulation_steps == 16

@@ -265,6 +265,26 @@ def test_sequences_are_not_split_over_processes(tmp_path, kind, what):
         MatrixTrainer(model=make_model(), args=arguments(tmp_path, parallelism_config=config))
 
 
+@pytest.mark.parametrize("stock", [False, True], ids=["own arguments", "stock arguments"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_precision_of_a_launch_is_in_the_arguments(tmp_path, monkeypatch, precision, stock):
+    """Guards, cards and comparisons look there."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    if stock:
+        args = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+        trainer = MatrixTrainer(model=make_model(), args=args, matrix_loss=MatrixLossConfig())
+    else:
+        trainer = MatrixTrainer(model=make_model(), args=arguments(tmp_path))
+    assert trainer.accelerator.mixed_precision == precision
+    assert [trainer.args.bf16, trainer.args.fp16] == [precision == "bf16", precision == "fp16"]
+
+
+def test_layers_of_fp8_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="mixed_precision fp8 at the launch"):
+        MatrixTrainer(model=make_model(), args=arguments(tmp_path))
+
+
 def test_another_loss_function_is_refused(tmp_path):
     with pytest.raises(ValueError, match="compute_loss_func replaces the model's loss"):
         MatrixTrainer(model=make_model(), args=arguments(tmp_path), compute_loss_func=lambda *_, **__: None)

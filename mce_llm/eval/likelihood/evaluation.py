@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mce_llm.data import PROMPTS, PromptTemplate
 from mce_llm.data.errors import DataError, problem_list
 from mce_llm.eval.data_titles import data_title
-from mce_llm.eval.dtype_hints import faster_dtype
+from mce_llm.eval.dtype_hints import precision_hints
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.fingerprints import fingerprint, model_fingerprint
 from mce_llm.eval.items import Item
@@ -90,8 +90,9 @@ def evaluate_likelihood(
             config.model, config.dtype, state.device, revision=config.revision
         )
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    if not in_memory and state.is_main_process and (hint := faster_dtype(config, dtype, state.device)):
-        say(hint)
+    if not in_memory and state.is_main_process:
+        for hint in precision_hints(config, dtype, state.device):
+            say(hint)
     scorer = Scorer(model.eval())
     template = scored_template(asked.template)
     template.check(tokenizer)

@@ -48,6 +48,7 @@ from mce_llm.lm.training.schedule import FreshSchedule, check_length, reschedule
 from mce_llm.lm.training.starting import started
 from mce_llm.running import preemption
 from mce_llm.running.devices import same_random_state
+from mce_llm.running.launched_precision import note_launched_precision
 from mce_llm.running.messages import raise_all
 from mce_llm.running.processes import say
 from mce_llm.running.workers import shield_workers
@@ -108,6 +109,7 @@ class MatrixLossMixin(PublishingMixin):
                     f"args must be {self.arguments_class.__name__}, or pass matrix_loss=MatrixLossConfig(…)"
                 )
             matrix_loss = args.matrix_loss
+        note_launched_precision(args)
         # Before data are prepared, and again below, when `Trainer` knows which GPUs a model that is spread over them has.
         spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
         raise_all(other_losses(args, named.get("compute_loss_func"), 1 if spread else args.n_gpu))

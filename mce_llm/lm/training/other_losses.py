@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mce_llm.running.launched_precision import launched_precision
 from mce_llm.running.processes import other_parallelism
 
 
@@ -32,6 +33,11 @@ def other_losses(args: Any, compute_loss_func: Any = None, gpus: int = 1) -> lis
         problems.append(
             f"{gpus} GPUs in one process mean torch.nn.DataParallel; start one process a GPU: "
             f"accelerate launch --num_processes {gpus} …, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if (getattr(args, "mixed_precision", None) or launched_precision()) == "fp8":
+        problems.append(
+            "mixed_precision fp8 at the launch puts layers of another library in the model's place, which the losses have not "
+            "been tested with; launch with --mixed_precision no, and set bf16: true"
         )
     problems += other_parallelism(getattr(args, "parallelism_config", None), tensor_parallel=True)
     return problems

@@ -11,9 +11,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 
 from mce_llm.running.installation import named_file
+from mce_llm.running.launched_precision import launched_precision, unused_precision_text
 from mce_llm.running.messages import cause, raise_all
 from mce_llm.running.preemption import PreemptedError, reason, requested
-from mce_llm.running.processes import LaunchError, check_processes, other_parallelism
+from mce_llm.running.processes import LaunchError, check_processes, other_parallelism, say
 from mce_llm.running.settings import ConfigurationError
 
 _WHOLE = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
@@ -47,6 +48,10 @@ def make_accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
     except ValueError as error:  # such as fp16 on a CPU
         raise ConfigurationError(f"mixed_precision {mixed_precision}: {cause(error)}") from error
     check_processes(accelerator.num_processes)
+    if launched_precision() != mixed_precision and (
+        text := unused_precision_text(f"the settings have mixed_precision: {mixed_precision}")
+    ):
+        say(text)
     if accelerator.distributed_type not in _WHOLE:
         raise LaunchError(
             f"{accelerator.distributed_type.value} shards models, which the encoders here need not be; launch with "

@@ -29,3 +29,20 @@ def test_accumulation_in_the_launch_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(LaunchError, match=r"losses here are of whole batches.*set it to 1"):
         make_accelerator("no", cpu=True)
+
+
+@pytest.mark.parametrize(("launched", "said"), [("bf16", True), ("fp8", True), ("no", False), (None, False)])
+def test_another_precision_of_the_launch_is_said(monkeypatch, capsys, launched, said):
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert make_accelerator("no", cpu=True).mixed_precision == "no"
+    printed = capsys.readouterr().out
+    assert (f"the launch asks for mixed_precision {launched}" in printed) == said
+    assert ("which is not used: the settings have mixed_precision: no" in printed) == said
+
+
+def test_parallelism_of_the_launch_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_TP_SIZE", "2")
+    with pytest.raises(LaunchError, match=r"tensor parallelism was asked for"):
+        make_accelerator("no", cpu=True)
