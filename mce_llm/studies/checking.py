@@ -30,6 +30,7 @@ from mce_llm.studies.slots import Slot
 DEFINITION = "definition.json"
 _FORMAT = 1
 _FILES = ("data", "shots")  # options of evaluations that may be local files
+_DECODING = ("max_new_tokens", "temperature", "num_samples", "backend")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def checked(
         study, {arm.arm.name: arm.shaping for arm in arms}, options, problems, prepared
     )
     problems += _of_other_options(study, parsed, results)
+    if allow_changes:
+        problems += _never_alike(study, part, options, results)
     if changed and not allow_changes:
         told = "".join(f"\n    {change}" for change in changed)
         problems.append(
@@ -196,6 +199,47 @@ def _of_other_options(
         if (result := results.get((arm.name, seed))) is None or name not in result.evaluations
         if (other := other_options(folder := study.folder(arm.name, seed) / name, options))
     ]
+
+
+def _never_alike(
+    study: Study,
+    part: Part,
+    options: Mapping[str, Mapping[str, Any]],
+    results: Mapping[tuple[str, int], RunResult],
+) -> list[str]:
+    """Changes that may be allowed, and with which what is measured now could not be kept beside what is there.
+
+    Others show when an evaluation has begun: a prompt by another name, or data elsewhere, may be the same.
+    """
+    seeds: dict[str, set[int]] = {}
+    for run in part.runs(study, results):
+        for stage in run.stages[1:]:
+            seeds.setdefault(stage.name, set()).add(run.seed)
+    found: dict[tuple[str, str], str] = {}
+    for result in results.values():
+        for name, evaluation in result.evaluations.items():
+            for option, now in options.get(name, {}).items() if name in seeds else ():
+                earlier = evaluation["options"].get(option, now)
+                if not _surely_other(option, earlier, now):
+                    continue
+                if option == "dtype" and result.key[1] not in seeds[name]:
+                    continue
+                found.setdefault(
+                    (name, option),
+                    f"evaluation {name}: {option} {earlier!r} → {now!r} cannot be allowed: {result.name} was measured with "
+                    f"{earlier!r}, and could not be held against what is measured now; bring it back, or give the evaluation "
+                    "another name",
+                )
+    return list(found.values())
+
+
+def _surely_other(option: str, earlier: Any, now: Any) -> bool:
+    """Whether results with two values of an option are never alike."""
+    if option == "dtype":
+        return earlier != now and "auto" not in (earlier, now)
+    if option == "data":
+        return earlier != now and all(str(value).startswith("content ") for value in (earlier, now))
+    return option in _DECODING and earlier != now
 
 
 def _earlier(

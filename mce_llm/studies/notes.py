@@ -65,6 +65,12 @@ def notes_of(
     )
     for evaluation in study.evaluations:
         lines = [(result, result.evaluations.get(evaluation.name)) for result in used]
+        measured = [result for result, line in lines if line is not None]
+        notes += _unlike(
+            f"{evaluation.name} was measured in different precisions",
+            measured,
+            partial(_dtype, evaluation.name),
+        )
         notes += [
             f"{evaluation.name} of {result.name}: {remark}"
             for result, line in lines
@@ -78,6 +84,10 @@ def notes_of(
                 "as one, with the mean of their values"
             )
     return notes
+
+
+def _dtype(evaluation: str, result: RunResult) -> Any:
+    return result.evaluations[evaluation]["hashes"].get("dtype")
 
 
 def _version(package: str, result: RunResult) -> Any:

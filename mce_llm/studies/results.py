@@ -18,8 +18,10 @@ from mce_llm.studies.errors import StudyError
 from mce_llm.studies.line_form import wrong_fields
 
 RESULTS = "results.jsonl"
-_SAME = ("task", "prompt", "data", "decoding", "scoring", "dtype")
+_SAME = ("task", "prompt", "data", "decoding", "scoring")
 """Hashes of an evaluation that all runs must share."""
+_SAME_IN_A_SEED = "dtype"
+"""What those of one seed must share: arms are held against each other seed by seed."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,18 @@ class Results:
         """What all runs must share and do not; and runs that are copies of others."""
         problems = []
         first: dict[str, tuple[RunResult, Mapping[str, Any]]] = {}
+        of_seed: dict[tuple[str, int], tuple[RunResult, Mapping[str, Any]]] = {}
         models: dict[tuple[str, str], RunResult] = {}
         for result in results:
             for name, evaluation in result.evaluations.items():
                 before, reference = first.setdefault(name, (result, evaluation))
-                other = [
-                    part for part in _SAME if evaluation["hashes"].get(part) != reference["hashes"].get(part)
-                ]
+                other = [part for part in _SAME if _differ(evaluation, reference, part)]
                 if evaluation["questions"] != reference["questions"]:
                     other.append("questions")
+                if not other:
+                    before, reference = of_seed.setdefault((name, result.key[1]), (result, evaluation))
+                    if _differ(evaluation, reference, _SAME_IN_A_SEED):
+                        other.append(_SAME_IN_A_SEED)
                 if other:
                     problems.append(
                         f"{self.path}, lines {before.number} and {result.number}: {name} of {before.name} and of {result.name} "
@@ -168,3 +173,7 @@ class Results:
                         "the arms) changes nothing in the training"
                     )
         return problems
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any], part: str) -> bool:
+    return bool(one["hashes"].get(part) != other["hashes"].get(part))

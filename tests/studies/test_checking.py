@@ -296,6 +296,44 @@ def test_results_alone_show_a_change(place):
     assert "arm ce (ce, seed 1): learning_rate 0.01 → 0.1" in problems(place, changed=changed)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "part", "refused"),
+    [
+        ("max_new_tokens", 5, Part(), True),
+        ("dtype", "bfloat16", Part(), True),  # mce of seed 1 would stand beside ce in float32
+        ("dtype", "bfloat16", Part(seeds=(2,)), False),
+        ("dtype", "auto", Part(), False),  # it may be the same
+        ("prompt", "auto", Part(), False),
+        ("data", "other.jsonl", Part(), True),
+        ("max_new_tokens", 5, Part(evaluations=("more",)), False),  # nothing is measured by it now
+    ],
+)
+def test_what_could_not_be_kept_is_not_measured(place, option, value, part, refused):
+    """Found out before the training, and not when its results are to be kept."""
+    write_jsonl(generate_problems(7, split="test", max_number=10), place / "other.jsonl")
+
+    def with_options(**options):
+        settings = {
+            "data": str(place / "test.jsonl"),
+            "prompt": "plain",
+            "max_new_tokens": 4,
+            "dtype": "float32",
+        }
+        more = {"script": "likelihood", "settings": {"data": str(place / "test.jsonl"), "prompt": "plain"}}
+        return {"evaluations": {"answers": {"script": "gsm8k", "settings": settings | options}, "more": more}}
+
+    found = check(place, changed=with_options())
+    outcome = {**answers_outcome([1, 0], model="ce1"), "options": dict(found.options["answers"])}
+    line = result_line("ce", 1, {"answers": outcome}, settings=dict(found.shaping["ce"]))
+    Results(place / "out", "small").add(line)
+    changed = with_options(**{option: str(place / value) if option == "data" else value})
+    told = rf"evaluation answers: {option} .* cannot be allowed: ce, seed 1 was measured with"
+    if refused:
+        assert re.search(told, problems(place, changed=changed, allow_changes=True, part=part))
+    else:
+        assert check(place, changed=changed, allow_changes=True, part=part).changed
+
+
 def test_files_that_are_made_first_need_not_be_there_yet(place):
     changed = {
         "prepare": [{"command": ["true"], "makes": str(place / "later.jsonl")}],

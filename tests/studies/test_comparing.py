@@ -1,5 +1,6 @@
 """A study's comparison is that of its values by the statistics of `mce-llm compare`; what was not alike is noted."""
 
+import copy
 import json
 import re
 
@@ -221,6 +222,15 @@ def test_what_was_not_alike_is_noted(parts, note, study, results):
     assert notes_of(study, results) == []
     (found,) = notes_of(study, changed(results, ("mce", 2), **parts))
     assert re.search(note, found)
+
+
+def test_precisions_of_an_evaluation_are_noted(study, results):
+    evaluations = copy.deepcopy(dict(results["mce", 2].line["evaluations"]))
+    evaluations["answers"]["hashes"]["dtype"] = "bfloat16"
+    (found,) = notes_of(study, changed(results, ("mce", 2), evaluations=evaluations))
+    assert re.search(
+        r"^answers was measured in different precisions: float32 .*; bfloat16 .mce, seed 2.$", found
+    )
 
 
 def test_results_outside_of_the_study_and_allowed_changes_are_noted(study, results):

@@ -57,6 +57,11 @@ def other_data(found):
     return found
 
 
+def other_dtype(found):
+    found["evaluations"]["answers"]["hashes"]["dtype"] = "bfloat16"
+    return found
+
+
 def other_questions(found):
     found["evaluations"]["answers"]["questions"]["hash"] = "other"
     return found
@@ -82,6 +87,10 @@ BAD = [
     (
         [line(), other_data(line("mce"))],
         "answers of ce, seed 1 and of mce, seed 1 were not measured alike .data.",
+    ),
+    (
+        [line(seed=2), line(), other_dtype(line("mce"))],
+        "answers of ce, seed 1 and of mce, seed 1 were not measured alike .dtype.",
     ),
     ([line(), other_questions(line("mce"))], "were not measured alike .questions."),
     (
@@ -121,6 +130,12 @@ def test_a_line_that_could_not_be_read_again_is_not_added(tmp_path):
     ):
         results.add({**score([1, 0, float("nan")]), "arm": "mce"})
     assert results.path.read_bytes() == before
+
+
+def test_seeds_may_be_measured_in_different_precisions(tmp_path):
+    """A study goes on where the hardware is another; arms are held against each other within a seed."""
+    lines = [line(), line("mce"), other_dtype(line(seed=2)), other_dtype(line("mce", 2))]
+    assert len(write(tmp_path, *lines).read()) == 4
 
 
 def test_lines_have_the_numbers_that_an_editor_shows(tmp_path):
