@@ -10,7 +10,7 @@ import numpy as np
 
 from mce_llm.eval.comparing.measure_comparison import compare_measures
 from mce_llm.eval.comparing.measure_outcome import MeasureComparison, MeasureValues
-from mce_llm.eval.comparing.measures import ACCURACY, Measure
+from mce_llm.eval.comparing.measures import ACCURACY, MEASURES, Measure
 from mce_llm.eval.comparing.question_values import TokenSums, check_same_tokens
 from mce_llm.running.messages import counted
 from mce_llm.studies.contrasts import ContrastResult, compare_contrasts
@@ -169,8 +169,8 @@ def _compared(
     if len(names) < 2:
         return None
     runs = {key: line for key, line in found.items() if key[0] in names}
-    tables = _tables(runs)
     primary = study.primary.measure if study.primary.evaluation == evaluation.name else None
+    tables = _tables(runs, primary)
     smallest = study.primary.smallest_difference
     measured = any(measure.name == primary for measure, _ in tables)
     comparisons = compare_measures(
@@ -210,8 +210,10 @@ def _compared(
     )
 
 
-def _tables(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[tuple[Measure, Values]]:
-    """Every measure that all runs have, with what each question contributes to it."""
+def _tables(
+    runs: Mapping[tuple[str, int], Mapping[str, Any]], primary: str | None
+) -> list[tuple[Measure, Values]]:
+    """Every measure that all runs have, with what each question contributes to it; the primary one must be among them."""
 
     def by_arm(columns: Mapping[tuple[str, int], np.ndarray]) -> Values:
         found: Values = {}
@@ -224,6 +226,9 @@ def _tables(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[tuple[Mea
             (ACCURACY, by_arm({key: np.array(line["values"]["score"], float) for key, line in runs.items()}))
         ]
     sums = {key: token_sums(line["values"]) for key, line in runs.items()}
+    common = _in_common(sums)
+    if primary is None or all(MEASURES[primary] in found.measures for found in common.values()):
+        sums = common
     check_same_tokens({f"{arm}, seed {seed}": found for (arm, seed), found in sums.items()})
     first = next(iter(sums.values()))
     return [
@@ -231,6 +236,19 @@ def _tables(runs: Mapping[tuple[str, int], Mapping[str, Any]]) -> list[tuple[Mea
         for measure in first.measures
         if all(measure in found.measures for found in sums.values())
     ]
+
+
+def _in_common(sums: Mapping[tuple[str, int], TokenSums]) -> dict[tuple[str, int], TokenSums]:
+    """The groups of tokens that all runs have: lines that were kept small have fewer."""
+    first = next(iter(sums.values()))
+    groups = [name for name in first.groups if all(name in found.groups for found in sums.values())]
+    bins = [name for name in first.calibration if all(name in found.calibration for found in sums.values())]
+    return {
+        key: TokenSums(
+            {name: found.groups[name] for name in groups}, {name: found.calibration[name] for name in bins}
+        )
+        for key, found in sums.items()
+    }
 
 
 def token_sums(values: Mapping[str, Any]) -> TokenSums:

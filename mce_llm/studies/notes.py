@@ -71,6 +71,11 @@ def notes_of(
             measured,
             partial(_dtype, evaluation.name),
         )
+        notes += _unlike(
+            f"{evaluation.name} has not the same groups of tokens in all runs, and the tables have those of all",
+            measured,
+            partial(_groups, evaluation.name),
+        )
         notes += [
             f"{evaluation.name} of {result.name}: {remark}"
             for result, line in lines
@@ -84,6 +89,12 @@ def notes_of(
                 "as one, with the mean of their values"
             )
     return notes
+
+
+def _groups(evaluation: str, result: RunResult) -> str:
+    values = result.evaluations[evaluation]["values"]
+    calibrated = "" if values.get("calibration") else ", without calibration"
+    return ", ".join(values["groups"]) + calibrated if "groups" in values else "answers"
 
 
 def _dtype(evaluation: str, result: RunResult) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from helpers.studies import answers_outcome, likelihood_outcome, result_line, write_study
 from mce_llm.eval.comparing.measure_comparison import compare_measure
 from mce_llm.eval.comparing.measures import ACCURACY, MEASURES
+from mce_llm.eval.errors import EvaluationError
 from mce_llm.studies.comparing import compare_study
 from mce_llm.studies.notes import notes_of
 from mce_llm.studies.page import study_page
@@ -231,6 +232,34 @@ def test_precisions_of_an_evaluation_are_noted(study, results):
     assert re.search(
         r"^answers was measured in different precisions: float32 .*; bfloat16 .mce, seed 2.$", found
     )
+
+
+def without_groups(results, *names):
+    """One run's line as it was kept small: without some groups of tokens, and without calibration."""
+    evaluations = copy.deepcopy(dict(results["mce", 2].line["evaluations"]))
+    values = evaluations["likely"]["values"]
+    values["groups"] = {name: of for name, of in values["groups"].items() if name not in names}
+    values["calibration"] = {}
+    return changed(results, ("mce", 2), evaluations=evaluations)
+
+
+def test_what_some_runs_lack_is_left_out_and_said(study, results):
+    group = MEASURES[study.primary.measure].group
+    names = [name for name in ("words", "answer") if name != group]
+    some = without_groups(results, *names)
+    compared = compare_study(study, some)
+    assert compared.primary == compare_study(study, results).primary
+    (likely, _) = compared.evaluations
+    kept = {measure.partition(".")[0] for measure in likely.values}
+    assert kept.isdisjoint(names)
+    assert "all" in kept
+    (note,) = notes_of(study, some)
+    assert note.startswith(
+        "likely has not the same groups of tokens in all runs, and the tables have those of all: "
+    )
+    assert re.search(r"without calibration .mce, seed 2.$", note)
+    with pytest.raises(EvaluationError, match="measured different groups of tokens"):
+        compare_study(study, without_groups(results, group))
 
 
 def test_results_outside_of_the_study_and_allowed_changes_are_noted(study, results):
