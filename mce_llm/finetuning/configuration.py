@@ -84,6 +84,8 @@ def parse_recipe(argv: Sequence[str]) -> Recipe:
 def _precision_note(training: MatrixTrainingArguments, given: Container[str], launched: str) -> str | None:
     """What to say of the mixed precision that the launch asks for: where it is used though the recipe has none, or is not."""
     used = "bf16" if training.bf16 else "fp16" if training.fp16 else "no"
+    if (used, launched) == ("no", "fp8"):
+        return None  # the trainer refuses it
     if used != launched:
         return unused_precision_text(
             "the recipe has " + (f"{launched}: false" if used == "no" else f"{used}: true"), launched

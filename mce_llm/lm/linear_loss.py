@@ -256,7 +256,7 @@ class _FusedLoss(torch.autograd.Function):
             raise RuntimeError(
                 "linear_matrix_cross_entropy can be differentiated once: its second derivative is not implemented, so "
                 "backward with create_graph=True is refused. Leave this loss out of what is differentiated twice (a "
-                "gradient penalty, say), or take the loss of the logits (reference_matrix_cross_entropy) there"
+                "gradient penalty, say)"
             )
         if ctx.gradients is None:
             raise RuntimeError(

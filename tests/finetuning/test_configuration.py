@@ -101,6 +101,7 @@ UNUSED = "the launch asks for mixed_precision {} (--mixed_precision, or accelera
         ("bf16", {}, "bf16", "mixed precision: bf16, as the launch asks"),
         ("bf16", {"bf16": True}, "bf16", None),
         ("bf16", {"bf16": False}, "no", UNUSED.format("bf16", "bf16: false")),
+        ("fp8", {"bf16": True}, "bf16", UNUSED.format("fp8", "bf16: true")),
         ("fp16", {"bf16": True}, "bf16", UNUSED.format("fp16", "bf16: true")),
         ("fp16", {}, "fp16", "mixed precision: fp16, as the launch asks"),
         ("fp16", {"bf16": False}, "fp16", "mixed precision: fp16, as the launch asks"),
