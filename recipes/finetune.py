@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from mce_llm.data import CompletionCollator
 from mce_llm.finetuning.adapters import check_adapters, with_lora
-from mce_llm.finetuning.checks import check_tokenizer, say_warnings
+from mce_llm.finetuning.checks import check_losses, check_tokenizer, say_warnings
 from mce_llm.finetuning.configuration import parse_recipe
 from mce_llm.finetuning.ending import add_stop_ids, names_of_ids
 from mce_llm.finetuning.merging import merge_trained
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     model_settings, data_settings, training = recipe.model, recipe.data, recipe.training
     training.device  # noqa: B018 - joins the other processes
     check_processes(training.world_size, tensor_parallel=True)
+    check_losses(training)
     output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
     checkpoint, stale = prepare_output(
         output,

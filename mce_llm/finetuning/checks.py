@@ -15,7 +15,8 @@ from mce_llm.finetuning.models import whole_size
 from mce_llm.finetuning.precision import cpu_precision_text, lost_share_of, lost_updates_text
 from mce_llm.finetuning.settings import ModelArguments
 from mce_llm.lm.training.checkpoints import engine_of
-from mce_llm.running.messages import counted
+from mce_llm.lm.training.other_losses import other_losses
+from mce_llm.running.messages import counted, raise_all
 from mce_llm.running.processes import say
 from mce_llm.running.settings import ConfigurationError
 from mce_llm.running.vocabulary import embedding_rows
@@ -115,6 +116,18 @@ def check_tokenizer(
     if text := foreign_tokenizer_text(settings, tokenizer):
         say(f"warning: {text}")
     return positions_of(model)
+
+
+def check_losses(training: TrainingArguments) -> None:
+    """Refuse settings that would put another loss in the place of this package's before data and weights are read.
+
+    Args:
+        training: The settings; the trainer, which others start too, looks at them again.
+
+    Raises:
+        ConfigurationError: There are such settings.
+    """
+    raise_all(other_losses(training, gpus=training.n_gpu))
 
 
 def keeps_low_precision(training: TrainingArguments) -> bool:

@@ -91,6 +91,11 @@ def other_parallelism(config: Any = None, *, tensor_parallel: bool = False) -> l
                 f"{what} parallelism was asked for (parallelism_config_{name}_size {size}), which has not been tested here; "
                 "leave it out, and use data parallelism (DDP, ZeRO, FSDP2)"
             )
+    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "false").lower() == "true":
+        problems.append(
+            "Megatron-LM was asked for (use_megatron_lm), which puts models and losses of its own in the place of these; "
+            "leave it out, and use data parallelism (DDP, ZeRO, FSDP2)"
+        )
     return problems
 
 

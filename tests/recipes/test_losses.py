@@ -7,6 +7,7 @@ import yaml
 
 from helpers.recipes import logged, words
 from helpers.scripts import load_script
+from mce_llm.errors import MceLlmError
 from mce_llm.finetuning.configuration import parse_recipe
 from mce_llm.running.messages import ConfigurationError
 
@@ -117,3 +118,24 @@ def test_what_would_do_nothing_is_refused_all_at_once(settings, changed, message
     for message in messages:
         assert message in str(error.value)
     assert not settings["output_dir"].exists() or not any(settings["output_dir"].glob("checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision fp8 at the launch"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM was asked for"),
+        (None, None, "label_smoothing_factor replaces the model's loss"),
+    ],
+)
+def test_another_loss_is_refused_before_data_and_weights_are_read(
+    settings, monkeypatch, variable, value, message
+):
+    if variable:
+        monkeypatch.setenv(variable, value)
+        changed = {"bf16": False}
+    else:
+        changed = {"label_smoothing_factor": 0.1}
+    nothing = {"model_name_or_path": "no-such-model", "dataset": "no-such-file.jsonl"}
+    with pytest.raises(MceLlmError, match=message):
+        main(words({**settings, **changed, **nothing}))

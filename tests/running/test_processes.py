@@ -99,6 +99,14 @@ def test_parallelism_that_would_be_taken_for_data_parallelism(monkeypatch, kind,
     check_processes(1)
 
 
+def test_megatron_lm_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "false")
+    check_processes(1)
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
+    with pytest.raises(LaunchError, match=r"Megatron-LM was asked for \(use_megatron_lm\)"):
+        check_processes(1, tensor_parallel=True)
+
+
 @pytest.mark.parametrize("plugin", [FullyShardedDataParallelPlugin(fsdp_version=1), SimpleNamespace()])
 def test_the_first_version_of_fsdp(plugin):
     """Also where accelerate is too old to know another."""
