@@ -18,6 +18,7 @@ from mce_llm.data.conversations import Conversation
 from mce_llm.data.dialects import dialect_of, template_of
 from mce_llm.data.encoding import special_token_texts
 from mce_llm.data.errors import DataError, shorten
+from mce_llm.data.template_date import CLOCK, day_of, with_fixed_day
 from mce_llm.running.messages import nearest_hint
 
 Turns = Literal["all", "last", "each"]
@@ -67,6 +68,8 @@ def check_arguments(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, 
             raise DataError(
                 f"chat_template_kwargs: the chat template reads no {name!r}{nearest_hint(name, words)}, so it would have no effect"
             )
+        if name == CLOCK:
+            day_of(value)
 
 
 def render(
@@ -84,7 +87,8 @@ def render(
         messages: ``{"role": ..., "content": ...}`` in order; at least one.
         generate: End with the header of an assistant turn, ready to be continued.
         tools: Functions that the model may call, as JSON schemas.
-        arguments: What else the template is given, such as ``enable_thinking``.
+        arguments: What else the template is given, such as ``enable_thinking``; ``strftime_now`` is the day that stands where
+            it writes today's date, `FIXED_DATE` where it is not given.
 
     Returns:
         The rendered text; it carries its own BOS where the template writes one.
@@ -104,7 +108,7 @@ def render(
             tools=None if tools is None else [dict(tool) for tool in tools],
             tokenize=False,
             add_generation_prompt=generate,
-            **(arguments or {}),
+            **with_fixed_day(template_of(tokenizer, tools=bool(tools)), arguments),
         )
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
         roles = ", ".join(str(message.get("role")) for message in messages)

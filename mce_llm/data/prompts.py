@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data.chat import Turns, check_arguments, end_of_turn, render, split_turns
 from mce_llm.data.conversations import Conversation, conversation_of
+from mce_llm.data.dialects import template_of
 from mce_llm.data.encoding import bare_ids, continuation_ids, opening_ids, placed_continuation
 from mce_llm.data.errors import DataError
+from mce_llm.data.template_date import written_day
 from mce_llm.running.messages import nearest_hint
 
 IGNORE_INDEX = -100
@@ -294,6 +297,13 @@ class PromptTemplate:
         if self.shots:
             self._check_shots(tokenizer)
 
+    def written_day(self, tokenizer: PreTrainedTokenizerBase) -> date | None:
+        """Return the day that stands where the chat template would write today's date; None where it writes none."""
+        if not self.chat:
+            return None
+        text, arguments = template_of(tokenizer), self.template_arguments
+        return written_day(text, arguments, lambda given: self._opened(tokenizer, "?", given))
+
     def pair(self, question: str, response: str) -> Conversation:
         """Return a pair as a conversation, for a chat prompt; the worked examples in front of it are not trained."""
         messages = [*self._messages(question), {"role": "assistant", "content": response}]
@@ -322,8 +332,11 @@ class PromptTemplate:
                 messages.append({"role": "assistant", "content": answer})
         return messages
 
-    def _opened(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-        return render(tokenizer, self._messages(question), generate=True, arguments=self.template_arguments)
+    def _opened(
+        self, tokenizer: PreTrainedTokenizerBase, question: str, arguments: Mapping[str, Any] | None = None
+    ) -> str:
+        given = self.template_arguments if arguments is None else arguments
+        return render(tokenizer, self._messages(question), generate=True, arguments=given)
 
 
 def _eos_id(tokenizer: PreTrainedTokenizerBase) -> int:

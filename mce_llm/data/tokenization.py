@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, Literal
 
 import datasets
@@ -22,12 +23,13 @@ from mce_llm.data.encoding import special_token_texts
 from mce_llm.data.errors import DataError
 from mce_llm.data.lost_text import LostText, counted, lost_texts
 from mce_llm.data.prompts import IGNORE_INDEX, Encoded, PromptTemplate
+from mce_llm.data.template_date import day_text
 from mce_llm.running.messages import nearest_hint
 
 _BATCH = 1000
 _ROW = ("input_ids", "labels", "given_length", "trained", "record", "lost")
 # Part of the cache key: raise it when the same inputs would give other tokens.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class TokenizationReport:
         max_length: The limit.
         records: Records that the examples were made of.
         lost: Texts that the chat template leaves out.
+        day: What stands where the chat template would write today's date; None where it writes none.
     """
 
     examples: int
@@ -63,6 +66,7 @@ class TokenizationReport:
     max_length: int
     records: int
     lost: tuple[LostText, ...] = ()
+    day: date | None = None
 
     def __str__(self) -> str:
         trained = self.trained_tokens / self.tokens if self.tokens else 0.0
@@ -80,6 +84,7 @@ class TokenizationReport:
             ("dropped, nothing to train", f"{self.dropped_untrained:,}"),
             ("longest", f"{self.longest:,} (before truncation {self.longest_given:,})"),
             ("mean length", f"{self.mean_length:.1f}"),
+            *([("date", day_text(self.day))] if self.day else []),
             *(("not as it was given", text.sentence) for text in self.lost),
         ]
         width = max(len(label) for label, _ in rows)
@@ -170,7 +175,8 @@ def tokenize_examples(
         )
     except _RecordError as error:
         raise DataError(f"{named(error.record)}: {error.reason}") from error
-    return _keep_usable(encoded, max_length, overlong, len(dataset), named)
+    rows, report = _keep_usable(encoded, max_length, overlong, len(dataset), named)
+    return rows, replace(report, day=prompt.written_day(tokenizer))
 
 
 class _RecordError(DataError):

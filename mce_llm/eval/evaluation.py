@@ -26,7 +26,7 @@ from mce_llm.eval.fingerprints import fingerprint
 from mce_llm.eval.items import Item
 from mce_llm.eval.judging.reasoning import opens_thought
 from mce_llm.eval.output_directory import OutputDirectory
-from mce_llm.eval.presets import prompt_identity
+from mce_llm.eval.presets import check_prompt, prompt_identity
 from mce_llm.eval.results import PACKAGES, Summary, print_summary, summarize
 from mce_llm.eval.session import from_main_process, load_questions, run_evaluation_script, run_session
 from mce_llm.eval.settings import EvaluationConfig
@@ -81,7 +81,7 @@ def evaluate_task(
                 say(hint)
     else:
         backend = TransformersBackend(model, tokenizer, config.batching)
-    template.check(backend.tokenizer)
+    check_prompt(template, backend.tokenizer)
     known_tags = special_tags(backend.tokenizer)
     if lost := [
         text

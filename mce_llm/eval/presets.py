@@ -12,9 +12,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.data import PROMPTS, PromptTemplate
+from mce_llm.data.template_date import day_text
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.shots import SHOTS, Shot
 from mce_llm.running.messages import nearest_hint
+from mce_llm.running.processes import say
 
 _QUESTION = "Q: {question}\nA:"
 _PREFIX = " "  # of a solution behind it, as in the worked examples
@@ -85,6 +87,21 @@ def preset_template(name: str, task: str, shots: Sequence[Shot] | None = None) -
     return PromptTemplate(name, "".join(examples) + _QUESTION, completion_prefix=_PREFIX, stop=_NEXT)
 
 
+def check_prompt(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a tokenizer has a place for all that a prompt says, and say what day it has in the place of today's.
+
+    Args:
+        template: The prompt.
+        tokenizer: The model's.
+
+    Raises:
+        DataError: Its chat template leaves something out, or reads no argument of that name.
+    """
+    template.check(tokenizer)
+    if day := template.written_day(tokenizer):
+        say(day_text(day))
+
+
 def prompt_identity(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return all that decides how a question reaches the model, for `config.json` and its hash."""
     return {
@@ -96,4 +113,5 @@ def prompt_identity(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase
         **({"template_arguments": dict(template.template_arguments)} if template.template_arguments else {}),
         **({"shots": [list(shot) for shot in template.shots]} if template.shots else {}),
         "chat_template": tokenizer.chat_template if template.chat else None,
+        **({"date": str(day)} if (day := template.written_day(tokenizer)) else {}),
     }

@@ -168,3 +168,12 @@ def test_reasoning_can_be_switched_off_where_generation_opens_with_it(speak):
     silent = replace(CHAT, template_arguments={"enable_thinking": False})
     _, labels = silent.encode_conversation(tokenizer, messages)
     assert tokenizer.decode([label for label in labels if label != IGNORE_INDEX]) == "R one<|im_end|>"
+
+
+def test_templates_that_read_the_clock_write_a_day_that_is_said(speak):
+    dated = {name for name, text in TEMPLATES.items() if "strftime_now" in text}
+    assert {"gptoss", "llama3_2"} <= dated
+    for name in dated:
+        tokenizer = speak(TEMPLATES[name])
+        assert str(CHAT.written_day(tokenizer)) == "2024-07-26"
+        assert "2024" in tokenizer.decode(CHAT.encode_prompt(tokenizer, "Q one"))

@@ -12,7 +12,7 @@ from mce_llm.data import DataError
 from mce_llm.eval.answers import extract_answer, is_correct
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.gsm8k import Gsm8kConfig
-from mce_llm.eval.presets import PRESETS, preset_template, prompt_identity
+from mce_llm.eval.presets import PRESETS, check_prompt, preset_template, prompt_identity
 from mce_llm.eval.shots import SHOTS, load_shots
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -159,3 +159,14 @@ def test_a_system_prompt_and_arguments_of_the_template(chat_tokenizer):
 def test_options_of_chat_templates_need_one(name):
     with pytest.raises(EvaluationError, match=f"{name} has no effect without a chat prompt: chat, chat-cot"):
         Gsm8kConfig(model="m", output="o", prompt="plain", **{name: "{x: 1}"})
+
+
+def test_the_day_of_a_template_that_writes_the_date_is_part_of_the_prompt(chat_tokenizer, capsys):
+    template = preset_template("chat", "gsm8k")
+    assert "date" not in prompt_identity(template, chat_tokenizer)
+    check_prompt(template, chat_tokenizer)
+    assert capsys.readouterr().out == ""
+    chat_tokenizer.chat_template = "{{ strftime_now('%Y') }}" + CHAT
+    assert prompt_identity(template, chat_tokenizer)["date"] == "2024-07-26"
+    check_prompt(template, chat_tokenizer)
+    assert "2024-07-26 stands in its place" in " ".join(capsys.readouterr().out.split())

@@ -35,7 +35,7 @@ from mce_llm.eval.likelihood.summary import (
 )
 from mce_llm.eval.loading import load_model_and_tokenizer
 from mce_llm.eval.output_directory import OutputDirectory
-from mce_llm.eval.presets import prompt_identity
+from mce_llm.eval.presets import check_prompt, prompt_identity
 from mce_llm.eval.results import PACKAGES
 from mce_llm.eval.session import (
     from_main_process,
@@ -95,7 +95,7 @@ def evaluate_likelihood(
             say(hint)
     scorer = Scorer(model.eval())
     template = scored_template(asked.template)
-    template.check(tokenizer)
+    check_prompt(template, tokenizer)
     references = encode_references(questions.rows, template, tokenizer)
     references, too_long = _fitting(references, model, config)
     skipped = (*questions.skipped, *too_long)
