@@ -15,9 +15,14 @@ _BOX = re.compile(
     r"\\(?:f?boxed|fbox)\s*"
     r"(?:(?P<brace>\{)|(?P<bare>-?\\?\$?\.?\d[\d,]*(?:\.\d+)?|\\[a-z]+(?:\{[^{}]*\}|\d)*))"
 )
-
-
 _BRACE = re.compile(r"\\(?:f?boxed|fbox)\b|\\.|[{}]", re.DOTALL)
+
+
+# What stands between the boxes of several answers; a name may come first, as in "x = \boxed{3} or x = \boxed{-2}".
+_JOINS = re.compile(
+    r"[\s$]*(?:\\[)\]])?\s*(?:\\(?:text|quad|mathrm)\b\s*\{?|[,\s])*(?:\b(?:and|or)\b|,)[\s$}]*(?:\\(?:quad|[(\[ ,;])\s*)*"
+    r"[\s$]*(?:[A-Za-z](?:_\{?\d\}?)?\s*=\s*)?"
+)
 
 
 class Box(NamedTuple):
@@ -48,9 +53,33 @@ def boxes(text: str) -> Iterator[Box]:
             yield Box(content, match.start(), end, slice(first, first + len(content)))
 
 
-def boxed_contents(text: str) -> Iterator[tuple[str, int]]:
-    """Give what stands in each box, and where the box ends; see `boxes`."""
-    return ((box.content, box.end) for box in boxes(text))
+def are_joined(text: str, before: Box, start: int) -> bool:
+    r"""Whether a box is joined to the one before it as another answer: `\boxed{3}` and `\boxed{-2}`.
+
+    Args:
+        text: The solution.
+        before: The box before.
+        start: Where the box begins.
+    """
+    return _JOINS.fullmatch(text, before.end, start) is not None
+
+
+def boxed_answer(text: str) -> tuple[str, slice] | None:
+    r"""Return what the last box of a solution gives as the answer, with the boxes that are joined to it; None without a box.
+
+    Args:
+        text: A solution.
+
+    Returns:
+        The contents, each once, with commas between them, and the place from the first to the end of the last.
+    """
+    joined: list[Box] = []
+    for box in boxes(text):
+        joined = [*joined, box] if joined and are_joined(text, joined[-1], box.start) else [box]
+    if not joined:
+        return None
+    contents = dict.fromkeys(box.content for box in joined)
+    return ", ".join(contents), slice(joined[0].place.start, joined[-1].place.stop)
 
 
 def closing_brace(text: str, position: int) -> int | None:

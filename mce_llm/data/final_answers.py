@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from mce_llm.data.boxed import boxes
+from mce_llm.data.boxed import boxed_answer
 from mce_llm.data.errors import shorten
 
 ANSWER_PLACE = ("answer_start", "answer_end")
@@ -35,17 +35,22 @@ def final_answer(text: str, what: str, *, worked: bool = False, said_first: bool
         said_first: Of a solution: look for MetaMathQA's "The answer is:" before `####` and `\boxed{}`, not after them.
 
     Returns:
-        What stands behind the last mark, without a unit in parentheses, or the text itself.
+        What stands behind the last mark, without a unit in parentheses; of boxes joined by a comma, `and` or `or` all; or the
+        text itself.
 
     Raises:
         BadReference: It is a worked text that marks no answer.
     """
-    return text[answer_place(text, what, worked=worked, said_first=said_first)]
+    return _answer(text, what, worked, said_first)[0]
 
 
 def answer_place(text: str, what: str, *, worked: bool = False, said_first: bool = True) -> slice:
     """Return where `final_answer` finds the reference in a text; arguments and errors are the same."""
-    marked = marked_answer(text, said_first=worked and said_first)
+    return _answer(text, what, worked, said_first)[1]
+
+
+def _answer(text: str, what: str, worked: bool, said_first: bool) -> tuple[str, slice]:
+    marked = _marked(text, said_first=worked and said_first)
     if marked is not None:
         return marked
     if len(_WORD.findall(text)) > _WORDS_OF_AN_ANSWER or (worked and not _NUMBER.fullmatch(text)):
@@ -54,7 +59,8 @@ def answer_place(text: str, what: str, *, worked: bool = False, said_first: bool
             f"{shorten(text[-40:])}"
         )
     with_unit = _WITH_UNIT.fullmatch(text)
-    return slice(*with_unit.span(1)) if with_unit else slice(0, len(text))
+    place = slice(*with_unit.span(1)) if with_unit else slice(0, len(text))
+    return text[place], place
 
 
 def marked_answer(text: str, *, said_first: bool = False) -> slice | None:
@@ -65,18 +71,24 @@ def marked_answer(text: str, *, said_first: bool = False) -> slice | None:
         said_first: Look for "The answer is:" before the other marks, not after them.
 
     Returns:
-        The place of what stands behind the last mark of the first kind that there is; None without a mark.
+        The place of what stands behind the last mark of the first kind that there is, from the first to the last of joined
+        boxes; None without a mark.
     """
-    marks: list[Callable[[str], list[slice]]] = [_behind(_HASHES), _boxed, _behind(_SAID)]
+    marked = _marked(text, said_first=said_first)
+    return None if marked is None else marked[1]
+
+
+def _marked(text: str, *, said_first: bool) -> tuple[str, slice] | None:
+    marks: list[Callable[[str], tuple[str, slice] | None]] = [_behind(_HASHES), boxed_answer, _behind(_SAID)]
     for mark in (marks[-1:] + marks[:-1]) if said_first else marks:
         if found := mark(text):
-            return found[-1]
+            return found
     return None
 
 
-def _behind(mark: re.Pattern[str]) -> Callable[[str], list[slice]]:
-    return lambda text: [slice(*match.span(1)) for match in mark.finditer(text)]
+def _behind(mark: re.Pattern[str]) -> Callable[[str], tuple[str, slice] | None]:
+    def last(text: str) -> tuple[str, slice] | None:
+        matches = list(mark.finditer(text))
+        return (matches[-1][1], slice(*matches[-1].span(1))) if matches else None
 
-
-def _boxed(text: str) -> list[slice]:
-    return [box.place for box in boxes(text)]
+    return last

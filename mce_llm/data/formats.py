@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from datasets import Features, Value
 
-from mce_llm.data.boxed import boxed_contents
+from mce_llm.data.boxed import boxed_answer
 from mce_llm.data.conversations import question_of, stored_conversation
 from mce_llm.data.errors import DataError, problem_list, shorten
 from mce_llm.data.values import BadRecord, text_of, without_calculator_notes
@@ -150,12 +150,12 @@ class RecordFormat:
             finals = _METAMATH_FINAL.findall(response)
             return converted | {"answer": finals[-1] if finals else None}
         if self.name == "math" and "answer" not in columns:
-            boxed = [content for content, _ in boxed_contents(response)]
-            if not boxed:
+            boxed = boxed_answer(response)
+            if boxed is None:
                 raise BadRecord(
                     f"{columns['response']!r} has no \\boxed{{<final answer>}}: {shorten(response[-40:])}"
                 )
-            return converted | {"answer": boxed[-1]}
+            return converted | {"answer": boxed[0]}
         return converted | self._answer(record)
 
     def _answer(self, record: Mapping[str, Any]) -> dict[str, str | None]:

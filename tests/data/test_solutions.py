@@ -3,8 +3,11 @@
 import pytest
 
 from mce_llm.data import DataError, load_examples, write_jsonl
+from mce_llm.data.boxed import boxed_answer
 from mce_llm.data.final_answers import ANSWER_PLACE, BadReference, final_answer, marked_answer
 from mce_llm.data.sources import Request, read_examples
+from mce_llm.eval.answers import is_correct
+from mce_llm.eval.judging.references import GoldAnswerError, gold_expression, gold_value
 
 TRAINED = {
     "GSM8K": ({"question": "q", "answer": "so 2+3=<<2+3=5>>5\n#### 5"}, "so 2+3=5\n#### 5", "5"),
@@ -109,7 +112,8 @@ def test_a_record_without_a_solution_says_so(tmp_path):
     [
         ("a\n#### 1 \nb\n####\t2", "2"),
         (r"#### 1 and \boxed{2}", "1 and \\boxed{2}"),
-        (r"so \boxed{1} or \fbox{ \frac{1}{2} }.", r"\frac{1}{2}"),
+        (r"so \boxed{1} or \fbox{ \frac{1}{2} }.", r"1} or \fbox{ \frac{1}{2}"),
+        (r"so \boxed{1}, hence \fbox{ \frac{1}{2} }.", r"\frac{1}{2}"),
         (r"\boxed 7", "7"),
         ("The answer is: 3\nThe answer is 4.", "4."),
         ("nothing", None),
@@ -120,6 +124,24 @@ def test_marks(text, expected):
     assert (None if place is None else text[place]) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so the roots are $\boxed{1}$ and $\boxed{2}$.", "1, 2"),
+        (r"First $\boxed{9}$. Then $x = \boxed{3}$ or $x = \boxed{-2}$", "3, -2"),
+        (r"\boxed{3}, \boxed{5}, \boxed{7}", "3, 5, 7"),
+        (r"\boxed{5} and \boxed{5}", "5"),
+        (r"\boxed{A} \text{ and } \boxed{B}", "A, B"),
+        (r"\boxed{9} eggs at $2, so \boxed{18}", "18"),
+    ],
+)
+def test_joined_boxes_are_one_answer(text, answer):
+    assert boxed_answer(text)[0] == answer
+    assert final_answer(text, "it", worked=True) == answer
+    assert is_correct(text, gold_expression(text), style="math")
+    assert text[marked_answer(text)].startswith(answer.split(",")[0])
+
+
 def test_said_first():
     text = "The answer is: 3\n#### 4"
     assert text[marked_answer(text)] == "4"
@@ -127,3 +149,12 @@ def test_said_first():
     assert final_answer(text, "it", worked=True) == "3"
     with pytest.raises(BadReference, match="marks no final answer"):
         final_answer("It is five.", "it", worked=True)
+
+
+def test_several_answers_are_no_number():
+    for text in (
+        r"$\boxed{1}$ and $\boxed{2}$",
+        final_answer(r"$\boxed{1}$ and $\boxed{2}$", "it", worked=True),
+    ):
+        with pytest.raises(GoldAnswerError):
+            gold_value(text)

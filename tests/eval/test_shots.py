@@ -3,7 +3,7 @@
 import pytest
 
 from mce_llm.data import DataError, write_jsonl
-from mce_llm.data.boxed import boxed_contents
+from mce_llm.data.boxed import boxes
 from mce_llm.eval.answers import is_correct
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.gsm8k import Gsm8kConfig
@@ -65,7 +65,7 @@ def test_examples_do_what_the_prompt_asks():
         for (asked, told), (_, plain) in zip(
             template("chat-cot", task, shots="default").shots, SHOTS[task], strict=True
         ):
-            (box,) = boxed_contents(told)
+            (box,) = boxes(told)
             assert is_correct(plain, box[0], style=task if task == "math" else None), asked
         assert template("chat", task, shots="default").shots == SHOTS[task]
 

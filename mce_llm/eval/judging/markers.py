@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from mce_llm.data.boxed import Box, boxes, closing_brace
+from mce_llm.data.boxed import Box, are_joined, boxes, closing_brace
 from mce_llm.eval.judging.headings import GOES_ON, NUMBERED_HEADING, without_heading
 from mce_llm.eval.judging.quantities import Quantity, quantity_at, skip_lead
 from mce_llm.eval.judging.statements import EQUALS, NOT_WORKED_OUT, UNKNOWN, number_first, only_number
@@ -82,11 +82,6 @@ _NO_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _ASKS_BACK = re.compile(r"吗|嗎|ですか|でしょうか|입니까|인가요")  # "is the answer 20?"
-# What stands between the boxes of several answers; a name may come first, as in "x = \boxed{3} or x = \boxed{-2}".
-_JOINS_BOXES = re.compile(
-    r"[\s$]*(?:\\[)\]])?\s*(?:\\(?:text|quad|mathrm)\b\s*\{?|[,\s])*(?:\b(?:and|or)\b|,)[\s$}]*(?:\\(?:quad|[(\[ ,;])\s*)*"
-    r"[\s$]*(?:[A-Za-z](?:_\{?\d\}?)?\s*=\s*)?"
-)
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -127,7 +122,7 @@ class Solution:
         last = bisect_left(self._box_starts, start) - 1
         if last < 0 or self.boxes[last].end > start:
             return None
-        return self.boxes[last] if _JOINS_BOXES.fullmatch(self.text, self.boxes[last].end, start) else None
+        return self.boxes[last] if are_joined(self.text, self.boxes[last], start) else None
 
     @cached_property
     def _box_starts(self) -> list[int]:

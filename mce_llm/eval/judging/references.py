@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from mce_llm.data.boxed import boxed_contents
+from mce_llm.data.boxed import boxed_answer
 from mce_llm.errors import MceLlmError
 from mce_llm.eval.judging.answer import MATH, Answer, expression_answer, number_alone
 from mce_llm.eval.judging.quantities import normalize
@@ -26,7 +26,7 @@ def read_reference(gold: str, style: str | None = None) -> Answer:
 
     Args:
         gold: A number such as `1,234`, a solution that ends `#### 1,234`, or for MATH an expression or a solution with
-            its answer in the last `\boxed{…}`.
+            its answer in the last `\boxed{…}`, or in several that are joined by a comma, `and` or `or`.
         style: `math` for an expression; by default a number, or an expression where the text is LaTeX and not one
             number.
 
@@ -71,7 +71,8 @@ def gold_expression(gold: str) -> str:
     r"""Read a reference answer of MATH.
 
     Args:
-        gold: An expression, a solution with its answer in the last `\boxed{…}`, or one that ends `#### X`.
+        gold: An expression, a solution with its answer in the last `\boxed{…}` or in several that are joined, or one that ends
+            `#### X`.
 
     Returns:
         The expression, as written.
@@ -93,10 +94,10 @@ def _reference_number(gold: str) -> Answer | None:
 
 
 def _reference_expression(gold: str) -> Answer:
-    boxed = [content for content, _ in boxed_contents(gold)]
+    boxed = boxed_answer(gold)
     # A box that is empty or not closed: what is around it is not the answer.
     unboxed = "" if re.search(r"\\f?box", gold) else gold.rpartition("####")[2].strip()
-    answer = expression_answer(boxed[-1] if boxed else unboxed, "reference")
+    answer = expression_answer(boxed[0] if boxed else unboxed, "reference")
     if not (answer.expression.plain.text or answer.expression.plain.said) and _NOTHING.fullmatch(answer.text):
         raise GoldAnswerError(
             f"the reference answer {gold[-80:]!r} holds no expression such as '18' or '\\\\boxed{{18}}'"

@@ -174,6 +174,7 @@ def test_references_that_are_latex_are_compared_as_expressions_unasked():
     ("gold", "expression"),
     [
         (r"First \boxed{1}, then \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"So $\boxed{3}$ and $\boxed{\frac{1}{2}}$.", r"3, \frac{1}{2}"),
         (r"\boxed 2", "2"),
         ("so 5\n#### 5", "5"),
         (r"\text{Evelyn}", r"\text{Evelyn}"),
