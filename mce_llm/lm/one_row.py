@@ -16,7 +16,8 @@ from mce_llm.lm.checks.model_check import is_flash
 def in_one_row(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """A packed batch of several rows as one row, (1, B·T), if the model's attention needs that; else as it is.
 
-    Nothing else changes for the loss: positions restart where a row begins, and its first label is -100.
+    Nothing else changes for the loss: positions restart where a row begins, and its first label, which nothing predicts, is
+    -100.
 
     Args:
         model: The Hugging Face model, for its attention implementation.
@@ -32,6 +33,10 @@ def in_one_row(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     ):
         return inputs
     rows = positions.shape
+    if isinstance(labels := inputs.get("labels"), Tensor):
+        labels = labels.clone()
+        labels[:, 0] = -100  # the row before would predict it
+        inputs = {**inputs, "labels": labels}
     return {
         name: value.reshape(1, -1) if isinstance(value, Tensor) and value.shape == rows else value
         for name, value in inputs.items()

@@ -75,3 +75,15 @@ def test_the_trainer_hands_flash_attention_one_row(tmp_path, monkeypatch):
     assert seen == [(2, 8), (1, 16)]
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert "logits" not in outputs
+
+
+def test_the_first_label_of_a_row_has_nothing_before_it():
+    """Rows whose first label is not masked: laid end to end, the row before would predict it."""
+    batch = packed_batch()
+    batch["labels"][:, 0] = batch["input_ids"][:, 0]
+    kept = batch["labels"].clone()
+    model = make_model()
+    patch_model(model, MatrixLossConfig(weight=0.5))
+    flat = in_one_row(flash_model(), batch)
+    torch.testing.assert_close(model(**flat).loss, model(**batch).loss)
+    assert torch.equal(batch["labels"], kept)

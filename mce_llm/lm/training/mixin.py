@@ -128,6 +128,9 @@ class MatrixLossMixin(PublishingMixin):
             tokenizer = named.get("processing_class")
             named["model_init"] = functools.wraps(init)(lambda *trial: patched(init(*trial), tokenizer))
         super().__init__(model, args, *positional, **named)  # type: ignore[arg-type]
+        # The patched forward takes the count of labels and shifts them, whatever the class says of its own forward; the stock
+        # trainer would train the mean of every micro-batch, or count the first label of every row.
+        self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
         # They may have come by position.
         raise_all(other_losses(self.args, self.compute_loss_func, self.args.n_gpu))
         if model is not None:
@@ -208,6 +211,10 @@ class MatrixLossMixin(PublishingMixin):
             self.control.should_training_stop = True
             return [], None
         return super().get_batch_samples(*args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
+        """The stock count, of the labels that the loss predicts: all but the first of every row."""
+        return super()._get_num_items_in_batch([_targets(batch) for batch in batch_samples], device)
 
     def _get_dataloader(  # type: ignore[override]
         self,
@@ -345,6 +352,14 @@ class MatrixLossMixin(PublishingMixin):
             raise LossInputError(f"{reason}. metric_for_best_model ({by}) needs it")
         if self.accelerator.is_main_process:
             _logger.warning(reason)
+
+
+def _targets(batch: Any) -> dict[str, Any]:
+    """The labels of a batch that something predicts, as `labels`; empty where it has none."""
+    if isinstance(shifted := batch.get("shift_labels"), Tensor):
+        return {"labels": shifted}
+    labels = batch.get("labels")
+    return {"labels": labels[..., 1:]} if isinstance(labels, Tensor) else {}
 
 
 def _world_size() -> int:
