@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from made_pages import INSIDES, LOSSES, markdown_table, rewritten, rounded, write_anew
 from matplotlib.figure import Figure
+from study_summaries import beside
 
 from mce_llm.eval.comparing.measure_outcome import ArmMeasure, MeasureComparison
 from mce_llm.eval.comparing.measure_verdicts import amount, interval_words, value_text
@@ -132,6 +133,7 @@ def comparison(study: Study, results: Mapping[tuple[str, int], RunResult]) -> li
         lines += [f"- {contrast.result.verdict}" for contrast in compared.contrasts] + [""]
     for table in study_tables(compared, results, every=False):
         lines += _markdown(table)
+    lines += beside(study, results)
     return lines + [f"- {note}" for note in compared.notes]
 
 
@@ -153,7 +155,7 @@ def in_short(study: Study, results: Mapping[tuple[str, int], RunResult]) -> list
         if found.measure.name == ACCURACY.name and not found.primary
     }
     header = ["trained with", "training seeds", f"{measure.title}, {measure.unit}"]
-    header += [f"against `{primary.baseline}`, {level}", "p (Holm)", *accuracies]
+    header += [f"against `{primary.baseline}` of the same seeds, {level}", "p (Holm)", *accuracies]
     base = fmean(primary.baseline_values.values())
     rows = [[f"`{primary.baseline}`", str(len(primary.baseline_values)), value_text(measure, base), "", ""]]
     for found in accuracies.values():
