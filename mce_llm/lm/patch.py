@@ -51,6 +51,7 @@ from mce_llm.lm.patched_call import (
     head_forward,
     model_forward,
     unpatch_copy,
+    with_value,
 )
 from mce_llm.lm.router_loss import check_router_loss, router_term
 from mce_llm.lm.token_mask import token_mask_of
@@ -274,19 +275,18 @@ class MatrixLossPatch:
             self._call.request = None
             if handle is not None:
                 handle.remove()
-        loss = request.loss
-        if loss is None:
+        if (loss := request.loss) is None:
             raise head_not_called(self.model, self._head)
         if request.returned is not None and not self._wants_logits:
-            loss = request.returned.flatten()[0]
-            loss = loss.clone()  # of a view, FSDP2 would lose the hook at `loss *= n`
-        fields = {name: value for name, value in outputs.items() if name != "loss"}
-        if not self._wants_logits:
-            fields.pop("logits", None)
+            # Cloned, since of a view FSDP2 would lose the hook at `loss *= n`.
+            loss = with_value(request.returned.flatten()[0].clone(), loss)
+        left_out = ("loss",) if self._wants_logits else ("loss", "logits")
+        fields = {name: value for name, value in outputs.items() if name not in left_out}
         if isinstance(auxiliary := fields.get("aux_loss"), Tensor):  # of a mixture of experts
-            auxiliary, parts = auxiliary.to(loss.device), cast(LossParts, self.last)
+            auxiliary, parts = auxiliary.to(loss), cast(LossParts, self.last)
             loss = loss + router_term(self.model, auxiliary, parts.num_tokens, num_items)
             self.last = replace(parts, router_sum=auxiliary.detach() * parts.num_tokens)
+        self.last = replace(cast(LossParts, self.last), loss=loss.detach())
         result = type(outputs)(loss=loss, **fields)
         return result.to_tuple() if as_tuple else result
 

@@ -80,7 +80,10 @@ def test_only_marked_tables_are_written_anew(page, finished, tmp_path):
     assert "| ce (baseline) | 2 |" in after
     assert page.written(after, tmp_path, path.parent) == after
     short = page.written("<!-- study_in_short -->\n<!-- end of study_in_short -->", tmp_path, path.parent)
-    assert "tokens of numbers, nats per token | against `ce` of the same seeds, 95 % | p (Holm) | answers |" in short
+    assert (
+        "tokens of numbers, nats per token | against `ce` of the same seeds, 95 % | p (Holm) | answers |"
+        in short
+    )
     assert "| `ce` | 2 | 1.3311 |  |  | 75.00 % |" in short
     assert "| `mce` | 2 | 1.2311 | −0.1000, " in short
     assert " points |" in short

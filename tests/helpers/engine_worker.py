@@ -6,6 +6,7 @@ then wraps the model, clips and steps is accelerate's and torch's own code, over
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -159,7 +160,7 @@ def arguments(run):
     return MatrixTrainingArguments(**settings)
 
 
-def use_fsdp2(trainer, state_dict_type):
+def use_fsdp2(trainer, state_dict_type, mixed_precision=None):
     """What accelerate does on GPUs when it is launched with fsdp2.yaml."""
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -168,11 +169,13 @@ def use_fsdp2(trainer, state_dict_type):
     shared["fsdp_plugin"] = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+        transformer_cls_names_to_wrap=list(trainer.model._no_split_modules),
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
         state_dict_type=state_dict_type,
     )
+    if mixed_precision is not None:
+        shared["fsdp_plugin"].set_mixed_precision(mixed_precision)
     trainer.is_fsdp_enabled = True
 
 
@@ -196,11 +199,13 @@ def train(run):
     own_world_size = mixin._world_size
     if run.get("fault") == "statistics not shared":
         mixin._world_size = lambda: 1
-    own_term, own_mask = patch.router_term, mixin.without_repeated
+    own_term, own_mask, own_exact = patch.router_term, mixin.without_repeated, mixin.exact_loss
     if run.get("fault") == "router not shared out":
         patch.router_term = lambda model, auxiliary, *_: router_coefficient(model) * auxiliary
     if run.get("fault") == "repeated rows counted":
         mixin.without_repeated = lambda inputs, _: inputs
+    if run.get("fault") == "rounded by the engine":
+        mixin.exact_loss = lambda *_: nullcontext()
     trainer = Trainer(
         run,
         model=model,
@@ -212,13 +217,15 @@ def train(run):
     if run.get("fault") == "ranks apart":
         trainer.accelerator.reduce = lambda tensor, **_: tensor
     if ENGINE == "fsdp2":
-        use_fsdp2(trainer, run.get("state_dict_type", "FULL_STATE_DICT"))
+        mixed = "bf16" if trainer.args.bf16 else None
+        use_fsdp2(trainer, run.get("state_dict_type", "FULL_STATE_DICT"), mixed)
     log = {"error": ""}
     try:
         trainer.train(resume_from_checkpoint=run.get("resume"))
     except MceLlmError as error:
         log["error"] = f"{type(error).__name__}: {error}"
     mixin._world_size, patch.router_term, mixin.without_repeated = own_world_size, own_term, own_mask
+    mixin.exact_loss = own_exact
     beside = ("mce_loss", "smoothing_loss", "emo_loss", "emo_distance", "aux_loss")
     for name in ("loss", "ce_loss", *beside, "grad_norm", "skipped_steps"):
         log[name] = [entry[name] for entry in trainer.state.log_history if name in entry]

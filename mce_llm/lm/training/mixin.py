@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from mce_llm.lm.training import checkpoints
 from mce_llm.lm.training.checkpointing import checkpoint_eight_bit
 from mce_llm.lm.training.early_stopping import add_early_stopping
 from mce_llm.lm.training.evaluation_rows import EvaluationCollator, number_stream, without_repeated
+from mce_llm.lm.training.exact_loss import exact_loss
 from mce_llm.lm.training.guard import StepGuard
 from mce_llm.lm.training.guard_callback import GuardCallback
 from mce_llm.lm.training.loading import without_tied
@@ -136,8 +138,6 @@ class MatrixLossMixin(PublishingMixin):
         if model is not None:
             patched(self.model, self.processing_class)  # type: ignore[arg-type]
         check_for_training(self.model, self.args, self.train_dataset, self.eval_dataset)  # type: ignore[arg-type]
-        if self.compute_metrics is not None:
-            self.matrix_patch.keep_logits = True
         self._train_meter = LossMeter(self.args.device)
         self._eval_meter = LossMeter(self.args.device)
         self._hidden_meter = HiddenMeter()
@@ -214,7 +214,11 @@ class MatrixLossMixin(PublishingMixin):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor | int | None:
         """The stock count, of the labels that the loss predicts: all but the first of every row."""
-        return super()._get_num_items_in_batch([_targets(batch) for batch in batch_samples], device)
+        count = super()._get_num_items_in_batch([_targets(batch) for batch in batch_samples], device)
+        if isinstance(count, Tensor) and count.is_floating_point():
+            # Divided by the ranks that share data. FSDP2 would round it: it casts inputs to bfloat16, but for whole numbers.
+            return count.round().long()
+        return count
 
     def _get_dataloader(  # type: ignore[override]
         self,
@@ -279,7 +283,8 @@ class MatrixLossMixin(PublishingMixin):
         rows = len(inputs["labels"]) if "labels" in inputs else 1
         inputs = in_one_row(patch.model, inputs)
         settings = {"process_group": ranks, "keep_hidden": not model.training, "geometries": self._geometries}
-        with patch.at_work(), patch.temporarily(**settings):
+        exact = exact_loss(model, patch) if self.is_fsdp_enabled else nullcontext()
+        with patch.at_work(), patch.temporarily(**settings), exact:
             result = super().compute_loss(model, inputs, *args, **kwargs)
         if patch.last is None:
             base = next(
@@ -301,10 +306,17 @@ class MatrixLossMixin(PublishingMixin):
             patch.last_hidden = None
         return in_rows(result, rows)
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The stock step, with the labels of rows masked that are there to make the last batch even on every rank."""
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The stock step, with the labels of rows masked that are there to make the last batch even on every rank.
+
+        Logits beside the loss cost memory, so there are some only where they are asked for: of `predict`, and for metrics.
+        """
         inputs = without_repeated(inputs, self.accelerator)
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        patch = self.matrix_patch
+        with patch.temporarily(keep_logits=patch.keep_logits or not prediction_loss_only):
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add to the training logs the parts of the loss, and how many steps were left out so far, if any."""
