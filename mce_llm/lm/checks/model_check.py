@@ -196,7 +196,9 @@ def _packing_check(model: PreTrainedModel, wanted: str | None) -> ModelCheck:
     if text is not None:
         takes_positions = "position_ids" in inspect.signature(small.forward).parameters
         reason = "" if takes_positions else ": it takes no position_ids"
-        return replace(found, problem=f"{name}: {text}{reason}; set packing: false")
+        return replace(
+            found, problem=f"{name}: {text}{reason}; set packing: false, or take a collator that pads"
+        )
     if instead:
         found = replace(found, unchecked=(_checked_with(found.attention, wanted, instead),))
     return found

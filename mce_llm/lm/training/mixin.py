@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from mce_llm.errors import LossInputError, MceLlmError
 from mce_llm.lm.arguments import MatrixSettings, MatrixTrainingArguments
-from mce_llm.lm.checks.for_training import check_for_training
+from mce_llm.lm.checks.for_training import PackedBatches, announces_packing, check_for_training
 from mce_llm.lm.config import MatrixLossConfig
 from mce_llm.lm.geometry_cache import GeometryCache
 from mce_llm.lm.heads import UnsupportedModelError, causal_model, find_head
@@ -137,7 +137,10 @@ class MatrixLossMixin(PublishingMixin):
         raise_all(other_losses(self.args, self.compute_loss_func, self.args.n_gpu))
         if model is not None:
             patched(self.model, self.processing_class)  # type: ignore[arg-type]
-        check_for_training(self.model, self.args, self.train_dataset, self.eval_dataset)  # type: ignore[arg-type]
+        data = (self.train_dataset, self.eval_dataset)
+        packing = announces_packing(self.args, self.data_collator, *data)
+        check_for_training(self.model, self.args, *data, packing=packing)  # type: ignore[arg-type]
+        self._packed_batches = PackedBatches(announced=packing)
         self._train_meter = LossMeter(self.args.device)
         self._eval_meter = LossMeter(self.args.device)
         self._hidden_meter = HiddenMeter()
@@ -280,6 +283,7 @@ class MatrixLossMixin(PublishingMixin):
         patch.last = patch.last_hidden = None
         # Every rank makes every call of the loops, so the batch kinds may share statistics here.
         ranks = group.WORLD if _world_size() > 1 else None
+        self._packed_batches.look(patch.model, self.args, inputs)
         rows = len(inputs["labels"]) if "labels" in inputs else 1
         inputs = in_one_row(patch.model, inputs)
         settings = {"process_group": ranks, "keep_hidden": not model.training, "geometries": self._geometries}

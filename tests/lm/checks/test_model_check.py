@@ -130,7 +130,7 @@ def test_packing_that_leaks_is_refused(config, settings, apart):
     assert (problem is None) == apart
     if not apart:
         assert problem.startswith(f"{type(model).__name__}: packing: examples in one row see each other")
-        assert problem.endswith("set packing: false")
+        assert problem.endswith("set packing: false, or take a collator that pads")
 
 
 def test_large_models_are_checked_small():

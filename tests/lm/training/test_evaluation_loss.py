@@ -241,3 +241,26 @@ def test_routers_are_measured_beside_it(tmp_path):
             weighted += count * model(**batch).aux_loss.item()
         labels += count
     assert metrics["eval_aux_loss"] == pytest.approx(weighted / labels, rel=1e-5)
+
+
+def test_predictions_are_given_where_they_are_asked_for_and_nowhere_else(tmp_path):
+    """As the stock trainer gives them: by `predict` beside labels, and for metrics that are set later."""
+    trainer = make_trainer(tmp_path)
+    predictions = trainer.predict(Rows(7, seed=9))
+    assert predictions.predictions.shape == (7, 10, 61)
+    assert predictions.metrics["test_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-6)
+    model = trainer.model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=collate([Rows(7, seed=9)[0]])["input_ids"]).logits
+    torch.testing.assert_close(torch.as_tensor(predictions.predictions[:1]), logits, rtol=1e-4, atol=1e-5)
+    seen = []
+    trainer.compute_metrics = lambda output: seen.append(output.predictions.shape) or {"seen": 1.0}
+    assert trainer.evaluate()["eval_seen"] == 1.0
+    assert seen == [(7, 10, 61)]
+    trainer.compute_metrics = None
+    own = trainer.compute_loss
+    wanted = []
+    trainer.compute_loss = lambda *a, **k: wanted.append(trainer.matrix_patch.keep_logits) or own(*a, **k)
+    trainer.evaluate()
+    assert wanted
+    assert not any(wanted)
