@@ -8,6 +8,8 @@ from torch import Tensor
 # Before, `addmm` with another output dtype wanted the sums in the dtype of the factors
 # (https://github.com/pytorch/pytorch/pull/167931).
 _ADDS_IN_FLOAT32 = torch.__version__ >= "2.10"
+# Of a float32 copy of float16 factors: 64 MiB.
+_ELEMENTS_AT_A_TIME = 2**24
 
 
 def has_float32_products(tensor: Tensor) -> bool:
@@ -52,10 +54,21 @@ def add_product_(sums: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> N
             torch.ops.aten.addmm.dtype_out(sums, left, right, sums.dtype, out=sums)
         else:
             sums += torch.ops.aten.mm.dtype(left, right, sums.dtype)
+    elif right.dtype == torch.float16:
+        _add_float16_(sums, left, right, fresh=fresh)
     elif fresh:
         sums.copy_(left @ right)
     else:
         sums += left @ right
+
+
+def _add_float16_(sums: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
+    """The same of float16 factors, whose product may be larger than float16 holds: in blocks of rows, from float32 copies."""
+    wide = right.to(sums.dtype)
+    rows = max(1, _ELEMENTS_AT_A_TIME // max(1, left.shape[1]))
+    for start in range(0, len(left), rows):
+        block = slice(start, start + rows)
+        sums[block].addmm_(left[block].to(sums.dtype), wide, beta=0 if fresh else 1)
 
 
 def gram_(rows: Tensor, out: Tensor) -> Tensor:

@@ -35,6 +35,19 @@ def test_adds_or_overwrites(fresh, sums, factors):
     torch.testing.assert_close(found.double(), wanted, rtol=4 * coarsest, atol=20 * coarsest)
 
 
+@pytest.mark.parametrize("at_a_time", [1, 7, 2**24])
+def test_a_sum_that_float16_does_not_hold(at_a_time, monkeypatch):
+    """A thousand positions of a channel that is large everywhere; no scale of the loss comes before this product."""
+    monkeypatch.setattr(float32_products, "_ELEMENTS_AT_A_TIME", at_a_time)
+    left, right = torch.full((5, 4096), 0.5).half(), torch.full((4096, 3), 40.0).half()
+    assert (left @ right).isinf().all()
+    sums = torch.full((5, 3), torch.nan)
+    add_product_(sums, left, right, fresh=True)
+    assert (sums == 81920).all()
+    add_product_(sums, left, right, fresh=False)
+    assert (sums == 163840).all()
+
+
 def test_gram_of_16_bit_rows_is_exact_to_float32():
     rows = torch.randn(4, 7, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
     found = gram_(rows, torch.empty(4, 7, 7))
