@@ -1,4 +1,4 @@
-"""Refuse pictures, films and sound for a model that would pass over them in silence.
+"""Refuse inputs that would be passed over in silence: pictures, films and sound, and what changes the model's own loss.
 
 Text models take any keyword, and read those they know; what was meant for another class would be lost without a word.
 """
@@ -6,6 +6,7 @@ Text models take any keyword, and read those they know; what was meant for anoth
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -33,4 +34,25 @@ def refuse_dropped_inputs(model: nn.Module, names: Iterable[str]) -> None:
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no {', '.join(sorted(dropped))}, and would be trained on the text alone; load "
             "the model's …ForConditionalGeneration class (AutoModelForImageTextToText), or leave these inputs out"
+        )
+
+
+def take_loss_arguments(arguments: dict[str, Any]) -> None:
+    """Take out of a forward's arguments what would change the model's own loss, where it says nothing else than ours does.
+
+    Args:
+        arguments: By name, beside labels; `ignore_index` and `logits_to_keep` are removed.
+
+    Raises:
+        ValueError: Another label than -100 is to be left out, or logits of some positions are to be kept.
+    """
+    if (ignored := arguments.pop("ignore_index", -100)) != -100:
+        raise ValueError(
+            f"ignore_index is {ignored}, and labels that are not trained are -100 in the matrix loss; write -100 there"
+        )
+    if (keep := arguments.pop("logits_to_keep", None)) is not None and not (
+        isinstance(keep, int) and keep == 0
+    ):
+        raise ValueError(
+            f"logits_to_keep is {keep} beside labels, and the loss is that of all positions; leave it out, and mask labels (-100)"
         )

@@ -163,6 +163,11 @@ def output_layer(model: PreTrainedModel) -> nn.Linear:
             f"the head is wrapped by an adapter ({type(module).__module__}.{type(module).__name__}): its weight misses the adapter's part. "
             "Take the head out of target_modules, or train it whole with modules_to_save=['lm_head']"
         )
+    if hasattr(module, "token_adapter"):
+        raise UnsupportedModelError(
+            "the head is tied to embeddings whose trainable_token_indices are trained: its weight misses these rows. Train the "
+            "whole table with modules_to_save=['embed_tokens'] and ensure_weight_tying=True (peft 0.18), or untie the head"
+        )
     weight = getattr(module, "weight", None)
     if type(module) is not nn.Linear or not isinstance(weight, Tensor) or not weight.is_floating_point():
         dtype = f", weight {weight.dtype}" if isinstance(weight, Tensor) else ""

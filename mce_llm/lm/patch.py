@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedTokenizerBase
 
 from mce_llm.lm.config import MatrixLossConfig
-from mce_llm.lm.dropped_inputs import refuse_dropped_inputs
+from mce_llm.lm.dropped_inputs import refuse_dropped_inputs, take_loss_arguments
 from mce_llm.lm.geometry_cache import GeometryCache
 from mce_llm.lm.heads import (
     UnsupportedModelError,
@@ -253,7 +253,7 @@ class MatrixLossPatch:
         num_items = kwargs.pop("num_items_in_batch", None)
         return_dict = kwargs.pop("return_dict", None)
         as_tuple = not (self.model.config.return_dict if return_dict is None else return_dict)
-        kwargs.pop("logits_to_keep", None)
+        take_loss_arguments(kwargs)
         request = LossRequest(
             compute=self._loss,
             with_logits=self._wants_logits,

@@ -92,3 +92,22 @@ def test_text_through_a_multimodal_class():
         check_model(
             transformers.T5ForConditionalGeneration(transformers.T5Config(d_model=16, d_ff=16, num_layers=1))
         )
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"ignore_index": 0}, "ignore_index is 0, and labels that are not trained are -100"),
+        ({"logits_to_keep": 4}, "logits_to_keep is 4 beside labels"),
+        ({"logits_to_keep": torch.arange(2)}, "logits_to_keep is .* beside labels"),
+    ],
+)
+def test_what_would_change_the_stock_loss_alone(argument, message):
+    model, batch = make_model(), make_batch(rows=2)
+    patch_model(model, MatrixLossConfig())
+    with pytest.raises(ValueError, match=message):
+        model(**batch, **argument)
+    stock = {"ignore_index": -100, "logits_to_keep": 0}
+    assert model(**batch, **stock).loss == model(**batch).loss
+    unlabelled = {"input_ids": batch["input_ids"], "logits_to_keep": 1}
+    assert model(**unlabelled).logits.shape[1] == 1

@@ -250,6 +250,12 @@ def _lora_on_head():
     return peft.get_peft_model(make_model(), peft.LoraConfig(r=2, target_modules=["lm_head", "q_proj"]))
 
 
+def _trained_rows():
+    """peft's way to train some embeddings alone, of a head that is tied to them."""
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[5])
+    return peft.get_peft_model(make_model("llama-tied"), settings)
+
+
 _BERT = {k: v for k, v in CONFIGS["gpt-neox"][1].items() if k not in ("bos_token_id", "eos_token_id")}
 
 
@@ -263,6 +269,7 @@ _BERT = {k: v for k, v in CONFIGS["gpt-neox"][1].items() if k not in ("bos_token
         (lambda: _with_head(nn.Sequential(nn.Linear(16, VOCABULARY))), r"the head is a .*Sequential"),
         (_quantised, r"the head is a torch\.ao\..*quantized\.dynamic.*Linear, not a plain floating"),
         (_lora_on_head, "wrapped by an adapter .*modules_to_save"),
+        (_trained_rows, r"trainable_token_indices .*its weight misses these rows.*ensure_weight_tying"),
         (
             lambda: transformers.BertForMaskedLM(transformers.BertConfig(**_BERT)),
             "not a causal language model .*AutoModelForCausalLM",
