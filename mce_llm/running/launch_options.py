@@ -80,7 +80,8 @@ def given_options(words: Sequence[str]) -> dict[str, str]:
 def with_defaults(words: Sequence[str], *, gpus: int | None = None) -> list[str]:
     """Add the options that accelerate would choose by itself with a long warning.
 
-    Nothing is added where a launch file or `accelerate config` has the say, or on accelerators other than CUDA.
+    Nothing is added where a launch file has the say, named or that of `accelerate config`, or on accelerators other than
+    CUDA.
 
     Args:
         words: Options of the launcher, as `with_shipped_file` returns them.
@@ -90,17 +91,17 @@ def with_defaults(words: Sequence[str], *, gpus: int | None = None) -> list[str]
         ConfigurationError: More processes than accelerate would start.
     """
     import torch
-    from accelerate.commands.config.config_args import default_config_file
 
-    words = list(words)
+    words = with_default_file(words)
     given = given_options(words)
     accelerator = torch.accelerator.current_accelerator()
-    if "config_file" in given or Path(default_config_file).is_file():
+    if "config_file" in given:
         return words
     if accelerator is not None and accelerator.type != "cuda":
         return words
     gpus = torch.cuda.device_count() if gpus is None else gpus
-    processes = given.get("num_processes", str(max(1, gpus)))
+    # With --cpu accelerate starts one, however many GPUs there are.
+    processes = given.get("num_processes", str(1 if "cpu" in given else max(1, gpus)))
     several = []
     if processes.isdecimal() and processes != "1" and _ENGINE_OPTIONS.isdisjoint(given):
         if gpus < 2:
@@ -138,11 +139,25 @@ def with_shipped_file(words: Sequence[str]) -> list[str]:
     return given
 
 
+def with_default_file(words: Sequence[str]) -> list[str]:
+    """Name the launch file that accelerate would read unasked: that of `accelerate config`, unless a file or `--cpu` is given.
+
+    Args:
+        words: Options of the launcher, as `with_shipped_file` returns them.
+    """
+    from accelerate.commands.config.config_args import default_config_file  # here: it takes seconds
+
+    given = given_options(words)
+    if "config_file" in given or "cpu" in given or not Path(default_config_file).is_file():
+        return list(words)
+    return ["--config_file", default_config_file, *words]
+
+
 def num_processes(words: Sequence[str]) -> int | None:
     """How many processes launcher options ask for: by themselves, or by their launch file; None where neither says.
 
     Args:
-        words: Options of the launcher, as `with_shipped_file` returns them.
+        words: Options of the launcher, as `with_default_file` returns them.
 
     Raises:
         ConfigurationError: The launch file cannot be read, or the number is none.

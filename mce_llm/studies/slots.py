@@ -6,7 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mce_llm.running.launch_options import given_options, num_processes, with_defaults, with_shipped_file
+from mce_llm.running.launch_options import (
+    given_options,
+    num_processes,
+    with_default_file,
+    with_defaults,
+    with_shipped_file,
+)
 from mce_llm.running.messages import counted
 from mce_llm.studies.errors import StudyError
 
@@ -44,7 +50,7 @@ class Slot:
             ConfigurationError: They cannot be used.
             StudyError: More processes than the share has GPUs.
         """
-        words = with_shipped_file(words)
+        words = with_default_file(with_shipped_file(words))
         asked = num_processes(words)
         if self.gpus is not None:
             if asked is not None and "num_processes" in given_options(words) and asked > self.gpu_count:

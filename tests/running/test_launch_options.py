@@ -1,8 +1,15 @@
 """Options of `accelerate launch`: values that belong to no option, and options that lack theirs."""
 
 import pytest
+from accelerate.commands import launch
+from accelerate.commands.config import config_args
 
-from mce_llm.running.launch_options import misplaced_values
+from mce_llm.running.launch_options import (
+    misplaced_values,
+    num_processes,
+    with_default_file,
+    with_defaults,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,3 +40,40 @@ def test_what_the_launcher_would_take_for_its_script_is_found(words, message):
 )
 def test_what_is_in_its_place_is_no_problem(words):
     assert misplaced_values(words) == []
+
+
+@pytest.fixture
+def default_file(tmp_path, monkeypatch):
+    """What `accelerate config` leaves, for two processes."""
+    path = tmp_path / "default_config.yaml"
+    path.write_text("distributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\n")
+    for module in (config_args, launch):
+        monkeypatch.setattr(module, "default_config_file", str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "count"), [([], 2), (["--num_processes", "3"], 3), (["--cpu", "--num_processes", "1"], 1)]
+)
+def test_the_file_of_accelerate_config_is_counted_as_accelerate_counts(words, count, default_file):
+    arguments = launch.launch_command_parser().parse_args([*words, "script.py"])
+    launch._validate_launch_command(arguments)
+    assert arguments.num_processes == count
+    assert num_processes(with_default_file(words)) == count
+
+
+def test_the_file_of_accelerate_config_is_named_where_it_is_read(default_file):
+    named = ["--config_file", str(default_file)]
+    assert with_default_file([]) == named
+    assert with_defaults([])[:2] == named
+    assert with_default_file(["--config_file", "own.yaml"]) == ["--config_file", "own.yaml"]
+    assert with_default_file(["--cpu"]) == ["--cpu"]
+    default_file.unlink()
+    assert with_default_file([]) == []
+
+
+def test_the_cpu_is_one_process_whatever_accelerate_config_says(default_file, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    words = with_defaults(["--cpu"])
+    assert "--config_file" not in words
+    assert num_processes(words) == 1

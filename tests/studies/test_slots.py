@@ -74,6 +74,19 @@ def test_a_launch_file_for_the_whole_machine_gets_the_share(gpus, tmp_path):
         slots_of(2)[0].launch_words(["--num_processes", "8"])
 
 
+def test_the_file_of_accelerate_config_is_one_like_any_other(gpus, tmp_path, monkeypatch):
+    """accelerate reads it unasked: its processes are counted, and the record of a run names it."""
+    gpus(8)
+    path = str(tmp_path / "default_config.yaml")
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", path)
+    (tmp_path / "default_config.yaml").write_text("num_processes: 6\n")
+    (whole,), (share, _) = slots_of(1), slots_of(2)
+    assert whole.launch_words([]) == ["--config_file", path]
+    assert whole.processes(whole.launch_words([])) == 6
+    assert share.launch_words([])[2:] == ["--num_processes", "4", "--main_process_port", "0"]
+    assert "--config_file" not in whole.launch_words(["--cpu"])
+
+
 def test_all_gpus_of_a_share_are_used_by_default():
     slot = Slot(("2", "3"), 2, 4, True)
     assert slot.processes([]) == 2
