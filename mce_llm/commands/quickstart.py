@@ -21,6 +21,7 @@ from mce_llm.commands.quickstart_report import RunResult, draw, print_table
 from mce_llm.data import generate_problems, train_tokenizer, write_jsonl
 from mce_llm.errors import MceLlmError
 from mce_llm.running.installation import shipped_file
+from mce_llm.running.launch_options import with_defaults
 from mce_llm.running.terminal import DataConsole
 from mce_llm.running.yaml_text import load_yaml
 
@@ -164,9 +165,7 @@ def launch(words: list[str]) -> None:
     Raises:
         QuickstartError: The process failed.
     """
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    command += [f"--num_cpu_threads_per_process={os.cpu_count() or 1}", *words]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *with_defaults(["--cpu"]), *words]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, check=False)
     if done.returncode:

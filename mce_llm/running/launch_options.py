@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ _NOT_OURS = frozenset({"module", "no_python", "help", "h", "m"})
 
 # What says which engine is launched; accelerate takes one of them.
 _ENGINE_OPTIONS = {"multi_gpu", "cpu", "use_cpu", "tpu", "use_deepspeed", "use_fsdp", "use_megatron_lm"}
+_THREADS = "num_cpu_threads_per_process"
 
 
 def launcher_options() -> frozenset[str]:
@@ -77,29 +79,32 @@ def given_options(words: Sequence[str]) -> dict[str, str]:
     return {word[2:].replace("-", "_"): after for word, after in pairwise([*words, ""])}
 
 
-def with_defaults(words: Sequence[str], *, gpus: int | None = None) -> list[str]:
-    """Add the options that accelerate would choose by itself with a long warning.
+def with_defaults(words: Sequence[str], *, gpus: int | None = None, cores: int | None = None) -> list[str]:
+    """Add the options that accelerate would choose by itself with a long warning, and the threads of programs on the CPU.
 
-    Nothing is added where a launch file has the say, named or that of `accelerate config`, or on accelerators other than
-    CUDA.
+    Where a launch file has the say, named or that of `accelerate config`, the threads alone are added, which no such file
+    tells. On accelerators other than CUDA nothing is.
 
     Args:
         words: Options of the launcher, as `with_shipped_file` returns them.
         gpus: GPUs to launch on; by default those that are seen.
+        cores: CPU cores to launch on; by default those that this process may use.
 
     Raises:
-        ConfigurationError: More processes than accelerate would start.
+        ConfigurationError: More processes than accelerate would start, or a launch file that cannot be read.
     """
     import torch
 
     words = with_default_file(words)
     given = given_options(words)
     accelerator = torch.accelerator.current_accelerator()
-    if "config_file" in given:
-        return words
-    if accelerator is not None and accelerator.type != "cuda":
+    if accelerator is not None and accelerator.type != "cuda" and "cpu" not in given:
         return words
     gpus = torch.cuda.device_count() if gpus is None else gpus
+    if "cpu" in given or not gpus:
+        words += _thread_words(words, usable_cores() if cores is None else cores)
+    if "config_file" in given:
+        return words
     # With --cpu accelerate starts one, however many GPUs there are.
     processes = given.get("num_processes", str(1 if "cpu" in given else max(1, gpus)))
     several = []
@@ -118,6 +123,23 @@ def with_defaults(words: Sequence[str], *, gpus: int | None = None) -> list[str]
     }
     added = [part for name, value in usual.items() if name not in given for part in (f"--{name}", value)]
     return [*several, *added, *words]
+
+
+def usable_cores() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _thread_words(words: Sequence[str], cores: int) -> list[str]:
+    """The option that shares cores out between the processes of a launch, unless it is given or OMP_NUM_THREADS is set.
+
+    Without it accelerate gives each process one thread. Beside GPUs that is left as it is: torch's own launcher does the
+    same, and what needs more there, as Adam does on the CPU under DeepSpeed, heeds OMP_NUM_THREADS alone.
+    """
+    if _THREADS in given_options(words) or os.environ.get("OMP_NUM_THREADS"):
+        return []
+    here = (num_processes(words) or 1) // (_number(words, "num_machines") or 1)
+    return [f"--{_THREADS}", str(max(1, cores // max(1, here)))]
 
 
 def with_shipped_file(words: Sequence[str]) -> list[str]:
@@ -162,19 +184,24 @@ def num_processes(words: Sequence[str]) -> int | None:
     Raises:
         ConfigurationError: The launch file cannot be read, or the number is none.
     """
+    return _number(words, "num_processes")
+
+
+def _number(words: Sequence[str], name: str) -> int | None:
+    """What launcher options, or their launch file, say of a number; None where neither does."""
     given = given_options(words)
-    found: object = given.get("num_processes")
+    found: object = given.get(name)
     if found is None and "config_file" in given:
         path = Path(given["config_file"]).expanduser()
         try:
             content = load_yaml(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{path} cannot be read: {error}") from error
-        found = content.get("num_processes") if isinstance(content, dict) else None
+        found = content.get(name) if isinstance(content, dict) else None
     if found is None:
         return None
     if not str(found).isdecimal() or int(str(found)) < 1:
-        raise ConfigurationError(f"num_processes must be a positive number, got {found!r}")
+        raise ConfigurationError(f"{name} must be a positive number, got {found!r}")
     return int(str(found))
 
 

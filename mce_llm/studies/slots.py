@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from mce_llm.running.launch_options import (
     given_options,
     num_processes,
+    usable_cores,
     with_default_file,
     with_defaults,
     with_shipped_file,
 )
 from mce_llm.running.messages import counted
 from mce_llm.studies.errors import StudyError
-
-_THREADS = "num_cpu_threads_per_process"
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,11 @@ class Slot:
                 )
             if asked is not None and asked > self.gpu_count:  # of a launch file for the whole machine
                 words += ["--num_processes", str(self.gpu_count)]
-        words = with_defaults(words, gpus=self.gpu_count)
+        words = with_defaults(words, gpus=self.gpu_count, cores=self.cores)
         given = given_options(words)
         count = num_processes(words) or 1
         if self.shared and count > 1 and "main_process_port" not in given:
             words += ["--main_process_port", "0"]  # any that is free
-        if not self.gpu_count and _THREADS not in given and "OMP_NUM_THREADS" not in os.environ:
-            words += [f"--{_THREADS}", str(max(1, self.cores // count))]
         return words
 
     def processes(self, words: Sequence[str]) -> int:
@@ -89,7 +86,7 @@ def slots_of(jobs: int) -> list[Slot]:
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = usable_cores()
     count = torch.cuda.device_count()
     have, noun = (count, "GPU") if count else (cores, "core")
     if jobs > have:

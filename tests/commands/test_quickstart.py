@@ -20,6 +20,7 @@ from mce_llm.commands.quickstart import (
     launch,
 )
 from mce_llm.commands.quickstart_report import RunResult, draw, print_table
+from mce_llm.running.launch_options import given_options
 
 
 def run(*words, **environment):
@@ -140,6 +141,28 @@ def test_a_stage_that_fails(tmp_path, capfd):
     script.write_text("raise SystemExit(3)\n")
     with pytest.raises(QuickstartError, match=r"exit code \d+; to run it by hand:\n.*fails\.py --a b"):
         launch([str(script), *as_flags({"a": "b"})])
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, "3"), ("2", None)])
+def test_a_stage_has_the_cores_of_this_process_unless_threads_are_said(asked, threads, monkeypatch):
+    commands = []
+
+    def take(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("mce_llm.commands.quickstart.subprocess.run", take)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    launch(["stage.py"])
+    given = given_options(commands[0])
+    assert given.get("num_cpu_threads_per_process") == threads
+    assert given["num_processes"] == "1"
+    assert "cpu" in given
 
 
 def test_configured_steps():

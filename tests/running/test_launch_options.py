@@ -5,11 +5,13 @@ from accelerate.commands import launch
 from accelerate.commands.config import config_args
 
 from mce_llm.running.launch_options import (
+    given_options,
     misplaced_values,
     num_processes,
     with_default_file,
     with_defaults,
 )
+from mce_llm.running.messages import ConfigurationError
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,61 @@ def test_the_cpu_is_one_process_whatever_accelerate_config_says(default_file, mo
     words = with_defaults(["--cpu"])
     assert "--config_file" not in words
     assert num_processes(words) == 1
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Eight cores, some GPUs, no default file, and nothing said of threads."""
+
+    def set_gpus(count):
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: None)
+
+    monkeypatch.setattr(
+        "mce_llm.running.launch_options.os.sched_getaffinity", lambda _: set(range(8)), raising=False
+    )
+    monkeypatch.setattr(config_args, "default_config_file", "/nowhere/default_config.yaml")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return set_gpus
+
+
+def threads(words, **share):
+    return given_options(with_defaults(words, **share)).get("num_cpu_threads_per_process")
+
+
+def test_processes_on_the_cpu_share_the_cores(machine, tmp_path):
+    machine(0)
+    path = tmp_path / "own.yaml"
+    path.write_text("num_processes: 6\nnum_machines: 3\n")
+    assert threads([]) == "8"
+    assert threads([], cores=3) == "3"
+    assert threads(["--config_file", str(path)]) == "4"  # two of its processes are on this machine
+    assert threads(["--config_file", str(path), "--num_processes", "300"]) == "1"
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_what_is_said_of_threads_stays(gpus, machine, monkeypatch):
+    machine(gpus)
+    assert threads(["--num_cpu_threads_per_process", "3"]) == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads([]) is None
+    assert threads(["--cpu"]) is None
+
+
+def test_beside_gpus_threads_are_left_to_accelerate(machine, tmp_path):
+    machine(2)
+    path = tmp_path / "own.yaml"
+    path.write_text("num_processes: 2\n")
+    assert threads([]) is None
+    assert threads(["--config_file", str(path)]) is None
+    assert threads(["--cpu"]) == "8"
+
+
+@pytest.mark.parametrize("content", [None, "num_processes: many\n"])
+def test_a_launch_file_that_tells_no_processes(content, machine, tmp_path):
+    machine(0)
+    path = tmp_path / "own.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigurationError, match=r"cannot be read|must be a positive number, got 'many'"):
+        with_defaults(["--config_file", str(path)])
