@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from itertools import pairwise
+from os.path import expanduser
 from pathlib import Path
 
 from mce_llm.running.installation import shipped_folder
@@ -192,7 +193,7 @@ def _number(words: Sequence[str], name: str) -> int | None:
     given = given_options(words)
     found: object = given.get(name)
     if found is None and "config_file" in given:
-        path = Path(given["config_file"]).expanduser()
+        path = Path(given["config_file"])
         try:
             content = load_yaml(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
@@ -217,8 +218,8 @@ def file_or_shipped(name: str, folder: str, kind: str, shipped_kind: str) -> str
     Raises:
         ConfigurationError: There is neither.
     """
-    if Path(name).expanduser().is_file():
-        return name
+    if (path := Path(expanduser(name))).is_file():
+        return str(path)
     known = {path.stem: path for path in sorted((shipped_folder() / folder).glob("*.yaml"))}
     stem = name.removeprefix(f"{folder}/").removesuffix(".yaml")
     if stem in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from os.path import normpath
+from os.path import expanduser, normpath
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class Parts:
                     f"launch: {stage}: {name} must be a value, or true for an option without one; got {option!r}"
                 )
                 continue
-            if name == "config_file" and (beside := self.path.parent / str(option)).is_file():
+            if name == "config_file" and (beside := self.path.parent / expanduser(str(option))).is_file():
                 option = normpath(beside)
             words += [f"--{name}"] if option is True else [f"--{name}", str(self.filled(option))]
         return words

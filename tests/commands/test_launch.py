@@ -45,6 +45,17 @@ def test_a_launch_file_is_found_by_name_or_by_path(tmp_path, monkeypatch):
     assert split_words(["--config_file", "zero3.yaml"]).launcher == ("--config_file", "zero3.yaml")
 
 
+def test_a_file_in_the_home_folder_is_given_on_by_its_whole_path(tmp_path, monkeypatch):
+    """accelerate takes ~ for a folder of that name, and no shell sees that of `--config_file=~/own.yaml`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("num_processes: 1\n")
+    for words in (["--config_file=~/own.yaml"], ["--config_file", "~/own.yaml"]):
+        assert split_words(words).launcher == ("--config_file", str(tmp_path / "own.yaml"))
+    assert recipe_file("~/own.yaml") == str(tmp_path / "own.yaml")
+    with pytest.raises(ConfigurationError, match=r"no launch file '~nobody-of-this-name/own.yaml'"):
+        split_words(["--config_file", "~nobody-of-this-name/own.yaml"])
+
+
 def test_a_recipe_is_found_by_name_or_by_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for given in ("quickstart_ce", "quickstart_ce.yaml", "recipes/quickstart_ce.yaml"):

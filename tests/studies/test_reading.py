@@ -87,6 +87,14 @@ def test_launcher_options_as_a_mapping_or_as_words(tmp_path):
     assert study.launch["evaluation"] == ("--num_processes", "3", "--mixed_precision", "no")
 
 
+def test_a_launch_file_in_the_home_folder(tmp_path, monkeypatch):
+    (home := tmp_path / "home").mkdir()
+    (home / "own.yaml").write_text("num_processes: 1\n")
+    monkeypatch.setenv("HOME", str(home))
+    study = read_study(write_study(tmp_path, launch={"training": {"config_file": "~/own.yaml"}}))
+    assert study.launch["training"] == ("--config_file", str(home / "own.yaml"))
+
+
 CE, MCE = {"settings": {"matrix_weight": 0}}, {"settings": {"matrix_weight": 1}}
 EVALUATION = {"script": "gsm8k"}
 MISTAKES = [
