@@ -16,8 +16,9 @@ from typing import Any
 import psutil
 
 from mce_llm.running.bound import bound_command
+from mce_llm.running.installation import installed_versions
 from mce_llm.studies.planning import shown_command
-from mce_llm.studies.provenance import code_facts
+from mce_llm.studies.provenance import PACKAGES, code_facts
 
 _TAIL = 64 * 1024  # bytes of a log in which its last lines are looked for
 
@@ -131,7 +132,9 @@ class Launches:
             stage: What is started.
             started: When, in seconds since the epoch.
         """
-        self._add({"stage": stage, "started": round(started, 1), "code": code_facts()})
+        # Looked up anew each time: packages may be changed while a study goes on.
+        versions = installed_versions(PACKAGES)
+        self._add({"stage": stage, "started": round(started, 1), "code": code_facts(), "versions": versions})
 
     def end(self, stage: str, seconds: float, exit_code: int) -> None:
         """Note an end.
@@ -169,6 +172,16 @@ class Launches:
             if line.get("stage") == stage and "code" in line and line["code"] not in found:
                 found.append(line["code"])
         return found
+
+    def versions(self, stage: str) -> dict[str, str]:
+        """The versions of packages that a stage was run with, several of one as `1.0 and 1.1`; empty where none were noted."""
+        found: dict[str, list[str]] = {}
+        for line in self._lines():
+            if line.get("stage") == stage:
+                for name, version in line.get("versions", {}).items():
+                    if version not in (known := found.setdefault(name, [])):
+                        known.append(version)
+        return {name: " and ".join(known) for name, known in found.items()}
 
     def _add(self, line: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,10 @@ def line_of(
     if run.result is not None:
         training: Any = run.result.line["training"]
         shaping = run.result.line["settings"]
+        versions = run.result.line["versions"]
     else:
+        # Those of now may be others; journals of earlier versions have none.
+        versions = journal.versions(TRAINING) or installed_versions(PACKAGES)
         training = {
             "seconds": _seconds(study, run, TRAINING),
             **training_facts(run.stages[0].folder),
@@ -93,7 +96,7 @@ def line_of(
         "changes": dict(study.settings_of(run.arm)),
         "settings": dict(shaping),
         "code": journal.codes(TRAINING),
-        "versions": installed_versions(PACKAGES),
+        "versions": dict(versions),
         "launch": {stage: list(words) for stage, words in launch.items()},
         "training": training,
         "evaluations": evaluations,

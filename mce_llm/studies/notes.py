@@ -12,6 +12,7 @@ from mce_llm.studies.definition import Study
 from mce_llm.studies.results import RunResult
 
 _MOST_NAMED = 6
+_UNKNOWN = "unknown"
 
 
 def notes_of(
@@ -67,6 +68,21 @@ def notes_of(
         lines = [(result, result.evaluations.get(evaluation.name)) for result in used]
         measured = [result for result, line in lines if line is not None]
         notes += _unlike(
+            f"{evaluation.name} was measured with different versions of this package",
+            measured,
+            partial(_code_of_evaluation, evaluation.name),
+            lambda r: _code(r.line["code"]),
+        )
+        for name in dict.fromkeys(
+            name for result in measured for name in result.evaluations[evaluation.name]["versions"]
+        ):
+            notes += _unlike(
+                f"{evaluation.name} was not measured with the same {name} in all runs",
+                measured,
+                partial(_version_of_evaluation, evaluation.name, name),
+                partial(_version, name),
+            )
+        notes += _unlike(
             f"{evaluation.name} was measured in different precisions",
             measured,
             partial(_dtype, evaluation.name),
@@ -102,18 +118,40 @@ def _dtype(evaluation: str, result: RunResult) -> Any:
 
 
 def _version(package: str, result: RunResult) -> Any:
-    return result.line["versions"].get(package)
+    return result.line["versions"].get(package, _UNKNOWN)
+
+
+def _version_of_evaluation(evaluation: str, package: str, result: RunResult) -> Any:
+    return result.evaluations[evaluation]["versions"].get(package, _UNKNOWN)
+
+
+def _code_of_evaluation(evaluation: str, result: RunResult) -> str:
+    return _code(result.evaluations[evaluation]["code"])
 
 
 def _code(codes: Sequence[Mapping[str, str]]) -> str:
     return (
         " and ".join(f"{code.get('commit', 'source')} {code.get('source', '')}".strip() for code in codes)
-        or "unknown"
+        or _UNKNOWN
     )
 
 
-def _unlike(what: str, results: Sequence[RunResult], of: Callable[[RunResult], Any]) -> list[str]:
-    """A note where something is not the same for all runs: which has which."""
+def _unlike(
+    what: str,
+    results: Sequence[RunResult],
+    of: Callable[[RunResult], Any],
+    told: Callable[[RunResult], Any] | None = None,
+) -> list[str]:
+    """A note where something is not the same for all runs: which has which.
+
+    Args:
+        what: What is not the same, as the note begins.
+        results: The runs.
+        of: Returns what one has.
+        told: Returns what another note has said of it already; where that is the same for every run, there is nothing to add.
+    """
+    if told is not None and all(of(result) == told(result) for result in results):
+        return []
     found: dict[str, list[str]] = {}
     for result in results:
         found.setdefault(str(of(result)), []).append(result.name)

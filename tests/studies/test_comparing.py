@@ -225,6 +225,38 @@ def test_what_was_not_alike_is_noted(parts, note, study, results):
     assert re.search(note, found)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "note"),
+    [
+        (
+            "code",
+            [{"source": "t"}],
+            "answers was measured with different versions of this package: source s ",
+        ),
+        ("versions", {"torch": "2.15"}, "answers was not measured with the same torch in all runs: 2.14 "),
+        ("versions", {}, "answers was not measured with the same torch in all runs: 2.14 "),
+    ],
+)
+def test_evaluations_made_with_something_else_are_noted(part, value, note, study, results):
+    evaluations = copy.deepcopy(dict(results["mce", 2].line["evaluations"]))
+    evaluations["answers"][part] = value
+    (found,) = notes_of(study, changed(results, ("mce", 2), evaluations=evaluations))
+    assert found.startswith(note)
+    assert re.search(r"; (source t|2.15|unknown) .mce, seed 2.$", found)
+
+
+def test_evaluations_made_with_what_their_runs_were_trained_with_add_no_note(study, results):
+    new = {"code": [{"source": "t"}], "versions": {"torch": "2.15"}}
+    evaluations = {
+        name: {**evaluation, **new} for name, evaluation in results["mce", 2].line["evaluations"].items()
+    }
+    notes = notes_of(study, changed(results, ("mce", 2), evaluations=evaluations, **new))
+    assert [note.partition(":")[0] for note in notes] == [
+        "were trained with different versions of this package",
+        "torch is not the same for all runs",
+    ]
+
+
 def test_precisions_of_an_evaluation_are_noted(study, results):
     evaluations = copy.deepcopy(dict(results["mce", 2].line["evaluations"]))
     evaluations["answers"]["hashes"]["dtype"] = "bfloat16"
