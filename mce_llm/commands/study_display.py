@@ -13,7 +13,7 @@ from rich.text import Text
 from mce_llm.running.visible_text import visible
 from mce_llm.studies.checking import Checked
 from mce_llm.studies.child import Child
-from mce_llm.studies.collecting import launches_of, log_of
+from mce_llm.studies.collecting import launches_of, log_of, signs_of
 from mce_llm.studies.estimating import Durations, Pace, duration_text, progress_of
 from mce_llm.studies.planning import Run
 from mce_llm.studies.running import Active
@@ -73,7 +73,7 @@ class StudyDisplay:
         self._finished += 1
         for name in [stage.name for stage in run.stages]:
             if self._durations.expected(run.arm.name, name) is None:  # it ended in an earlier start
-                spent = launches_of(self._study, run).seconds(name, log_of(self._study, run, name))
+                spent = launches_of(self._study, run).seconds(name, signs_of(self._study, run, name))
                 self._durations.add_before(run.arm.name, name, spent)
         self.said(f"{run.name}: results kept; {self._where()}")
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BufferedWriter
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -125,34 +126,45 @@ class Launches:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, stage: str, started: float) -> None:
-        """Note a start.
+    def begin(self, stage: str, started: float, signs: Sequence[Path] = ()) -> None:
+        """Note a start; an earlier one whose end was not seen ended with its last sign, which is noted before.
+
+        Later the signs are those of this start, and the time of the earlier one would be lost.
 
         Args:
             stage: What is started.
             started: When, in seconds since the epoch.
+            signs: What the stage writes to while it runs, as it is before this start.
         """
+        _, opened = self._ended_and_opened(stage)
+        if opened is not None:
+            self.end(stage, _until_last_sign(opened, signs, started), None)
         # Looked up anew each time: packages may be changed while a study goes on.
         versions = installed_versions(PACKAGES)
         self._add({"stage": stage, "started": round(started, 1), "code": code_facts(), "versions": versions})
 
-    def end(self, stage: str, seconds: float, exit_code: int) -> None:
+    def end(self, stage: str, seconds: float, exit_code: int | None) -> None:
         """Note an end.
 
         Args:
             stage: What has ended.
             seconds: How long it ran.
-            exit_code: How.
+            exit_code: How; None where nobody saw it.
         """
         self._add({"stage": stage, "seconds": round(seconds, 1), "exit_code": exit_code})
 
-    def seconds(self, stage: str, log: Path) -> float:
-        """How long all launches of a stage took together; one whose end was not seen lasts to the log's last line.
+    def seconds(self, stage: str, signs: Sequence[Path]) -> float:
+        """How long all launches of a stage took together; one whose end was not seen lasts to its last sign.
 
         Args:
             stage: Which.
-            log: Its log.
+            signs: What it writes to while it runs.
         """
+        total, opened = self._ended_and_opened(stage)
+        return total if opened is None else total + _until_last_sign(opened, signs)
+
+    def _ended_and_opened(self, stage: str) -> tuple[float, float | None]:
+        """The seconds of a stage's launches that have ended, and when one began whose end was not noted."""
         total, opened = 0.0, None
         for line in self._lines():
             if line.get("stage") != stage:
@@ -161,9 +173,7 @@ class Launches:
                 opened = float(line["started"])
             else:
                 total, opened = total + float(line["seconds"]), None
-        if opened is not None and log.is_file():
-            total += max(0.0, log.stat().st_mtime - opened)
-        return total
+        return total, opened
 
     def codes(self, stage: str) -> list[dict[str, str]]:
         """The different versions of this package that a stage was run with."""
@@ -204,3 +214,9 @@ class Launches:
             except ValueError:
                 continue
         return found
+
+
+def _until_last_sign(opened: float, signs: Sequence[Path], latest: float = inf) -> float:
+    """Seconds from a start to the last change of what it wrote to, which was not later than a known time."""
+    changed = max((path.stat().st_mtime for path in signs if path.exists()), default=opened)
+    return max(0.0, min(changed, latest) - opened)

@@ -41,6 +41,12 @@ def launches_of(study: Study, run: Run) -> Launches:
     return Launches(study.output / "logs" / f"seed{run.seed}" / run.arm.name / "launches.jsonl")
 
 
+def signs_of(study: Study, run: Run, stage: str) -> list[Path]:
+    """What tells until when a stage of a run was at work: its log, and the checkpoints of a training, which may log rarely."""
+    saved = study.folder(run.arm.name, run.seed).glob("checkpoint-*") if stage == TRAINING else ()
+    return [log_of(study, run, stage), *saved]
+
+
 def line_of(
     study: Study,
     run: Run,
@@ -104,7 +110,7 @@ def line_of(
 
 
 def _seconds(study: Study, run: Run, stage: str) -> float:
-    return round(launches_of(study, run).seconds(stage, log_of(study, run, stage)), 1)
+    return round(launches_of(study, run).seconds(stage, signs_of(study, run, stage)), 1)
 
 
 def training_facts(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mce_llm.running.files import remove
 from mce_llm.running.folder import OutputError, hold_folder, release_folder
 from mce_llm.studies.checking import Checked, mark_prepared, pending_preparations
 from mce_llm.studies.child import Child, last_lines
-from mce_llm.studies.collecting import launches_of, line_of, log_of
+from mce_llm.studies.collecting import launches_of, line_of, log_of, signs_of
 from mce_llm.studies.definition import Study
 from mce_llm.studies.errors import RunFailedError
 from mce_llm.studies.planning import Run, Stage, shown_command, weight_files
@@ -236,8 +236,8 @@ class _Runner:
                 self._told_to_wait.add(stage.folder)
                 self._watcher.said(f"waiting for an earlier process that still writes to {stage.folder}")
             return
-        started = time.time()
-        launches_of(self._study, active.run).begin(stage.name, started)
+        signs = signs_of(self._study, active.run, stage.name)
+        launches_of(self._study, active.run).begin(stage.name, time.time(), signs)
         active.child = Child(
             stage.command(active.slot, self._study.launch),
             stage.script,

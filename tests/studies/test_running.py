@@ -1,6 +1,5 @@
 """How runs are started, watched and stopped, with small programs in the place of trainings and evaluations."""
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from helpers.waiting import wait_until
 from mce_llm.running.bound import bound_command
 from mce_llm.studies import running
 from mce_llm.studies.checking import Checked
-from mce_llm.studies.child import Child, Launches, last_lines
+from mce_llm.studies.collecting import launches_of, log_of
 from mce_llm.studies.errors import RunFailedError, StudyError
 from mce_llm.studies.parts import EVERYTHING, Part
 from mce_llm.studies.planning import Stage
@@ -349,36 +348,15 @@ def test_a_bound_program_has_its_own_exit_code_and_a_missing_one_is_said():
     assert "no-such-program: No such file" in missing.stderr
 
 
-def test_the_journal_adds_up_all_launches(tmp_path):
-    log = tmp_path / "training.log"
-    log.write_text("x")
-    os.utime(log, (1040, 1040))
-    journal = Launches(tmp_path / "launches.jsonl")
-    journal.begin("training", 1000.0)
-    journal.end("training", 12.0, 143)
-    journal.begin("training", 1030.0)  # killed: it lasts to the last line of its log
-    assert journal.seconds("training", log) == 22
-    journal.begin("other", 1.0)
-    with journal.path.open("a") as file:
-        file.write('{"stage": "trai')  # torn
-    journal.begin("training", 1035.0)
-    journal.end("training", 3.0, 0)
-    assert journal.seconds("training", log) == 15
-    assert len(journal.codes("training")) == 1
-    assert json.loads(journal.path.read_text().splitlines()[-1])["exit_code"] == 0
-
-
-def test_the_end_of_a_log_is_what_a_terminal_would_show(tmp_path):
-    log = tmp_path / "x.log"
-    log.write_text("before\n 10%|x| 1/9\r 20%|x| 2/9\r\nlast\n\n")
-    assert last_lines(log, 2) == [" 20%|x| 2/9", "last"]
-    assert last_lines(log, 5, begins=7) == [" 20%|x| 2/9", "last"]
-    assert last_lines(tmp_path / "none", 2) == []
-
-
-def test_a_program_may_be_asked_to_stop_when_it_has_ended(tmp_path):
-    child = Child([sys.executable, "-c", ""], None, tmp_path / "log", {})
-    wait_until(lambda: child.poll() is not None)
-    child.ask_to_stop()
-    child.kill()
-    assert child.poll() == 0
+def test_the_time_before_a_kill_of_the_machine_is_kept(study, programs):
+    """The next start writes to the log and saves checkpoints: what is known of the earlier one is noted before."""
+    planned = EVERYTHING.runs(study, {})[0]
+    log, now = log_of(study, planned, "training"), time.time()
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1/9 \n")
+    (checkpoint := study.folder("ce", 1) / "checkpoint-2").mkdir(parents=True)
+    for path, ago in ((log, 4000), (checkpoint, 3600)):
+        os.utime(path, (now - ago, now - ago))
+    launches_of(study, planned).begin("training", now - 7200)
+    run(study, Watcher(), part=Part(arms=("ce",), seeds=(1,)))
+    assert launches_of(study, planned).seconds("training", []) == pytest.approx(3600, abs=60)
