@@ -38,6 +38,8 @@ DECORATIONS = {
     "$, thousands, .00": "${thousands}{cents}",
     "\\$": "\\${thousands}",
     "units": "{plain} apples",
+    "square metres": "{plain} m^2",
+    "\\text, squared": "{plain} \\text{{ m}}^2",
     "%": "{plain}%",
     "\\%": "{plain}\\%",
     ".00": "{plain}{cents}",

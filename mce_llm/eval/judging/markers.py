@@ -16,7 +16,14 @@ from functools import cached_property
 from mce_llm.data.boxed import Box, are_joined, boxes, closing_brace
 from mce_llm.eval.judging.headings import GOES_ON, NUMBERED_HEADING, without_heading
 from mce_llm.eval.judging.quantities import Quantity, quantity_at, skip_lead
-from mce_llm.eval.judging.statements import EQUALS, NOT_WORKED_OUT, UNKNOWN, number_first, only_number
+from mce_llm.eval.judging.statements import (
+    EQUALS,
+    NOT_WORKED_OUT,
+    POWER,
+    has_unknown,
+    number_first,
+    only_number,
+)
 
 LONGEST_STATEMENT = 400  # characters that are read for one answer
 
@@ -74,7 +81,9 @@ _CORRECTED = re.compile(
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(r"\bif\b[^.!?\n]*$", re.IGNORECASE)
-UNITS = re.compile(r"[\s*_\"')\]}$]*(?:%|°|¢|/)?[\s*_]*(?:[^\W\d]+[-'/.]?[\s*_)$]*){0,5}[.!]?[\s*_\"')\]}$]*")
+UNITS = re.compile(
+    rf"[\s*_\"')\]}}$]*(?:%|°|¢|/)?[\s*_]*(?:[^\W\d]+{POWER}?[-'/.]?[\s*_)$]*){{0,5}}[.!]?[\s*_\"')\]}}$]*"
+)
 # What is said in place of an answer; other words behind "####" are a heading.
 _NO_ANSWER = re.compile(
     r"\b(?:unknown|none|nothing|no (?:answer|solution)|n/?a|undefined|cannot|can't|not (?:enough|possible|given|determined)"
@@ -275,7 +284,7 @@ def _content(content: str) -> Quantity:
     """Read what stands in a box: a number, or a `Quantity` without a value."""
     quantity = number_first(content) or only_number(content)
     last_side = content.rpartition("=")[2]
-    if NOT_WORKED_OUT.search(last_side) or UNKNOWN.search(last_side):
+    if NOT_WORKED_OUT.search(last_side) or has_unknown(last_side):
         quantity = None
     return quantity or Quantity(None, content, 0, len(content))
 

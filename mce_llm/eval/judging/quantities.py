@@ -41,7 +41,7 @@ _SIGN = re.compile(
 )
 _START = re.compile(
     rf"(?P<sign>(?<![\w)\]}}%])(?<![\d)%] )-)?(?:{_CURRENCY} ?){{0,3}}(?P<inner>(?<=[$€£¥₹])-)?"
-    r"(?<![\w^])(?=\d|(?<!\.)\.\d)"
+    r"(?<![\w^])(?<!\^[{-])(?<!\^\{-)(?=\d|(?<!\.)\.\d)"  # no exponent
 )
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALES |= {f"{name}s": value for name, value in _SCALES.items()}

@@ -11,9 +11,10 @@ import re
 
 from mce_llm.eval.judging.quantities import Quantity, all_quantities, number_words_at, quantity_at
 
+POWER = r"(?:\s?\^\s?\{?[23]\}?+|[²³])"  # of a unit
 # What makes a number the first term of a sum: an operator, perhaps after a unit, and another number.
 _OPERATOR_AHEAD = re.compile(
-    r"[%$)]*\s*(?:/?\s?[A-Za-z%°]+\)?\s+){0,2}"
+    rf"[%$)]*\s*(?:/?\s?[A-Za-z%°]+(?:/[A-Za-z]+)?(?:\)?\s+|{POWER}\)?\s*)){{0,2}}"
     r"(?:\(\d[^()]*\)\s*=\s*\S|(?:[-+/×÷·•∙⋅*=≈→~]|\*\*|(?:x|times|plus|minus|divided by|multiplied by|over)(?=[\s\d]))"
     r"\s*[-(\\$€£\s]*\.?\d|!?\s*=\s*\S|(?:more|less|fewer) than [-$€£]*\d)"
 )
@@ -36,9 +37,11 @@ _DONE_TO = re.compile(
 NOT_WORKED_OUT = re.compile(
     r"\\(?:sqrt|pi|log|ln|sin|cos|tan|binom|infty|sum|int|pm|frac)(?![A-Za-z])|[√±]|\d!|^\s*(?:<(?!.*>)|>|\\[gl](?:eq?|t)(?![A-Za-z]))"
 )
-UNKNOWN = re.compile(
+_UNKNOWN = re.compile(
     r"\d\s*[xyz]\b(?!\s*\d)|(?<![A-Za-z])[-+*×·]\s*[a-z]\b|(?<![A-Za-z\d])[a-z]\s*[-+*×·/÷^]\s*\d"
 )
+# "60 m^2", "9.8 m/s^2": the power of a unit, and not of an unknown; "3 m^2 + 5" goes on as a formula does.
+_UNIT_POWER = re.compile(rf"(?<=\d)\s?(?:[A-Za-z]+\s?/\s?)?[ms]{POWER}(?!\s?(?:[-+*×·/÷^=<>\\\d]|[a-z]\b))")
 # "x = 5, y = 6": the values of several unknowns.
 _SEVERAL_UNKNOWNS = re.compile(
     r"(?<![A-Za-z])(?P<one>[a-z])\s*=[^=]*\d[^=]*(?<![A-Za-z])(?!(?P=one)\b)[a-z]\s*=\s*[-$]*\d"
@@ -70,6 +73,11 @@ def number_first(statement: str) -> Quantity | None:
         return quantity
     results = _results(statement)
     return results[-1] if results else Quantity(None, statement.strip(), 0, len(statement))
+
+
+def has_unknown(statement: str) -> bool:
+    """Whether a statement holds the name of an unknown, as "3x^2" and "5 - m" do; the unit of "60 m^2" is none."""
+    return _UNKNOWN.search(_UNIT_POWER.sub("", statement)) is not None
 
 
 def _is_list(statement: str, first: Quantity) -> bool:

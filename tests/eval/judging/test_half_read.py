@@ -65,6 +65,56 @@ def test_a_box_without_a_value(content):
 
 
 @pytest.mark.parametrize(
+    "text", ["The answer is {}.", "\\boxed{{{}}}", "<answer>{}</answer>", "#### {}", "**{}**"]
+)
+@pytest.mark.parametrize(
+    ("quantity", "value"),
+    [
+        (r"60 \text{ m}^2", 60),
+        (r"60\,\mathrm{m^2}", 60),
+        (r"60 \text{ m}^{3}", 60),
+        ("60 m^2", 60),
+        ("60 m²", 60),
+        (r"9.8\text{ m/s}^2", Fraction("9.8")),
+        ("9.8 m/s²", Fraction("9.8")),
+        (r"1000\text{ kg/m}^3", 1000),
+        (r"60 \text{ m}^2 \text{ of cloth}", 60),
+        (r"20 \text{ m}^2 + 10 \text{ m}^2 = 30 \text{ m}^2", 30),
+        (r"20 cm^2 + 10 cm^2 = 30 cm^2", 30),
+    ],
+)
+def test_units_with_powers(text, quantity, value):
+    assert extract_answer(text.format(quantity)).value == value
+    assert is_correct(quantity, str(float(value)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "10x",
+        "3x^2",
+        "3 x^2",
+        "x^{2}",
+        "m^2",
+        "5 - m^2",
+        "2m + 3",
+        "3 m^2 + 5",
+        "3m^2+5",
+        "3 m^{2}+5",
+        "60 m^10",
+    ],
+)
+def test_an_unknown_is_no_unit(content):
+    assert extract_answer(f"\\boxed{{{content}}}").value is None
+
+
+def test_an_exponent_is_not_the_last_number():
+    assert extract_answer(r"It covers $60 \text{ m}^{2}$.").value == 60
+    assert extract_answer("It moves at 5 m s^{-1}").value == 5
+    assert extract_answer("A: 60 m^2.\n\nHe has 5 rolls.").value == 60
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
         ("Answer: 16 - 3 - 4 = 9 eggs. 9 * 2 = 18 dollars.", 18),
