@@ -58,7 +58,7 @@ _REST = re.compile(r"\s(?:and\s)?\d[\d,.]*(?=[\s.$)}\]*]*$)")  # the 500 of "3 t
 _OF_A_NUMBER = re.compile(r"\$?\s+of\s+[-$€£]*\d")  # "1/2 of 36"
 _OF_A_SCALE = re.compile(r"\s(?:of )?an? (?P<name>dozen|hundred|thousand|million|billion)\b", re.IGNORECASE)
 _THOUSANDS_LETTER = re.compile(r"k(?![A-Za-z\d])|(?P<money>(?:K|M|bn|B)(?![A-Za-z\d]))")
-_MONEY_LETTERS = {"K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # of metres or kelvins where no money is
+_MONEY_LETTERS = {"K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # else 12M may be a size, and 5K kelvins
 _AND_CENTS = re.compile(r"(?P<dollars> +dollars?)?,? +(?:and +)?(?P<cents>\d{1,2}) +cents?\b", re.IGNORECASE)
 # "2 and a half", "2 hours and a half", "3 and three quarters"; the part is read by `number_words`.
 _AND_A_PART = re.compile(
@@ -97,6 +97,11 @@ _NOT_ONE_NUMBER = re.compile(
     r"|!(?=\$)"  # a factorial in a formula
     r"|\s?(?:%|percent)\s+of\s+[-$€£]*\d"  # a part of something that is not worked out
     r"|(?:,\d+)+"  # 1,2 or 12,50: a list, or a decimal comma; either reading could be wrong
+    r"|(?<!\d{4})(?: \d{3})+,\d{1,2}(?!\d)"  # 1 234,50
+    # 10 12: digits side by side, with nothing behind them that they could belong to, as in "2 12-inch pizzas".
+    r"|(?: [$€£]*\d+(?:[.,]\d+)*+(?: ?/ ?\d+)?+)+(?=[ *_$)}\]\"'%€£]*[.,;!?]*\s*(?:\n|$)| [$€£]*\d)"
+    r"|\s?(?:\\(?:leq?(?:slant)?|geq?(?:slant)?|lt|gt|neq?|equiv|sim)(?![A-Za-z])|[≤≥≠∼])"  # 10 ≤ x
+    r"|\s?[<>]=?\s?[a-z]\s?[<>]=?\s?[-$]*\.?\d"  # 10 < x < 12, and no tag
     r"|(?:\.\d+)+"  # 1.000.000 or 3.4.2021
     r"| ?/ ?\d+(?:/\d+)*"  # a date
     r"|\.?\s?\\overline|\.\(\d+\)"  # a repeating decimal
@@ -235,11 +240,11 @@ def _read(text: str, start: int, digits_at: int, negative: bool) -> Quantity | N
         return _no_value(text, start, odd.end())
     else:
         value, end = _with_part(text, value, end)
-        if letter := _thousands_letter(text, start, end):
-            value, end = (
-                value and value * (_MONEY_LETTERS[letter["money"]] if letter["money"] else 10**3),
-                letter.end(),
-            )
+        if letter := _THOUSANDS_LETTER.match(text, end):
+            if letter["money"] and not re.match(_CURRENCY, text[start:end].lstrip("-+ ")):
+                return _no_value(text, start, letter.end())
+            value = value and value * (_MONEY_LETTERS[letter["money"]] if letter["money"] else 10**3)
+            end = letter.end()
         if match["divisor"] and (scale := _OF_A_SCALE.match(text, end)):
             value, end = value and value * _SCALES[scale["name"].lower()], scale.end()
         while scale := _SCALE.match(text, end):
@@ -277,15 +282,6 @@ def _with_part(text: str, value: Fraction | None, end: int) -> tuple[Fraction | 
     if part is None:
         return value, end
     return None if value is None else value + part.value, part.end
-
-
-def _thousands_letter(text: str, start: int, end: int) -> re.Match[str] | None:
-    letter = _THOUSANDS_LETTER.match(text, end)
-    return (
-        letter
-        if letter and (not letter["money"] or re.match(_CURRENCY, text[start:end].lstrip("-+ ")))
-        else None
-    )
 
 
 def skip_lead(text: str, position: int = 0) -> int:

@@ -48,6 +48,33 @@ QUANTITIES = [
     ("x=18, y=3", None),
     ("the sum of 9 and 9", None),
     ("one more than 17", None),
+    ("1 234,50 €", None),
+    ("2 500,00", None),
+    ("1 234 567,50", None),
+    ("1 234 567", "1234567"),
+    (r"10 \quad 12", None),
+    (r"10 \\ 12 \\ 14", None),
+    (r"\$10\ \$12", None),
+    ("1/2  3/4", None),
+    ("10 2/3", "32/3"),
+    ("2 12-inch pizzas", "2"),
+    ("10 1.5-litre bottles", "10"),
+    ("3 100,000-seat halls", "3"),
+    ("18 7 of them", "18"),
+    (r"10 \leq x \leq 12", None),
+    ("10 ≤ x", None),
+    ("10 < x < 12", None),
+    (r"10\sim12", None),
+    (r"12 \neq 13", None),
+    ("18 <|im_end|>", "18"),
+    ("18 <s>", "18"),
+    ("12M", None),
+    ("3bn", None),
+    ("5K", None),
+    ("$5M", "5000000"),
+    ("12k", "12000"),
+    ("12m", "12"),
+    ("60 m", "60"),
 ]
 
 
@@ -164,6 +191,12 @@ def test_boxes_of_several_answers_have_no_value():
     assert extract_answer("\\boxed{3} or \\boxed{5}").value is None
     assert extract_answer("\\boxed{5} and \\boxed{5}").value == 5
     assert extract_answer("\\boxed{9} eggs at $2, so \\boxed{18}").value == 18
+
+
+def test_the_last_number_is_whole():
+    assert extract_answer("In all 1 234,50").value is None
+    assert extract_answer("She counts 1 2 3 4 5").value is None
+    assert extract_answer("She has 1 2 3, so 18 left").value == 18
 
 
 def test_words_equal_themselves():
