@@ -137,6 +137,15 @@ def stored_conversation(
     return stored
 
 
+def messages_in(record: Mapping[str, Any], column: str, *, table: bool = False) -> list[dict[str, Any]]:
+    """The messages of a column, as `stored_conversation` stores them, whether or not there is anything to train.
+
+    Raises:
+        BadRecord: They are none, or hold what cannot be honoured.
+    """
+    return _messages(without_nulls(record) if table else record, column)
+
+
 def conversation_of(row: Mapping[str, Any]) -> Conversation:
     """The conversation that `stored_conversation` made a row of."""
     messages, trained = [], []
@@ -192,20 +201,32 @@ def _messages(record: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
         turns = read_json(turns, repr(column))
     if not isinstance(turns, list) or not turns:
         raise BadRecord(f"{column!r} is {shorten(turns)}, not a list of messages")
-    turns = [message for turn in turns for message in _unpaired(turn) if not _is_empty_system(message)]
+    turns = [message for number, turn in enumerate(turns, start=1) for message in _unpaired(number, turn)]
+    turns = [message for message in turns if not _is_empty_system(message)]
     if not turns:
         raise BadRecord(f"{column!r} has an empty system message and no other")
     return [_numbered(number, turn) for number, turn in enumerate(turns, start=1)]
 
 
-def _unpaired(turn: Any) -> list[Any]:
-    """The two messages of a turn that is a question with its answer, as some files keep them; others as they are."""
+def _unpaired(number: int, turn: Any) -> list[Any]:
+    """The messages of a turn that is a question with its answer, as some files keep them; others as they are.
+
+    A system prompt stands beside the first question there (XTuner).
+    """
     if isinstance(turn, Mapping) and not is_message(turn):
         for asked, answered in _TURN_PAIRS:
             if {asked, answered} <= set(turn):
-                rest = {key: value for key, value in turn.items() if key not in (asked, answered)}
+                rest = {key: value for key, value in turn.items() if key not in (asked, answered, "system")}
                 user = {"role": "user", "content": turn[asked]}
-                return [user, {"role": "assistant", "content": turn[answered], **rest}]
+                pair = [user, {"role": "assistant", "content": turn[answered], **rest}]
+                if (system := _system(turn, {"system": "system"})) is None:
+                    return pair
+                if number > 1:
+                    raise BadRecord(
+                        f"turn {number} has a 'system' of its own, {shorten(system)}, and only the first can have one; remove it, "
+                        "or begin another conversation there"
+                    )
+                return [{"role": "system", "content": system}, *pair]
     return [turn]
 
 

@@ -20,6 +20,7 @@ from mce_llm.data.errors import shorten
 AFTER = "message after the last trained turn"
 SPELLING = "message that spells a special token"
 _SHOWN = 40
+_TOLD = ("field system", "field system_prompt")  # what the model was told, in the place of a field
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LostText:
     @property
     def grave(self) -> bool:
         """Whether it is a text that somebody said or was told, not a field beside it."""
-        return not self.kind.startswith("field ")
+        return self.kind in _TOLD or not self.kind.startswith("field ")
 
     @property
     def sentence(self) -> str:

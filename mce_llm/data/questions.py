@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Features, Value
 
 from mce_llm.data.choices import chosen_option
-from mce_llm.data.conversations import question_of, stored_conversation
+from mce_llm.data.conversations import messages_in, question_of
 from mce_llm.data.errors import DataError, problem_list, shorten
 from mce_llm.data.final_answers import ANSWER_PLACE, BadReference, answer_place, final_answer, marked_answer
 from mce_llm.data.values import BadRecord, text_of, whole_text, without_calculator_notes
@@ -199,16 +199,10 @@ def _text(value: Any, column: str) -> str:
 
 def _asked(record: Mapping[str, Any], column: str, *, table: bool) -> tuple[str, str | None]:
     """The question of a conversation of one turn, and the answer in it, where there is one."""
-    turns = record.get(column)
-    if (
-        isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], Mapping)
-    ):  # which training refuses
-        turns = [*turns, {key: "assistant" if key in ("role", "from") else "?" for key in turns[0]}]
-        return _asked({column: turns}, column, table=table)[0], None
-    messages = stored_conversation(record, {"messages": column}, table=table)["messages"]
+    messages = messages_in(record, column, table=table)
     roles = [message["role"] for message in messages]
     if roles not in (["user"], ["user", "assistant"]) or not str(messages[0]["content"] or "").strip():
-        hint = "; give a system message with system_prompt" if "system" in roles else ""
+        hint = "; remove the system message and give it with --system_prompt" if "system" in roles else ""
         raise BadRecord(
             f"a conversation with the roles ({', '.join(roles)}) is not one question with at most one answer{hint}"
         )

@@ -139,6 +139,20 @@ def test_turns_that_are_a_question_with_its_answer(keys):
     assert found.trained == [False, False, False, True]
 
 
+def test_the_system_prompt_of_the_first_pair_stands_in_front():
+    pairs = [{"input": "Q1", "output": "A1"}, {"input": "Q2", "output": "A2", "system": ""}]
+    told = [{**pairs[0], "system": "In French."}, pairs[1]]
+    found = read(told)
+    assert found.messages == [{"role": "system", "content": "In French."}, *read(pairs).messages]
+    assert found.trained == [False, False, True, False, True]
+    with pytest.raises(BadRecord, match="turn 2 has a 'system' of its own, 'In French'"):
+        stored([pairs[1], told[0]])
+    with pytest.raises(BadRecord, match="'system' is int 5, not a string"):
+        stored([{**pairs[0], "system": 5}])
+    with pytest.raises(BadRecord, match="'system' and the conversation's own system message differ"):
+        stored(told, system="In German.")
+
+
 def test_prompt_and_completion_as_messages_train_the_completion_alone(tmp_path):
     prompt = [
         {"role": "user", "content": "Q1"},

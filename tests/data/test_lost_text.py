@@ -70,6 +70,13 @@ def test_counts_and_the_first_of_each():
     assert str(reasoning) == "reasoning: 4 in 2 examples (line 2: 'Hm')"
 
 
+def test_a_system_prompt_in_a_field_is_grave():
+    conversation = talk(("user", "Q", {"system": "Be brief.", "name": "A"}), ("assistant", "R", {}))
+    system, name = counted([json.dumps(lost_texts(conversation, ["Q R"], 1))], lambda number: "line 1")
+    assert (system.kind, system.grave) == ("field system", True)
+    assert (name.kind, name.grave) == ("field name", False)
+
+
 @pytest.fixture
 def rows():
     think = {"reasoning_content": "Think first."}

@@ -105,6 +105,7 @@ PUBLIC = {
         "q",
         "5",
     ),
+    "XTuner": ({"conversation": [{"system": "", "input": "q", "output": "The answer is: 5"}]}, "q", "5"),
     "ShareGPT": (
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "The answer is: 5"}]},
         "q",
@@ -278,7 +279,22 @@ def test_columns_inside_others(ending, tmp_path):
         (
             {"messages": [{"role": r, "content": "x"} for r in ("system", "user", "assistant")]},
             None,
-            "roles \\(system, user, assistant\\) is not one question .* with system_prompt",
+            "roles \\(system, user, assistant\\) is not one question .* with --system_prompt",
+        ),
+        (
+            {"prompt": [{"role": r, "content": "x"} for r in ("system", "user")], "answer": "3"},
+            None,
+            "roles \\(system, user\\) is not one question .* with --system_prompt",
+        ),
+        (
+            {"conversation": [{"system": "In French.", "input": "q", "output": "#### 5"}]},
+            None,
+            "roles \\(system, user, assistant\\) is not one question .* with --system_prompt",
+        ),
+        (
+            {"conversation": [{"input": "q", "output": "#### 5"}] * 2},
+            None,
+            "roles \\(user, assistant, user, assistant\\) is not one question",
         ),
     ],
 )
