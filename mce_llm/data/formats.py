@@ -65,9 +65,15 @@ ROLES = tuple(dict.fromkeys(role for roles in (*FORMATS.values(), *_OPTIONAL.val
 # Optional roles that make a pair a conversation, and so ask for a chat template.
 _AS_PAIR = {"prompt": "question", "completion": "response"}
 _OF_CONVERSATIONS = ("system", "history", "tools", "chat_template_kwargs")
+# Texts that belong to a question and may stand beside it.
+CONTEXTS = (
+    *("body", "context", "passage", "paragraph", "story", "premise"),
+    *("table", "pre_text", "post_text"),
+)
 # Columns whose content would change what is trained, where the format has no place for them.
 MEANINGFUL = (
-    *("tools", "functions", "system", "system_prompt", "history", "input", "context"),
+    *CONTEXTS,
+    *("tools", "functions", "system", "system_prompt", "history", "input"),
     *("weight", "loss_weight", "loss_mask", "loss_scale", "loss", "train", "label", "chosen", "rejected"),
     *("rejected_response", "reasoning", "reasoning_content", "thinking", "instruction"),
     *("images", "image", "audios", "audio", "videos", "video"),

@@ -21,6 +21,7 @@ from mce_llm.data.choices import chosen_option
 from mce_llm.data.conversations import messages_in, question_of
 from mce_llm.data.errors import DataError, problem_list, shorten
 from mce_llm.data.final_answers import ANSWER_PLACE, BadReference, answer_place, final_answer, marked_answer
+from mce_llm.data.formats import CONTEXTS
 from mce_llm.data.values import BadRecord, text_of, whole_text, without_calculator_notes
 from mce_llm.running.messages import nearest_hint
 
@@ -37,7 +38,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
         *("lsolutions", "correct", "answerkey"),
     ),
     "response": ("solution", "response", "output", "completion"),
-    "context": ("body", "context", "passage"),
+    "context": CONTEXTS[:3],  # the others are shown where they are named
     "input": ("input",),
     "options": ("options", "choices"),
     "numbers": ("numbers",),
@@ -113,8 +114,9 @@ class QuestionFormat:
         if "messages" in columns or isinstance(
             record.get(column), list
         ):  # a prompt may be a list of messages
-            return _asked(record, column, table=self.table)
-        question = question_of(record, columns)
+            question, written = _asked(record, column, table=self.table)
+        else:
+            question, written = question_of(record, columns), None
         if "numbers" in columns:
             question = _with_numbers(question, record.get(columns["numbers"]))
         if "context" in columns and record.get(columns["context"]) is not None:
@@ -122,7 +124,7 @@ class QuestionFormat:
             context = text_of(record, column, empty=True).strip()
             if context and not question.startswith(context):
                 question = f"{context}{' ' if column.lower() == 'body' else chr(10)}{question}"
-        return question, None
+        return question, written
 
     def _reference(self, record: Mapping[str, Any], written: str | None) -> str:
         column = self.columns.get("answer") or self.columns.get("response")
@@ -288,17 +290,10 @@ def detect_questions(
     if "numbers" in chosen and not any(_PLACE.search(str(row.get(chosen["question"]))) for row in sample):
         del chosen["numbers"]
     _check_found(source, available, chosen)
-    unseen = [
-        column
-        for column in available
-        if _usual(column) in _NOT_SHOWN and column not in {*chosen.values(), *left_out} and filled(column)
-    ]
-    if unseen:
-        raise DataError(
-            f"{source}: the questions come with {', '.join(map(repr, unseen))}, which no prompt shows; remove the column, give "
-            "a system message with --system_prompt, or leave it out with "
-            f"--columns '{{{', '.join(f'{column}: null' for column in unseen)}}}'"
-        )
+    # A column that has the name of a role is left out where that role was given another one.
+    others = [c for c in available if c not in {*chosen.values(), *given} and filled(c)]
+    unseen, beside = ([c for c in others if _usual(c) in names] for names in (_NOT_SHOWN, CONTEXTS))
+    _check_shown(source, unseen, beside, chosen.get("context"))
     return QuestionFormat(chosen, tuple(single), table, solutions=solutions)
 
 
@@ -365,6 +360,28 @@ def _check_found(source: str, available: Sequence[str], chosen: Mapping[str, str
             f"{source}: no column is known to hold {' or '.join(missing)}, or it is empty; the columns are "
             f"{_listed(available)}. Say which holds what with --columns '{{question: NAME, answer: NAME}}'"
         )
+
+
+def _check_shown(source: str, unseen: Sequence[str], beside: Sequence[str], shown: str | None) -> None:
+    """Refuse what belongs to the questions and would not be asked: what no prompt shows, and texts that could be shown."""
+
+    def left_out(columns: Sequence[str]) -> str:
+        return f"leave it out with --columns '{{{', '.join(f'{column}: null' for column in columns)}}}'"
+
+    problems = []
+    if unseen:
+        problems.append(
+            f"the questions come with {_listed(unseen)}, which no prompt shows; remove the column, give a system message with "
+            f"--system_prompt, or {left_out(unseen)}"
+        )
+    if beside:
+        instead = "" if shown is None else f" in place of {shown!r}"
+        problems.append(
+            f"the questions come with {_listed(beside)}, which is not shown with them; put a column in front of them{instead} with "
+            f"--columns '{{context: {beside[0]}}}', or {left_out(beside)}"
+        )
+    if problems:
+        raise DataError("\n".join(f"{source}: {problem}" for problem in problems))
 
 
 def _listed(columns: Sequence[str]) -> str:

@@ -235,14 +235,19 @@ def _left(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The columns that play no part, and those of them whose content would change what is trained."""
     used = set(layout.columns.values())
-    unused = tuple(column for column in available if column not in used)
+    # Of a column that a path leads into (`reward_model.ground_truth`) a part is used.
+    unused = tuple(
+        column
+        for column in available
+        if column not in used and not any(name.startswith(f"{column}.") for name in used)
+    )
     if asked.evaluation:
         return unused, ()  # `questions` has refused what would be missed
     meant = {role for role, column in (asked.columns or {}).items() if column is None}  # left out on purpose
     ignored = tuple(
         column
         for column in unused
-        if column in MEANINGFUL and column not in meant and _filled(values(column))
+        if column.lower() in MEANINGFUL and column not in meant and _filled(values(column))
     )
     if {"chosen", "rejected"} <= set(ignored):
         raise DataError(

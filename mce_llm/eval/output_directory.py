@@ -24,6 +24,8 @@ from mce_llm.running.folder import check_place, folder_held
 from mce_llm.running.messages import cause
 
 _DONE = "items.done.jsonl"
+UNUSED = "unused_columns"
+"""What `config.json` calls the columns of the data that play no part; what is in them changes no answer."""
 
 
 class OutputDirectory:
@@ -241,6 +243,8 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key in now:
+        if key == UNUSED and not prefix:
+            continue
         there, here = before.get(key), now[key]
         if isinstance(there, Mapping) and isinstance(here, Mapping):
             yield from _differences(there, here, f"{key} ")

@@ -18,7 +18,7 @@ from mce_llm.data.errors import problem_list
 from mce_llm.eval.asking import QuestionsConfig
 from mce_llm.eval.errors import EvaluationError
 from mce_llm.eval.items import Item
-from mce_llm.eval.output_directory import OutputDirectory
+from mce_llm.eval.output_directory import UNUSED, OutputDirectory
 from mce_llm.eval.tasks import Questions, Task
 from mce_llm.eval.trained_prompt import with_trained_prompt
 from mce_llm.running.launching import run_script
@@ -74,6 +74,8 @@ def load_questions(task: Task, config: _Config, output: OutputDirectory, *, on_h
         columns=config.column_mapping,
         unreadable=config.unreadable_references,
     )
+    if questions.unused:
+        known[UNUSED] = list(questions.unused)
     template = config.template(task.name)
     for note in (*notes, *questions.notes):
         say(note)

@@ -36,11 +36,13 @@ class Questions:
         rows: The columns `question` and `answer`; with `Task.solutions` also `solution`, and where in it the answer stands.
         skipped: The records that were left out because their reference cannot be judged by: where, and why.
         notes: What to know of how they were read.
+        unused: The columns of the data that are not asked and not judged by.
     """
 
     rows: Dataset
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ class Task:
                 f"{source}: {len(skipped)} of {len(examples)} records have no reference answer {use}:{problem_list(skipped[:_SHOWN], len(skipped))}\n{advice}"
             )
         rows = examples.select(kept).select_columns(self.columns)
-        notes = () if "options" not in reading.layout.columns else (_MULTIPLE_CHOICE,)
-        return Questions(rows, tuple(skipped), notes)
+        notes = [_MULTIPLE_CHOICE] if "options" in reading.layout.columns else []
+        if reading.unused:
+            notes.append(f"questions of {source}, without the columns {', '.join(map(repr, reading.unused))}")
+        return Questions(rows, tuple(skipped), tuple(notes), reading.unused)
 
     def judge(
         self, row: dict[str, str], answer: Generation, *, opened: str = "", thinking_tags: Sequence[str] = ()

@@ -270,6 +270,22 @@ def test_columns_inside_others(ending, tmp_path):
             None,
             "--system_prompt, or .* '{system: null}'",
         ),
+        (
+            {"question": "q", "answer": 5, "pre_text": ["x"], "Table": "t", "image": "i"},
+            None,
+            r"come with 'image', which no prompt shows(?s:.*)come with 'pre_text', 'Table', which is not shown with "
+            r"them; .*'{context: pre_text}', or .* '{pre_text: null, Table: null}'",
+        ),
+        (
+            {"question": "q", "answer": 5, "context": "c", "passage": "p"},
+            None,
+            "come with 'passage', .* in place of 'context' with --columns '{context: passage}'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "q"}], "answer": 5, "context": "c"},
+            None,
+            "come with 'context', .*'{context: context}'",
+        ),
         ({"question": 3, "answer": 5}, None, "line 1: 'question' is int 3, not a string"),
         (
             {"Question": "N_02 cups", "Numbers": "1 2", "Answer": 5},
@@ -301,6 +317,36 @@ def test_columns_inside_others(ending, tmp_path):
 def test_what_is_refused(record, columns, message, tmp_path):
     with pytest.raises(DataError, match=message):
         read([record], tmp_path, columns=columns)
+
+
+@pytest.mark.parametrize("name", ["table", "premise", "story", "paragraph", "pre_text", "post_text"])
+def test_texts_beside_a_question_are_shown_or_left_out(name, tmp_path):
+    record = {"question": "q", name: "t", "answer": 5, "id": 1}
+    with pytest.raises(DataError, match=f"come with '{name}', which is not shown"):
+        read([record], tmp_path)
+    for columns, question, unused in (
+        ({"context": name}, "t\nq", ("id",)),
+        ({name: None}, "q", (name, "id")),
+    ):
+        examples, reading = read([record], tmp_path, columns=columns)
+        assert (examples["question"], reading.unused) == ([question], unused)
+    assert read([{**record, name: None}], tmp_path)[0]["question"] == ["q"]
+
+
+def test_the_context_of_a_conversation_and_the_role_that_is_given_to_another(tmp_path):
+    turns = [{"role": "user", "content": "q"}]
+    record = {"prompt": turns, "answer": 5, "context": "c", "passage": "p"}
+    examples, reading = read([record], tmp_path, columns={"context": "passage"})
+    assert (examples["question"], reading.unused) == (["p\nq"], ("context",))
+    assert read([record], tmp_path, columns={"passage": None})[0]["question"] == ["c\nq"]
+    messages = {"messages": turns, "answer": 5, "context": "c"}
+    assert read([messages], tmp_path, columns={"context": "context"})[0]["question"] == ["c\nq"]
+    assert read([messages], tmp_path, columns={"context": None})[0]["question"] == ["q"]
+
+
+def test_a_column_of_which_a_part_is_used_plays_a_part(tmp_path):
+    record = {"question": "q", "reward": {"truth": "5"}, "id": 1}
+    assert read([record], tmp_path, columns={"answer": "reward.truth"})[1].unused == ("id",)
 
 
 def test_training_still_needs_a_response(tmp_path):

@@ -235,3 +235,6 @@ def test_what_is_ignored_is_known(tmp_path):
     reading = sources.read_examples(str(tmp_path / "a.jsonl"), request)[1]
     assert reading.ignored == ("reasoning", "train")
     assert reading.unused == ("reasoning", "tools", "train", "note")
+    record = {"question": "Q", "response": "R", "passage": "P", "Body": "B", "table": "", "note": "x"}
+    write_jsonl([record], tmp_path / "b.jsonl")
+    assert sources.read_examples(str(tmp_path / "b.jsonl"), request)[1].ignored == ("passage", "Body")

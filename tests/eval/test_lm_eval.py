@@ -26,7 +26,7 @@ from mce_llm.errors import MceLlmError
 from mce_llm.eval.answers import extract_answer, is_correct
 from mce_llm.eval.gsm8k import Gsm8kConfig
 from mce_llm.eval.lm_eval_tasks import task_folder
-from mce_llm.eval.lm_eval_tasks.utils import checked_metadata
+from mce_llm.eval.lm_eval_tasks.utils import checked_metadata, load_gsm8k
 from mce_llm.eval.metric import load_metric
 from mce_llm.eval.shots import SHOTS
 
@@ -329,6 +329,12 @@ def test_metadata_that_would_be_swallowed(
     monkeypatch.setattr(tokenizer, "chat_template", CHATML)
     with pytest.raises(MceLlmError, match=message):
         run_harness(llama, tokenizer, {"data": str(questions), **metadata}, limit=1, **options)
+
+
+def test_columns_that_are_not_asked_are_printed(tmp_path, capsys):
+    data = write_jsonl([{"question": "1 + 1?", "answer": "2", "id": 3}], tmp_path / "data.jsonl")
+    assert load_gsm8k(data=str(data))["test"].to_list() == [{"question": "1 + 1?", "answer": "2"}]
+    assert "without the columns 'id'" in capsys.readouterr().out
 
 
 def test_arguments_of_models_pass(questions):

@@ -71,6 +71,25 @@ def test_multiple_choice_is_noted(tmp_path):
     assert "the options are not shown to the model" in questions.notes[0]
 
 
+def test_unused_columns_are_said_and_recorded_and_change_nothing(tmp_path, model_directory, capsys):
+    row = {"question": "1 + 1?", "answer": "2", "unit": "$", "id": 3}
+    data = write_jsonl([row], tmp_path / "data.jsonl")
+    words = [f"--model={model_directory}", f"--data={data}", f"--output={tmp_path / 'o'}", "--prompt=plain"]
+    words.append("--max_new_tokens=4")
+    recorded = tmp_path / "o" / "config.json"
+    assert main(words) == 0
+    assert f"questions of {data}, without the columns 'unit', 'id'\n" in capsys.readouterr().out
+    config = json.loads(recorded.read_text())
+    assert config["unused_columns"] == ["unit", "id"]
+    # As an earlier version left it, unfinished, and with another column in the data.
+    recorded.write_text(json.dumps({key: value for key, value in config.items() if key != "unused_columns"}))
+    (tmp_path / "o" / "summary.json").unlink()
+    write_jsonl([{**row, "level": 1}], data)
+    assert main(words) == 0
+    assert json.loads((tmp_path / "o" / "summary.json").read_text())["continued"] == 1
+    assert json.loads(recorded.read_text())["unused_columns"] == ["unit", "id", "level"]
+
+
 def test_what_was_skipped_is_on_record(data, tmp_path, model_directory, capsys):
     given = {"model": model_directory, "data": data, "prompt": "plain", "max_new_tokens": 4}
     words = [f"--{name}={value}" for name, value in given.items()]

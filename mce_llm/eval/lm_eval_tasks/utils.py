@@ -243,6 +243,8 @@ def _load(task: Task, metadata: Mapping[str, Any]) -> dict[str, Dataset]:
         columns=asked.get("columns"),
         unreadable=asked.get("unreadable_references", UNREADABLE[0]),
     )
+    for note in questions.notes:
+        print(note)
     if questions.skipped:
         left_out = counted(len(questions.skipped), "question")
         print(f"warning: left out, for references that cannot be judged by: {left_out}")
