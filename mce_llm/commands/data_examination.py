@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from hashlib import blake2b
 from typing import Any
 
@@ -41,6 +42,7 @@ class DataExamination:
         unused: Columns of theirs that play no part.
         ignored: Those of them that are filled, under a name that means something to training.
         lost: Texts that the chat template leaves out.
+        day: What stands where the chat template would write today's date; None where it writes none.
         records: Records that were looked at.
         examples: Examples that these make: as many, or one for each trained turn.
         limited: There may be more of them.
@@ -64,6 +66,7 @@ class DataExamination:
     unused: tuple[str, ...]
     ignored: tuple[str, ...]
     lost: tuple[LostText, ...]
+    day: date | None
     records: int
     examples: int
     limited: bool
@@ -90,6 +93,7 @@ class DataExamination:
         """The counts, for JSON."""
         found = {name: value for name, value in vars(self).items() if name not in ("rows", "keys", "packing")}
         found["lost"] = [asdict(text) for text in self.lost]
+        found["day"] = None if self.day is None else str(self.day)
         return {**found, "label_share": self.label_share, "packed_rows": self.packing and self.packing.rows}
 
 
@@ -136,6 +140,7 @@ def examine_data(
         unused=reading.unused,
         ignored=reading.ignored,
         lost=report.lost,
+        day=report.day,
         records=len(examples),
         examples=report.examples,
         limited=len(examples) == most and (wanted is None or wanted > most),

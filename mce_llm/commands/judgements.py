@@ -17,6 +17,7 @@ from mce_llm.commands.fetching import Fetch
 from mce_llm.commands.findings import Findings
 from mce_llm.commands.training_plan import cpu_note, plan_notes, refused_settings
 from mce_llm.commands.trial_step import TrialStep
+from mce_llm.data.template_date import day_text
 from mce_llm.finetuning.adapters import check_adapters
 from mce_llm.finetuning.checks import (
     foreign_tokenizer_text,
@@ -166,6 +167,8 @@ def judge_data(
         findings.ok(
             name, f"read as {data.format}; columns that play no part: {', '.join(map(repr, data.unused))}"
         )
+    if data.day:
+        findings.ok(name, day_text(data.day))
     for lost in data.lost:
         (findings.warn if lost.grave else findings.ok)(name, lost.sentence)
     dropped = data.dropped_overlong + data.dropped_untrained

@@ -42,3 +42,19 @@ def test_each_turn_in_an_example_of_its_own(command, recipe, place, tmp_path):
     assert (found["records"], found["examples"], found["kept"], found["duplicates"]) == (5, 15, 15, 4)
     shown = command("validate", changed).output
     assert "15, one for each trained turn of 5 records" in shown
+
+
+def test_the_day_of_a_template_that_writes_the_date(command, recipe, place, tmp_path):
+    model = save_chat_model(place, tmp_path / "chat")
+    path = model / "chat_template.jinja"
+    template = path.read_text(encoding="utf-8")
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "R"}]
+    data = write_jsonl([{"messages": turns}] * 9, tmp_path / "talks.jsonl")
+    changed = recipe(model_name_or_path=str(model), dataset=str(data), prompt="chat")
+    assert validated(command, changed, "--max_length", "200")["data"]["train"]["day"] is None
+    path.write_text("{{ strftime_now('%d.%m.%Y') }}" + template, encoding="utf-8")
+    found = validated(command, changed, "--max_length", "200")
+    assert found["data"]["train"]["day"] == "2024-07-26"
+    assert "train data: the chat template writes today's date" in "\n".join(texts(found, "ok"))
+    given = ("--chat_template_kwargs", "{strftime_now: 2026-12-01}")
+    assert validated(command, changed, "--max_length", "200", *given)["data"]["train"]["day"] == "2026-12-01"
