@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
     model_settings, data_settings, training = recipe.model, recipe.data, recipe.training
     training.device  # noqa: B018 - joins the other processes
     check_processes(training.world_size, tensor_parallel=True)
-    check_losses(training)
     output = Path(str(training.output_dir))  # never None: Hugging Face puts a default
     checkpoint, stale = prepare_output(
         output,
@@ -56,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         engine=engine_of(training),
     )
     continuation = compared(checkpoint, recipe)
+    check_losses(training)
     set_seed(training.seed)
 
     # 1. Tokenizer and data.

@@ -145,7 +145,7 @@ def test_the_system_prompt_of_the_first_pair_stands_in_front():
     found = read(told)
     assert found.messages == [{"role": "system", "content": "In French."}, *read(pairs).messages]
     assert found.trained == [False, False, True, False, True]
-    with pytest.raises(BadRecord, match="turn 2 has a 'system' of its own, 'In French'"):
+    with pytest.raises(BadRecord, match=r"turn 2 has a 'system' of its own, 'In French\.'"):
         stored([pairs[1], told[0]])
     with pytest.raises(BadRecord, match="'system' is int 5, not a string"):
         stored([{**pairs[0], "system": 5}])
