@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import NamedTuple
 
 LONGEST_CONTENT = 1000  # characters; longer is a degenerate generation, not an answer
@@ -23,6 +24,12 @@ _JOINS = re.compile(
     r"[\s$]*(?:\\[)\]])?\s*(?:\\(?:text|quad|mathrm)\b\s*\{?|[,\s])*(?:\b(?:and|or)\b|,)[\s$}]*(?:\\(?:quad|[(\[ ,;])\s*)*"
     r"[\s$]*(?:[A-Za-z](?:_\{?\d\}?)?\s*=\s*)?"
 )
+
+
+# What one answer in two notations may differ by: "18 or \$18", "1,000 or 1000".
+_DRESS = re.compile(r"\\?[$%]|\\[!,;: ]|(?<=\d),(?=\d{3}(?!\d))")
+_PLAIN_FRACTION = re.compile(r"(-?)(?:\\[dt]?frac\s*\{(?=\d+\}\{\d+\}$))?(\d+)(?:\}\{|/)(\d+)\}?")
+_PLAIN_NUMBER = re.compile(r"-?\d{1,100}(?:\.\d{1,100})?")
 
 
 class Box(NamedTuple):
@@ -71,15 +78,26 @@ def boxed_answer(text: str) -> tuple[str, slice] | None:
         text: A solution.
 
     Returns:
-        The contents, each once, with commas between them, and the place from the first to the end of the last.
+        The contents, each value once, with commas between them, and the place from the first to the end of the last.
     """
     joined: list[Box] = []
     for box in boxes(text):
         joined = [*joined, box] if joined and are_joined(text, joined[-1], box.start) else [box]
     if not joined:
         return None
-    contents = dict.fromkeys(box.content for box in joined)
-    return ", ".join(contents), slice(joined[0].place.start, joined[-1].place.stop)
+    contents: dict[Fraction | str, str] = {}
+    for box in joined:
+        contents.setdefault(worth_of(box.content), box.content)
+    return ", ".join(contents.values()), slice(joined[0].place.start, joined[-1].place.stop)
+
+
+def worth_of(content: str) -> Fraction | str:
+    """Return what the content of a box is compared by: the value of a plain number or fraction, or the text without its dress."""
+    plain = _DRESS.sub("", content).strip()
+    if number := _PLAIN_FRACTION.fullmatch(plain):
+        sign, upper, lower = number.groups()
+        return Fraction(f"{sign}{upper}/{lower}") if int(lower) else plain
+    return Fraction(plain) if _PLAIN_NUMBER.fullmatch(plain) else plain
 
 
 def closing_brace(text: str, position: int) -> int | None:

@@ -292,7 +292,8 @@ def detect_questions(
     _check_found(source, available, chosen)
     # A column that has the name of a role is left out where that role was given another one.
     others = [c for c in available if c not in {*chosen.values(), *given} and filled(c)]
-    unseen, beside = ([c for c in others if _usual(c) in names] for names in (_NOT_SHOWN, CONTEXTS))
+    contexts = () if "context" in left_out else CONTEXTS
+    unseen, beside = ([c for c in others if _usual(c) in names] for names in (_NOT_SHOWN, contexts))
     _check_shown(source, unseen, beside, chosen.get("context"))
     return QuestionFormat(chosen, tuple(single), table, solutions=solutions)
 

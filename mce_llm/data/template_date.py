@@ -17,10 +17,9 @@ CLOCK = "strftime_now"
 FIXED_DATE = date(2024, 7, 26)
 """The day that Llama 3's template writes where it has no clock."""
 _ANOTHER = date(1999, 12, 31)
-# The longer ones first, whose ends are others of these; %% is last, when no other is left.
-_DIRECTIVES = [f"%-{letter}" for letter in "dmHIMSjy"] + [
-    f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVDFTRehn%"
-]
+_DIRECTIVES = [f"%-{letter}" for letter in "dmHIMSjy"]
+_DIRECTIVES += [f"%{letter}" for letter in "aAwdbBmyYHIpPMSfzZjUWcxXGuVDFTRehnklC"]
+_PERCENT = "\ue000"  # in the place of %%, which begins no directive; nobody's text has it
 
 
 def with_fixed_day(template: str, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -42,12 +41,15 @@ def with_fixed_day(template: str, arguments: Mapping[str, Any] | None) -> dict[s
         return given
     day = day_of(given.pop(CLOCK, FIXED_DATE))
     midnight = datetime(day.year, day.month, day.day)
-    written = "format"
-    for directive in _DIRECTIVES:
-        written += f" | replace({directive!r}, {midnight.strftime(directive)!r})"
-    # + keeps a line break that the template begins with.
+    pairs = [
+        ("%%", _PERCENT),
+        *((directive, midnight.strftime(directive)) for directive in _DIRECTIVES),
+        (_PERCENT, "%"),
+    ]
+    written = "".join(f' | replace("{old}", "{new}")' for old, new in pairs).replace("\n", "\\n")
+    # The line break goes with the block in front of it, and the template begins at the beginning of a line.
     return given | {
-        "chat_template": f"{{% macro {CLOCK}(format) %}}{{{{ {written} }}}}{{% endmacro +%}}{template}"
+        "chat_template": f"{{% macro {CLOCK}(format) %}}{{{{ format{written} }}}}{{% endmacro %}}\n{template}"
     }
 
 

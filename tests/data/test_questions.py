@@ -342,6 +342,9 @@ def test_the_context_of_a_conversation_and_the_role_that_is_given_to_another(tmp
     messages = {"messages": turns, "answer": 5, "context": "c"}
     assert read([messages], tmp_path, columns={"context": "context"})[0]["question"] == ["c\nq"]
     assert read([messages], tmp_path, columns={"context": None})[0]["question"] == ["q"]
+    body = {"Body": "b", "Question": "q", "Answer": 5}
+    assert read([body], tmp_path)[0]["question"] == ["b q"]
+    assert read([body], tmp_path, columns={"context": None})[0]["question"] == ["q"]
 
 
 def test_a_column_of_which_a_part_is_used_plays_a_part(tmp_path):

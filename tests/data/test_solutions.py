@@ -133,6 +133,10 @@ def test_marks(text, expected):
         (r"\boxed{5} and \boxed{5}", "5"),
         (r"\boxed{A} \text{ and } \boxed{B}", "A, B"),
         (r"\boxed{9} eggs at $2, so \boxed{18}", "18"),
+        (r"It is $\boxed{\frac{1}{2}}$ or $\boxed{0.5}$.", r"\frac{1}{2}"),
+        (r"She makes \boxed{1,000}, or \boxed{\$1000.0}.", "1,000"),
+        (r"\boxed{\frac{1}{2}} or \boxed{-\frac{1}{2}}", r"\frac{1}{2}, -\frac{1}{2}"),
+        (r"\boxed{\frac{1}{0}}, \boxed{2}", r"\frac{1}{0}, 2"),
     ],
 )
 def test_joined_boxes_are_one_answer(text, answer):

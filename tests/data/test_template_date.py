@@ -7,6 +7,7 @@ import datasets
 import pytest
 from transformers.utils import chat_template_utils
 
+from mce_llm.data.chat import render
 from mce_llm.data.errors import DataError
 from mce_llm.data.prompts import get_prompt
 from mce_llm.data.template_date import CLOCK, FIXED_DATE, day_text
@@ -87,10 +88,28 @@ def test_another_day(dated):
 
 
 def test_the_forms_of_a_date_are_those_of_the_clock(chatml):
-    forms = "%d %B %Y, %-d.%-m.%y, %A %a %b %j %H:%M %F %D %% %x"
+    forms = "%d %B %Y, %-d.%-m.%y, %A %a %b %j %H:%M %F %D %% %%Y %x %k%l %P"
     chatml.chat_template = "\n{{ strftime_now('" + forms + "') }}" + MESSAGES
     expected = datetime.datetime(2024, 7, 26).strftime(forms)
     assert chatml.decode(CHAT.encode_prompt(chatml, "2+2?")).startswith(f"\n{expected}<user>")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "    {% if true %}D{{ clock }}{% endif %}",
+        "  {# c #}\n{{ clock }}X",
+        "\n\nA{{ clock }}",
+        "  A{{ clock }}",
+    ],
+)
+def test_blanks_at_the_beginning_are_as_they_were(chatml, template, on_day):
+    """Blocks strip what stands before them on their line, and the first line is one of the template's own."""
+    on_day(1)
+    chatml.chat_template = template.replace("clock", "strftime_now('%Y')[:0]") + MESSAGES
+    messages = [{"role": "user", "content": "2+2?"}]
+    stock = chatml.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert render(chatml, messages, generate=True) == stock
 
 
 def test_a_variable_of_the_template_has_the_say(chatml):

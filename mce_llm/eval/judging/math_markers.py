@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from mce_llm.data.boxed import worth_of
 from mce_llm.eval.judging.headings import is_heading
 from mce_llm.eval.judging.latex import LONGEST_EXPRESSION
 from mce_llm.eval.judging.markers import Solution, is_supposed, rest_of_line, tag_content
@@ -75,7 +76,7 @@ def _read_all(
                 continue
             if solution.joined_box(box.start) is None:
                 joined = []
-            if box.content not in joined:
+            if worth_of(box.content) not in map(worth_of, joined):
                 joined = [*joined[-_MOST_JOINED:], box.content]
             yield FoundExpression(", ".join(joined), box.end)
         return

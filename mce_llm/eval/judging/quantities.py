@@ -58,6 +58,9 @@ _REST = re.compile(r"\s(?:and\s)?\d[\d,.]*(?=[\s.$)}\]*]*$)")  # the 500 of "3 t
 _OF_A_NUMBER = re.compile(r"\$?\s+of\s+[-$€£]*\d")  # "1/2 of 36"
 _OF_A_SCALE = re.compile(r"\s(?:of )?an? (?P<name>dozen|hundred|thousand|million|billion)\b", re.IGNORECASE)
 _THOUSANDS_LETTER = re.compile(r"k(?![A-Za-z\d])|(?P<money>(?:K|M|bn|B)(?![A-Za-z\d]))")
+_MONEY_BEHIND = re.compile(
+    rf"\s?(?:{_CURRENCY}|USD\b|EUR\b|GBP\b|dollars?\b|euros?\b|pounds?\b|bucks\b)", re.IGNORECASE
+)
 _MONEY_LETTERS = {"K": 10**3, "M": 10**6, "bn": 10**9, "B": 10**9}  # else 12M may be a size, and 5K kelvins
 _AND_CENTS = re.compile(r"(?P<dollars> +dollars?)?,? +(?:and +)?(?P<cents>\d{1,2}) +cents?\b", re.IGNORECASE)
 # "2 and a half", "2 hours and a half", "3 and three quarters"; the part is read by `number_words`.
@@ -101,7 +104,7 @@ _NOT_ONE_NUMBER = re.compile(
     # 10 12: digits side by side, with nothing behind them that they could belong to, as in "2 12-inch pizzas".
     r"|(?: [$€£]*\d+(?:[.,]\d+)*+(?: ?/ ?\d+)?+)+(?=[ *_$)}\]\"'%€£]*[.,;!?]*\s*(?:\n|$)| [$€£]*\d)"
     r"|\s?(?:\\(?:leq?(?:slant)?|geq?(?:slant)?|lt|gt|neq?|equiv|sim)(?![A-Za-z])|[≤≥≠∼])"  # 10 ≤ x
-    r"|\s?[<>]=?\s?[a-z]\s?[<>]=?\s?[-$]*\.?\d"  # 10 < x < 12, and no tag
+    r"|\s?(?:<=?\s?[a-z]\s?<=?|>=?\s?[a-z]\s?>=?)\s?[-$]*\.?\d"  # 10 < x < 12, and no tag
     r"|(?:\.\d+)+"  # 1.000.000 or 3.4.2021
     r"| ?/ ?\d+(?:/\d+)*"  # a date
     r"|\.?\s?\\overline|\.\(\d+\)"  # a repeating decimal
@@ -241,7 +244,10 @@ def _read(text: str, start: int, digits_at: int, negative: bool) -> Quantity | N
     else:
         value, end = _with_part(text, value, end)
         if letter := _THOUSANDS_LETTER.match(text, end):
-            if letter["money"] and not re.match(_CURRENCY, text[start:end].lstrip("-+ ")):
+            money = re.match(_CURRENCY, text[start:end].lstrip("-+ ")) or _MONEY_BEHIND.match(
+                text, letter.end()
+            )
+            if letter["money"] and not money:
                 return _no_value(text, start, letter.end())
             value = value and value * (_MONEY_LETTERS[letter["money"]] if letter["money"] else 10**3)
             end = letter.end()
